@@ -1,0 +1,75 @@
+"""Celery's settings and the beat schedule. Names tasks by string: reading it imports settings, nothing else of ours."""
+
+import sys
+from typing import Any
+
+from celery.schedules import crontab
+
+from worker.errors import Unusable
+from worker.settings import CelerySettings, load
+
+
+def _settings() -> CelerySettings:
+    try:
+        return load(CelerySettings)
+    except Unusable as error:
+        print(error, file=sys.stderr)  # noqa: T201, before any logging
+        raise SystemExit(2) from None
+
+
+def _nightly(settings: CelerySettings) -> crontab:
+    try:
+        return crontab.from_string(settings.NIGHTLY_SCHEDULE)
+    except ValueError as error:
+        print(f"NIGHTLY_SCHEDULE: {error}. Give five cron fields, for example 0 2 * * *", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+
+
+_s = _settings()
+
+# Only JSON goes over the wire: ids, phases and counts.
+task_serializer = "json"
+result_serializer = "json"
+accept_content = ["json"]
+
+broker_url = _s.CELERY_BROKER_URL or None
+result_backend = _s.result_backend
+result_expires = 7 * 24 * 3600
+result_extended = True
+imports = ["tasks"]
+task_default_queue = "license_expiry"
+timezone = _s.TIME_ZONE
+enable_utc = True
+
+# A task is acknowledged when it has ended. One whose process was killed is not given out again at once: its run's
+# lease must lapse first, and `reconcile`, which counts, takes it up.
+task_acks_late = True
+task_reject_on_worker_lost = False
+worker_prefetch_multiplier = 1
+worker_cancel_long_running_tasks_on_connection_loss = False
+task_time_limit = _s.TASK_TIME_LIMIT_SECONDS
+broker_connection_retry_on_startup = True
+broker_transport_options: dict[str, Any] = (
+    {"visibility_timeout": _s.VISIBILITY_TIMEOUT_SECONDS, "socket_keepalive": True, "health_check_interval": 25}
+    if _s.CELERY_BROKER_URL.startswith("redis")
+    else {}
+)
+result_backend_transport_options = broker_transport_options
+
+# For Flower.
+worker_send_task_events = True
+task_send_sent_event = True
+task_track_started = True
+
+beat_schedule = {
+    "nightly": {
+        "task": "license_expiry.run_nightly",
+        "schedule": _nightly(_s),
+        "options": {"expires": 12 * 3600},
+    },
+    "reconcile": {
+        "task": "license_expiry.reconcile",
+        "schedule": 300.0,
+        "options": {"expires": 300},
+    },
+}

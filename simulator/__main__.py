@@ -1,0 +1,160 @@
+"""The command line: `python -m simulator serve` and `python -m simulator make-data`."""
+
+import asyncio
+import signal
+from datetime import UTC, datetime
+
+import click
+from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from simulator.core import Lms
+from simulator.data import Data
+from simulator.lms import serve as serve_lms
+from simulator.schema import UuidForm, create_tables, table
+from simulator.showcase import bulk, demo, read_demo
+
+database_option = click.option(
+    "--database",
+    metavar="URL",
+    help="SQLAlchemy URL: sqlite:////tmp/try.db, postgresql+psycopg://user@host/name, "
+    "mysql+pymysql://user@host/name.",
+)
+
+
+@click.group()
+def main() -> None:
+    """Play an LMS, and make license-manager data for it.
+
+    \b
+    Try it:
+      python -m simulator make-data --database sqlite:////tmp/try.db --demo
+      python -m simulator serve --database sqlite:////tmp/try.db --port 8001
+
+    Nothing here is for production: the data is invented and the LMS forgets everything when it stops.
+    """
+
+
+@main.command()
+@database_option
+@click.option("--port", default=8001, show_default=True, help="Port to listen on; 0 takes any free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--latency", default=0.0, show_default=True, metavar="SECONDS", help="How long each call takes."
+)
+@click.option("--client-id", default="license-expiry", show_default=True, help="The id that gets a token.")
+@click.option(
+    "--client-secret", default="not-a-secret", show_default=True, help="The secret that goes with it."
+)
+def serve(
+    database: str | None, port: int, host: str, latency: float, client_id: str, client_secret: str
+) -> None:
+    """Serve the LMS's token endpoint and its two enterprise calls until Ctrl-C.
+
+    With --database it knows that database's licences and learners; without, nobody, until it is told.
+
+    \b
+    Ask and tell it while it runs (JSON in, JSON out), under /_simulator/:
+      GET  journal, counts, state, faults
+      POST faults [{"kind": "downgrade", "nth": 2, "status": 503}]    in place of those before
+      POST throttle {"calls": 60, "seconds": 60}, or null             429 with Retry-After
+      POST latency {"seconds": 0.5}
+      POST forget-tokens, release, reseed, reset                      no body
+    """
+    try:
+        lms = Lms(client_id, client_secret, latency, engine=_engine(database) if database else None)
+        asyncio.run(_serve(lms, host, port))
+    except SQLAlchemyError as error:
+        raise click.ClickException(
+            f"cannot read license-manager's tables: {_reason(error)}. Make them with make-data first."
+        ) from None
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+@main.command("make-data")
+@database_option
+@click.option("--demo", "is_demo", is_flag=True, help="A dozen enterprises that show every rule.")
+@click.option("--enterprises", type=click.IntRange(1), help="How many plain enterprises to make instead.")
+@click.option("--licenses", type=click.IntRange(0), help="How many licences they have in all; half are due.")
+@click.option("--seed", default=1, show_default=True, help="The same seed gives the same UUIDs.")
+@click.option(
+    "--uuid-form",
+    type=click.Choice(["char32", "native"]),
+    default="char32",
+    show_default=True,
+    help="How MySQL and MariaDB hold a UUID: native is MariaDB 10.7 and later.",
+)
+def make_data(
+    database: str | None,
+    is_demo: bool,
+    enterprises: int | None,
+    licenses: int | None,
+    seed: int,
+    uuid_form: UuidForm,
+) -> None:
+    """Make license-manager's tables in an empty database and fill them, by --demo or by numbers."""
+    if database is None:
+        raise click.UsageError("say which database to fill: --database URL")
+    numbers = enterprises is not None and licenses is not None
+    if is_demo == numbers or (is_demo and (enterprises is not None or licenses is not None)):
+        raise click.UsageError("give either --demo, or both --enterprises and --licenses")
+    engine = _engine(database)
+    try:
+        _refuse_full(engine, uuid_form)
+        data = Data(engine, seed, datetime.now(UTC))
+        if is_demo:
+            _make_demo(data)
+        else:
+            bulk(data, enterprises or 0, licenses or 0)
+            click.echo(f"{enterprises} enterprises with {licenses} licences made.")
+    except SQLAlchemyError as error:
+        raise click.ClickException(f"cannot fill the database: {_reason(error)}") from None
+
+
+def _make_demo(data: Data) -> None:
+    made = demo(data, data.now)
+    for enterprise in made.enterprises:
+        click.echo(f"{enterprise.uuid}  {enterprise.name:<20}  {enterprise.shows}")
+    listed = ",".join(map(str, made.unlink_enabled))
+    click.echo(f"\nCUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED={listed}")
+
+
+def _refuse_full(engine: Engine, uuid_form: UuidForm) -> None:
+    create_tables(engine, uuid_form)
+    with engine.connect() as connection:
+        there = connection.execute(
+            select(func.count()).select_from(table(engine, "customeragreement"))
+        ).scalar()
+    if there:
+        what = "the demo already" if read_demo(engine) else f"{there} customer agreements already"
+        raise click.ClickException(f"this database holds {what}: take an empty one")
+
+
+def _engine(database: str) -> Engine:
+    try:
+        return create_engine(database)
+    except (ArgumentError, ImportError) as error:
+        raise click.ClickException(f"--database is no URL that can be used: {error}") from None
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """Give the driver's own words, without the statement and its parameters."""
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+
+
+async def _serve(lms: Lms, host: str, port: int) -> None:
+    stopping = asyncio.Event()
+    for one in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(one, stopping.set)
+
+    def ready(listening: int) -> None:
+        click.echo(f"LMS_URL=http://{host}:{listening}")
+        click.echo(f"BACKEND_SERVICE_EDX_OAUTH2_KEY={lms.client_id}")
+        click.echo(f"BACKEND_SERVICE_EDX_OAUTH2_SECRET={lms.client_secret}")
+
+    await serve_lms(lms, stopping.wait(), ready, port, host)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m simulator")

@@ -1,0 +1,117 @@
+"""What was asked of the simulated LMS, in the order in which it happened."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any, Literal
+
+Kind = Literal["token", "downgrade", "unlink", "other"]
+KINDS: tuple[Kind, ...] = ("token", "downgrade", "unlink", "other")
+
+
+@dataclass
+class Entry:
+    """One request. It is in the journal from its first byte; `end` is None while it is in flight.
+
+    `start` and `end` count on one counter, so the order of all starts and ends is total: A was answered
+    before B came in when `A.end < B.start`. `worked` says that the LMS did what was asked, whatever it
+    answered (all but the locked ones, where it would say 422); `client_gone` that the client did not wait.
+    """
+
+    kind: Kind
+    path: str
+    start: int
+    started_at: datetime
+    enterprises: list[str] = field(default_factory=list)
+    licenses: list[Any] = field(default_factory=list)
+    ignore_enrollments_modified_after: str | None = None
+    emails: list[Any] = field(default_factory=list)
+    is_relinkable: bool | None = None
+    in_flight: int = 0
+    most_in_flight: int = 0
+    end: int | None = None
+    ended_at: datetime | None = None
+    status: int | None = None
+    dropped: Literal["before", "after"] | None = None
+    worked: bool = False
+    client_gone: bool = False
+
+    @property
+    def enterprise(self) -> str | None:
+        """Give the one enterprise that the request is about; None for none, and for several."""
+        return self.enterprises[0] if len(self.enterprises) == 1 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the entry as JSON can carry it, moments as ISO 8601."""
+        times = {
+            "started_at": self.started_at.isoformat(),
+            "ended_at": self.ended_at.isoformat() if self.ended_at else None,
+        }
+        return {**asdict(self), **times, "enterprise": self.enterprise}
+
+
+class Journal:
+    """The entries, and a condition that is notified when one begins or ends."""
+
+    def __init__(self) -> None:
+        """Start empty, counting from 1."""
+        self.changed = threading.Condition()
+        self._numbers: Iterator[int] = count(1)
+        self._entries: list[Entry] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Give a copy of the list, safe to walk while requests come in."""
+        return list(self._entries)
+
+    def calls(self, kind: Kind | None = None, enterprise: object = None) -> list[Entry]:
+        """Give the entries of one kind and of one enterprise (a UUID or its text), by their start."""
+        wanted = str(enterprise) if enterprise is not None else None
+        return [
+            entry
+            for entry in self._entries
+            if kind in (None, entry.kind) and (wanted is None or wanted in entry.enterprises)
+        ]
+
+    def begin(self, kind: Kind, path: str, **about: Any) -> Entry:
+        """Enter a request that has just come in."""
+        with self.changed:
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            entry = Entry(kind, path, next(self._numbers), datetime.now(UTC), **about)
+            entry.in_flight, entry.most_in_flight = self.in_flight, self.most_in_flight
+            self._entries.append(entry)
+            self.changed.notify_all()
+        return entry
+
+    def finish(self, entry: Entry, status: int | None, dropped: Literal["before", "after"] | None) -> None:
+        """Note that a request is answered, or dropped; to be called before the answer leaves."""
+        with self.changed:
+            self.in_flight -= 1
+            entry.status, entry.dropped = status, dropped
+            entry.ended_at = datetime.now(UTC)
+            entry.end = next(self._numbers)
+            self.changed.notify_all()
+
+    def clear(self) -> None:
+        """Forget all entries; the numbers go on, and what is in flight stays counted."""
+        with self.changed:
+            self._entries = []
+            self.most_in_flight = self.in_flight
+
+    def counts(self) -> dict[str, Any]:
+        """Count requests by kind, answers by kind and status, and what is and was in flight."""
+        statuses: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
+        for entry in self.entries:
+            status = "in flight" if entry.end is None else str(entry.status or f"dropped {entry.dropped}")
+            statuses[entry.kind][status] = statuses[entry.kind].get(status, 0) + 1
+        return {
+            "requests": {kind: sum(by_status.values()) for kind, by_status in statuses.items()},
+            "statuses": statuses,
+            "in_flight": self.in_flight,
+            "most_in_flight": self.most_in_flight,
+        }

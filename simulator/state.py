@@ -1,0 +1,226 @@
+"""What the simulated LMS holds, and how its two calls change it: the tables of facts/lms_api.md as code.
+
+Built for a million licences: a licence that was seeded from a database costs a few words of memory, and its
+enrolments are worked out from its UUID. Only those set by hand are held one by one.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+Mode = Literal["verified", "audit"]
+EnrollmentFault = Literal["locked", "no_overview", "no_history"]
+
+# Django's own rules for the part before the @ (without quoted strings) and for the domain (ASCII only).
+EMAIL = re.compile(
+    r"[-!#$%&'*+/=?^_`{}|~0-9A-Z]+(\.[-!#$%&'*+/=?^_`{}|~0-9A-Z]+)*"
+    r"@([A-Z0-9]([A-Z0-9-]{0,61}[A-Z0-9])?\.)+[A-Z][A-Z0-9-]{0,61}[A-Z0-9]",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the LMS says to one request."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def json_answer(status: int, content: Any, **headers: str) -> Answer:
+    """Give an answer with a JSON body; an underscore in a header's name stands for a dash."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, json.dumps(content).encode(), {"Content-Type": "application/json", **named})
+
+
+@dataclass
+class Enrollment:
+    """One course enrolment under a licence.
+
+    `fault` is what the LMS meets when it changes it: "locked" cannot be changed (422), "no_overview" is a
+    course without an overview (500), "no_history" an enrolment without history (500 when a date is given).
+    """
+
+    mode: Mode = "verified"
+    fault: EnrollmentFault | None = None
+    modified: datetime | None = None
+
+
+class State:
+    """Licences with their enrolments, and enterprises with their linked e-mails."""
+
+    def __init__(self) -> None:
+        """Start with an LMS that knows nobody."""
+        self.licenses: dict[int, UUID] = {}  # a licence's UUID as a number, and its enterprise
+        self.downgraded: set[int] = set()
+        self.special: dict[int, list[Enrollment]] = {}
+        self.linked: dict[UUID, set[str]] = {}  # the key alone makes an enterprise known
+        self.inactive: set[UUID] = set()
+        self.two_accounts: set[str] = set()
+        self.barred: dict[UUID, set[str]] = {}  # unlinked without is_relinkable: they can never come back
+
+    def add_enterprise(self, enterprise: UUID, emails: Iterable[str] = (), active: bool = True) -> None:
+        """Make an enterprise known, link e-mails to it, and say whether it is active."""
+        self.linked.setdefault(enterprise, set()).update(emails)
+        (self.inactive.discard if active else self.inactive.add)(enterprise)
+
+    def add_license(
+        self,
+        license: UUID,
+        enterprise: UUID,
+        enrollments: list[Enrollment] | None = None,
+        audit: bool = False,
+    ) -> None:
+        """Make a licence known, with the enrolments given or one or two that follow from its UUID."""
+        self.licenses[license.int] = enterprise
+        if enrollments is not None:
+            self.special[license.int] = enrollments
+        if audit:
+            self.downgraded.add(license.int)
+
+    def enrollments(self, license: UUID) -> list[Enrollment]:
+        """Give the enrolments of a licence, none for an unknown one."""
+        if license.int in self.special:
+            return self.special[license.int]
+        if license.int not in self.licenses:
+            return []
+        mode: Mode = "audit" if license.int in self.downgraded else "verified"
+        return [Enrollment(mode) for _ in range(1 + license.int % 2)]
+
+    def enterprises_of(self, licenses: Iterable[object]) -> list[str]:
+        """Give the enterprises that licences, written as UUIDs, belong to; unknown ones are passed over."""
+        found = {self.licenses.get(number) for number in map(_number, licenses) if number is not None}
+        return sorted(str(enterprise) for enterprise in found if enterprise)
+
+    def downgrade(self, content: Any) -> Answer:
+        """Do the bulk expiration that a request's content asks for; give the LMS's answer."""
+        asked = content.get("expired_license_uuids") if isinstance(content, dict) else None
+        if not isinstance(asked, list) or not asked:
+            return json_answer(400, "Parameter expired_license_uuids must be provided")
+        after = content.get("ignore_enrollments_modified_after")
+        try:
+            date = _moment(after) if after is not None else None
+        except (TypeError, ValueError):
+            return json_answer(400, "Parameter ignore_enrollments_modified_after is malformed")
+        numbers = [_number(license) for license in asked]
+        if None in numbers:
+            return Answer(500)
+        locked = False
+        for number in dict.fromkeys(numbers):
+            outcome = self._downgrade_one(number, date) if number in self.licenses else "done"
+            if outcome == "stop":
+                return Answer(500)
+            locked = locked or outcome == "locked"
+        return Answer(422 if locked else 200)
+
+    def _downgrade_one(self, number: int, date: datetime | None) -> Literal["done", "locked", "stop"]:
+        if number not in self.special:
+            self.downgraded.add(number)
+            return "done"
+        locked = False
+        for enrollment in self.special[number]:
+            if enrollment.mode == "audit":
+                continue
+            if enrollment.fault == "no_overview" or (enrollment.fault == "no_history" and date):
+                return "stop"
+            if date and enrollment.modified and enrollment.modified > date:
+                continue
+            if enrollment.fault == "locked":
+                locked = True
+            else:
+                enrollment.mode = "audit"
+        return "locked" if locked else "done"
+
+    def unlink(self, enterprise: str, content: Any) -> Answer:
+        """Unlink the e-mails of a request's content from an enterprise; give the LMS's answer."""
+        content = content if isinstance(content, dict) else {}
+        errors = _unlink_errors(content)
+        if errors:
+            return json_answer(400, errors)
+        number = _number(enterprise)
+        customer = UUID(int=number) if number is not None else None
+        if customer not in self.linked or customer in self.inactive:
+            return json_answer(404, {"detail": "No EnterpriseCustomer matches the given query."})
+        emails = {email.strip() for email in content["user_emails"]}
+        if emails & self.two_accounts:
+            return Answer(500)
+        going = emails & self.linked[customer]
+        self.linked[customer] -= going
+        if content.get("is_relinkable") is not True:
+            self.barred.setdefault(customer, set()).update(going)
+        return Answer(200)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all of it; the enrolments one by one only where they were set by hand."""
+        return {
+            "enterprises": {
+                str(enterprise): {
+                    "active": enterprise not in self.inactive,
+                    "linked": sorted(emails),
+                    "barred": sorted(self.barred.get(enterprise, ())),
+                }
+                for enterprise, emails in self.linked.items()
+            },
+            "licenses": {
+                str(UUID(int=number)): [
+                    {"mode": enrollment.mode, "fault": enrollment.fault}
+                    for enrollment in self.enrollments(UUID(int=number))
+                ]
+                for number in self.licenses
+            },
+        }
+
+    def counts(self) -> dict[str, int]:
+        """Count licences, those wholly downgraded, and the e-mails linked and barred."""
+        done = len(self.downgraded - self.special.keys())
+        done += sum(all(one.mode == "audit" for one in many) for many in self.special.values())
+        return {
+            "licenses": len(self.licenses),
+            "licenses_downgraded": done,
+            "linked": sum(map(len, self.linked.values())),
+            "barred": sum(map(len, self.barred.values())),
+        }
+
+
+def _unlink_errors(content: dict[str, Any]) -> dict[str, Any]:
+    """Judge an unlink request as the LMS's serializer does."""
+    if "user_emails" not in content:
+        return {"user_emails": ["This field is required."]}
+    emails = content["user_emails"]
+    if not isinstance(emails, list):
+        return {"user_emails": ["Expected a list of items."]}
+    if not emails:
+        return {"user_emails": ["This list may not be empty."]}
+    wrong = {str(index): [fault] for index, email in enumerate(emails) if (fault := _email_fault(email))}
+    if wrong:
+        return {"user_emails": wrong}
+    if not isinstance(content.get("is_relinkable", False), bool):
+        return {"is_relinkable": ["Must be a valid boolean."]}
+    return {}
+
+
+def _email_fault(email: object) -> str | None:
+    if email is None:
+        return "This field may not be null."
+    if not isinstance(email, str):
+        return "Not a valid string."
+    if not email.strip():
+        return "This field may not be blank."
+    return None if EMAIL.fullmatch(email.strip()) else "Enter a valid email address."
+
+
+def _number(license: object) -> int | None:
+    try:
+        return UUID(str(license)).int
+    except ValueError:
+        return None
+
+
+def _moment(given: Any) -> datetime:
+    moment = datetime.fromisoformat(given)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

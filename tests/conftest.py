@@ -1,0 +1,126 @@
+"""What the tests share: databases of their own on each engine, and where the real services are."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import pytest
+from hypothesis import HealthCheck, settings
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from simulator.lms import Simulator
+from simulator.schema import create_tables
+from worker import migrations
+from worker.database import make_engine
+from worker.deps import Deps, make_deps
+from worker.lms import Patience
+from worker.settings import Settings
+
+POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+MARIADB_URL = os.environ.get("TEST_MARIADB_URL", "mysql+pymysql://root@127.0.0.1:3306/")
+SERVERS = {"postgresql": POSTGRES_URL, "mariadb": MARIADB_URL, "mariadb-uuid": MARIADB_URL}
+ENGINES = ["sqlite", *SERVERS]
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
+
+
+def missing(service: str, remedy: str) -> NoReturn:
+    """Skip on a laptop, fail in CI: a service that a test needs is not there."""
+    message = f"{service} is not there: {remedy}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let unit tests open no socket at all, and the others none but to this machine."""
+    from pytest_socket import disable_socket, socket_allow_hosts
+
+    if "unit" in Path(item.path).parts:
+        disable_socket(allow_unix_socket=True)
+    else:
+        socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
+
+
+def _new_database(kind: str) -> Iterator[str]:
+    server = make_url(SERVERS[kind])
+    admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    name = f"license_expiry_test_{uuid.uuid4().hex[:12]}"
+    try:
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+    except OperationalError as error:
+        missing(kind, f"start it, or set TEST_{kind.split('-')[0].upper()}_URL ({type(error.orig).__name__})")
+    try:
+        yield server.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with admin.connect() as connection:
+            force = " WITH (FORCE)" if kind == "postgresql" else ""
+            connection.execute(text(f"DROP DATABASE {name}{force}"))
+
+
+@pytest.fixture(params=ENGINES)
+def engine_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of database in turn; "mariadb-uuid" has native uuid columns."""
+    return str(request.param)
+
+
+@pytest.fixture
+def uuid_form(engine_kind: str) -> Literal["char32", "native"]:
+    """The form of the database's UUID columns."""
+    return "native" if engine_kind == "mariadb-uuid" else "char32"
+
+
+@pytest.fixture
+def database_url(engine_kind: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database of its own."""
+    if engine_kind == "sqlite":
+        yield f"sqlite:///{tmp_path}/license_manager.sqlite3"
+    else:
+        yield from _new_database(engine_kind)
+
+
+@pytest.fixture
+def engine(database_url: str, uuid_form: Any) -> Iterator[Engine]:
+    """A database with license-manager's tables and the ledger's, and no rows."""
+    engine = make_engine(database_url)
+    create_tables(engine, uuid_form)
+    migrations.upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def lms(engine: Engine) -> Iterator[Simulator]:
+    """A simulated LMS on a port of its own; `lms.seed()` makes it know the database's rows."""
+    with Simulator(engine) as simulator:
+        yield simulator
+
+
+IMPATIENCE = Patience(first_wait=0.01, longest_wait=0.05, longest_throttle=5.0)
+
+
+@pytest.fixture
+def make_test_deps(database_url: str, lms: Simulator) -> Iterator[Callable[..., Deps]]:
+    """A maker of the wiring for this database and the simulated LMS; takes settings by name."""
+    made: list[Deps] = []
+
+    def make(patience: Patience = IMPATIENCE, **settings: Any) -> Deps:
+        given = {
+            "DATABASE_URL": database_url,
+            "LMS_URL": lms.url,
+            "BACKEND_SERVICE_EDX_OAUTH2_KEY": lms.client_id,
+            "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
+        }
+        made.append(make_deps(Settings(**(given | settings)), patience))
+        return made[-1]
+
+    yield make
+    for deps in made:
+        deps.close()

@@ -1,0 +1,1 @@
+"""What the Celery tasks call: settings, policy, LMS client, ledger, steps."""

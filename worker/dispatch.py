@@ -1,0 +1,170 @@
+"""Opening runs: check what is asked for, find the enterprises with work due, open a run for each, publish its chain."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+
+from worker import ledger, policy
+from worker.database import Database
+from worker.deps import Deps
+from worker.errors import BadArgument
+from worker.steps import scope_of
+
+log = logging.getLogger(__name__)
+
+Publish = Callable[[UUID, UUID], None]
+"""Publishes the chain of an enterprise's run: (enterprise customer UUID, run id)."""
+
+
+class Request(BaseModel):
+    """What a trigger asks for, checked. Date-times without a zone are UTC."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dry_run: StrictBool = False
+    plan_uuids: tuple[UUID, ...] | None = Field(None, min_length=1)
+    expired_after: datetime | None = None
+    expired_before: datetime | None = None
+    force: StrictBool = False
+    reason: str | None = Field(None, max_length=255)
+
+    @field_validator("expired_after", "expired_before", mode="before")
+    @classmethod
+    def _no_numbers(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, str | datetime):
+            raise ValueError("must be a date-time such as 2026-01-31T00:00:00Z")
+        return value
+
+    @field_validator("expired_after", "expired_before")
+    @classmethod
+    def _in_utc(cls, value: datetime | None) -> datetime | None:
+        return value if value is None else value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.force and not (self.reason and self.reason.strip()):
+            raise ValueError("force needs a reason, which is kept in the ledger: give reason")
+        if self.expired_after and self.expired_before and self.expired_after > self.expired_before:
+            raise ValueError("expired_after is later than expired_before: exchange them")
+        return self
+
+
+@dataclass(frozen=True)
+class Started:
+    """The live run of one enterprise after a trigger; `new` when this trigger opened it."""
+
+    enterprise: UUID
+    run_id: UUID
+    new: bool
+
+
+def parse_request(**arguments: Any) -> Request:
+    """Check a trigger's arguments; raises BadArgument with one sentence that names each wrong one."""
+    try:
+        return Request(**arguments)
+    except ValidationError as error:
+        raise BadArgument("; ".join(_sentence(each) for each in error.errors())) from None
+
+
+def parse_uuid(name: str, value: Any) -> UUID:
+    """Read a UUID argument; raises BadArgument with one sentence."""
+    try:
+        return value if isinstance(value, UUID) else UUID(str(value))
+    except ValueError:
+        raise BadArgument(f"{name} is not a UUID: {value!r}") from None
+
+
+def start(deps: Deps, request: Request, enterprises: Iterable[UUID], publish: Publish) -> list[Started]:
+    """Open and publish a run for each of these enterprises (or for all, when none is named) that has work due.
+
+    Raises BadArgument, before anything is written, for an unknown enterprise, a plan that is not of one of these
+    enterprises, or a window in the future. An enterprise on the unlink list that license-manager does not know
+    gets a failed run with the reason, when all were asked for.
+    """
+    named = frozenset(enterprises)
+    as_of = deps.database.now()
+    _check(deps.database, request, named, as_of)
+    started = []
+    for enterprise in due_enterprises(deps, request, named, as_of):
+        columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
+        opened = ledger.open_run(deps.database, enterprise, as_of, **columns)
+        if opened.new:
+            publish(enterprise, opened.run_id)
+        else:
+            log.warning("enterprise=%s has a live run already: run=%s", enterprise, opened.run_id)
+        started.append(Started(enterprise, opened.run_id, opened.new))
+    if not named and not request.dry_run:
+        started += [
+            Started(enterprise, ledger.record_refusal(deps.database, enterprise, as_of, sentence), new=True)
+            for enterprise, sentence in strangers(deps).items()
+        ]
+    return started
+
+
+def due_enterprises(deps: Deps, request: Request, named: frozenset[UUID], as_of: datetime) -> list[UUID]:
+    """The enterprise customers with anything due, of those named if any."""
+    found: list[UUID] = []
+    for enterprise in named or [None]:
+        scope = scope_of(deps.settings, request, as_of, enterprise)
+        query = policy.due_enterprises(scope)
+        found += deps.database.transact(lambda session: session.scalars(query).all())  # noqa: B023, run at once
+    return sorted(found)
+
+
+def strangers(deps: Deps) -> dict[UUID, str]:
+    """The enterprises on the unlink list that have no customer agreement, each with a sentence about it."""
+    listed = deps.settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
+    return {
+        enterprise: f"{_stranger(enterprise)}, or take it off CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
+        for enterprise in sorted(listed - _known(deps.database, listed))
+    }
+
+
+def take_up_stalled(deps: Deps, publish: Publish) -> dict[str, int]:
+    """Publish the rest of each chain that was let down; return how many were published and given up."""
+    again, given_up = ledger.take_up_stalled(deps.database)
+    for run in again:
+        log.warning(
+            "taking up run=%s enterprise=%s again: it was let down while %s",
+            run.id,
+            run.enterprise_customer_uuid,
+            run.phase,
+        )
+        publish(run.enterprise_customer_uuid, run.id)
+    for run_id in given_up:
+        log.error("gave up run=%s: license-expiry status tells why", run_id)
+    return {"published": len(again), "abandoned": len(given_up)}
+
+
+def _known(database: Database, enterprises: frozenset[UUID]) -> frozenset[UUID]:
+    query = policy.known_enterprises(enterprises)
+    return frozenset(database.transact(lambda session: session.scalars(query).all())) if enterprises else frozenset()
+
+
+def _stranger(enterprise: UUID) -> str:
+    return f"enterprise {enterprise} has no customer agreement in license-manager: check the UUID"
+
+
+def _check(database: Database, request: Request, named: frozenset[UUID], as_of: datetime) -> None:
+    for unknown in sorted(named - _known(database, named)):
+        raise BadArgument(_stranger(unknown))
+    for name in ("expired_after", "expired_before"):
+        moment = getattr(request, name)
+        if moment and moment > as_of:
+            raise BadArgument(f"{name} {moment.isoformat()} is in the future: only expired plans can be processed")
+    if request.plan_uuids:
+        query = policy.plans_of(named, request.plan_uuids)
+        theirs = database.transact(lambda session: session.scalars(query).all())
+        for stray in sorted(set(request.plan_uuids) - set(theirs)):
+            whose = f"enterprise {', '.join(map(str, sorted(named)))}" if named else "any enterprise"
+            raise BadArgument(f"plan {stray} is not a plan of {whose}: check plan_uuids")
+
+
+def _sentence(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{error['loc'][0]}: {message} (given {error['input']!r})" if error["loc"] else message

@@ -1,0 +1,233 @@
+"""The ledger: runs, claims on them, held licenses. It, and not Celery, decides who may do what.
+
+A step claims its run by a compare-and-set on the phase. The claim has a lease, by the database's clock, and a
+fencing number; `Claim.guard` checks and renews it before each LMS call, and every write of the claim is made on
+condition that the fencing number is still its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from worker import records
+from worker.database import Database
+from worker.errors import BadArgument, LeaseLost, NotClaimed
+from worker.models import ENDED, DatabaseNow, Phase, Run, Throttle
+from worker.records import changed
+
+# How long a published chain may lie in the broker before it is published again; doubles each time.
+QUEUED_SECONDS = 600
+MAX_PUBLICATIONS = 6
+
+
+class Step(StrEnum):
+    """The two steps of a run, in their order."""
+
+    DOWNGRADE = "downgrade"
+    UNLINK = "unlink"
+
+
+_PHASES = {
+    Step.DOWNGRADE: (Phase.QUEUED, Phase.DOWNGRADING, Phase.DOWNGRADED),
+    Step.UNLINK: (Phase.DOWNGRADED, Phase.UNLINKING, Phase.FINISHED),
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What became of opening a run: the id of the enterprise's live run, and whether it is a new one."""
+
+    run_id: UUID
+    new: bool
+
+
+def open_run(database: Database, enterprise: UUID, as_of: datetime, **request: Any) -> Opened:
+    """Open a run, or learn which live one the enterprise has already; the unique key decides between rivals.
+
+    `request` holds the columns of Run that say what is asked for (dry_run, force, reason, plan_uuids, ...).
+    """
+    run_id = uuid4()
+    row: dict[str, Any] = {"force": False, "dry_run": False, **request}
+    row |= {"id": run_id, "enterprise_customer_uuid": enterprise, "live": enterprise, "as_of": as_of}
+    row |= {"phase": Phase.QUEUED, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(QUEUED_SECONDS)}
+    query = select(Run.id).where(or_(Run.live == enterprise, Run.id == run_id))
+    while True:
+        try:
+            database.transact(lambda session: session.execute(insert(Run).values(row)))
+            return Opened(run_id, new=True)
+        except IntegrityError:  # a rival has it; or had it, when it is gone by now
+            found = database.transact(lambda session: session.scalar(query))
+            if found:  # our own, when only the answer to the commit was lost
+                return Opened(found, new=found == run_id)
+
+
+def record_refusal(database: Database, enterprise: UUID, as_of: datetime, error: str) -> UUID:
+    """Keep a run that could not even begin, with the reason; return its id."""
+    run_id = uuid4()
+    row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "as_of": as_of}
+    row |= {"phase": Phase.FAILED, "error": error}
+    row |= {"dry_run": False, "force": False, "opened_at": DatabaseNow(), "ended_at": DatabaseNow()}
+    database.transact(lambda session: session.execute(insert(Run).values(row)))
+    return run_id
+
+
+class Claim:
+    """One worker's hold on one run for one step. Its methods raise LeaseLost once it is not the newest claim."""
+
+    def __init__(self, database: Database, run: Run, step: Step, lease_seconds: int) -> None:
+        self.run = run
+        self.step = step
+        self._database = database
+        self._lease_seconds = lease_seconds
+        self._recorded = run.recorded
+        self._doing, self._done = _PHASES[step][1:]
+
+    def guard(self) -> None:
+        """Check that the run is still ours and renew the lease: to be called right before each LMS call."""
+        self._database.transact(lambda session: self._set(session))
+
+    def record(self, write: Callable[[Session], None] | None = None, **counts: int) -> None:
+        """Record an outcome: add to the run's counts and `write` what it changes, all or nothing.
+
+        The compare-and-set on `recorded` makes it harmless when a commit went through and only its answer was lost.
+        """
+        added: dict[str, Any] = {name: getattr(Run, name) + count for name, count in counts.items()}
+
+        def work(session: Session) -> None:
+            fresh = Run.recorded == self._recorded
+            if self._update(session, fresh, recorded=self._recorded + 1, publications=0, **added):
+                if write is not None:
+                    write(session)
+            else:
+                self._set(session)
+
+        self._database.transact(work)
+        self._recorded += 1
+
+    def advance(self, **values: Any) -> None:
+        """End the step: the run moves on to the next phase. `values` are last columns to set."""
+        values |= {"phase": self._done, "owner": None, "error": None}
+        values["lease_until"] = DatabaseNow(QUEUED_SECONDS)
+        if self._done in ENDED:
+            values |= {"live": None, "lease_until": None, "ended_at": DatabaseNow()}
+
+        def work(session: Session) -> None:
+            self._set(session, **values)
+            if self._done in ENDED and not self.run.dry_run:
+                records.clean_up(session, self.run)
+
+        self._database.transact(work)
+
+    def fail(self, error: str) -> None:
+        """End the run as failed, with one sentence."""
+        self._database.transact(
+            lambda session: self._set(
+                session,
+                phase=Phase.FAILED,
+                live=None,
+                owner=None,
+                lease_until=None,
+                ended_at=DatabaseNow(),
+                error=error[:500],
+            )
+        )
+
+    def release(self, seconds: int = 0, error: str | None = None) -> None:
+        """Give the run back: the step is to be taken up again in so many seconds, because of `error` if any."""
+        grace = DatabaseNow(seconds + QUEUED_SECONDS)
+        retried = {"retries": Run.retries + 1, "error": error[:500]} if error else {}
+        self._database.transact(lambda session: self._set(session, owner=None, lease_until=grace, **retried))
+
+    def _set(self, session: Session, **values: Any) -> None:
+        if not self._update(session, **values):
+            raise LeaseLost(f"run {self.run.id} was taken over from us during its {self.step}")
+
+    def _update(self, session: Session, *conditions: Any, **values: Any) -> bool:
+        values.setdefault("lease_until", DatabaseNow(self._lease_seconds))
+        return changed(
+            session,
+            update(Run)
+            .where(Run.id == self.run.id, Run.fence == self.run.fence, Run.phase == self._doing, *conditions)
+            .values(**values),
+        )
+
+
+def claim(database: Database, run_id: UUID, enterprise: UUID, step: Step, owner: str, lease_seconds: int) -> Claim:
+    """Claim a run for a step, or raise NotClaimed with the reason; BadArgument when there is no such run.
+
+    `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew.
+    """
+    ready, doing, _ = _PHASES[step]
+
+    def work(session: Session) -> tuple[bool, Run | None]:
+        free = or_(Run.owner.is_(None), Run.lease_until < DatabaseNow())
+        claimed = changed(
+            session,
+            update(Run)
+            .where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise)
+            .where(or_(Run.phase == ready, (Run.phase == doing) & free))
+            .values(phase=doing, owner=owner, fence=Run.fence + 1, lease_until=DatabaseNow(lease_seconds)),
+        )
+        return claimed, session.get(Run, run_id)
+
+    claimed, run = database.transact(work)
+    if run is None or run.enterprise_customer_uuid != enterprise:
+        raise BadArgument(f"There is no run {run_id} of enterprise {enterprise}: license-expiry status lists them")
+    if not claimed:
+        has = f"{run.owner} has it until {run.lease_until}" if run.owner else "it is not ready for this step"
+        raise NotClaimed(f"run {run_id} is {run.phase}" + ("" if run.phase in ENDED else f": {has}"))
+    return Claim(database, run, step, lease_seconds)
+
+
+def take_up_stalled(database: Database) -> tuple[list[Run], list[UUID]]:
+    """Find live runs that were let down; return those to be published again, and the ids of those given up.
+
+    The fencing number rises, so that a worker that wakes too late is shut out at once.
+    """
+
+    def work(session: Session) -> tuple[list[Run], list[UUID]]:
+        again, given_up = [], []
+        stalled = select(Run).where(Run.live.is_not(None), Run.lease_until < DatabaseNow())
+        for run in session.scalars(stalled.order_by(Run.opened_at)):
+            values: dict[str, Any] = {"owner": None, "fence": run.fence + 1}
+            if run.publications < MAX_PUBLICATIONS:
+                wait = DatabaseNow(QUEUED_SECONDS * 2**run.publications)
+                values |= {"publications": run.publications + 1, "lease_until": wait}
+            else:
+                why = f"given up while {run.phase}: taken up {run.publications} times without getting further"
+                error = why if run.error is None else f"{why}; last: {run.error}"
+                values |= {"phase": Phase.ABANDONED, "live": None, "lease_until": None, "error": error[:500]}
+                values |= {"ended_at": DatabaseNow()}
+            unchanged = (Run.fence == run.fence, Run.phase == run.phase, Run.publications == run.publications)
+            if changed(session, update(Run).where(Run.id == run.id, *unchanged).values(values)):
+                if run.publications < MAX_PUBLICATIONS:
+                    again.append(run)
+                else:
+                    given_up.append(run.id)
+        return again, given_up
+
+    return database.transact(work)
+
+
+def seconds_to_next_call(database: Database, per_minute: float | None) -> float:
+    """Book the next LMS call under LMS_REQUESTS_PER_MINUTE, over all workers; return the seconds to wait for it."""
+    if not per_minute:
+        return 0.0
+
+    def work(session: Session) -> float:
+        booked, now = session.execute(
+            select(Throttle.next_call_at, DatabaseNow()).where(Throttle.id == 1).with_for_update()
+        ).one()
+        slot = max(booked, now)
+        following = update(Throttle).where(Throttle.id == 1)
+        session.execute(following.values(next_call_at=slot + timedelta(minutes=1 / per_minute)))
+        return float((slot - now).total_seconds())
+
+    return database.transact(work)

@@ -1,0 +1,302 @@
+"""The LMS client: token, the two calls, and what each outcome means.
+
+Every outcome becomes a return (2xx) or one type of the error tree with a stable reason code, see `_judge`.
+Nothing of a request's or an answer's body is ever put into a message: bodies hold e-mail addresses.
+"""
+
+import json
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from uuid import UUID
+
+import requests
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
+
+from worker.errors import BatchRefused, RunRefused, Unavailable
+
+TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
+DOWNGRADE_PATH = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
+UNLINK_PATH = "/enterprise/api/v1/enterprise-customer/{enterprise}/unlink_users/"
+
+CONNECT_TIMEOUT = 10.0
+TOKEN_LEEWAY = 30.0
+RECENTLY = 60.0
+# Passed over by the LMS, which knows neither: what they answer tells whether the LMS works at all.
+NOBODYS_LICENSE = UUID("00000000-0000-4000-8000-000000000000")
+NOBODYS_EMAIL = "nobody@license-expiry.invalid"
+
+_REMEDIES = {
+    401: "it does not accept our token: check BACKEND_SERVICE_EDX_OAUTH2_KEY and _SECRET, and that "
+    "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT is this LMS",
+    403: "the service user lacks the permission: give license-manager's service user the enterprise "
+    "operator role in the LMS",
+    404: "it does not know the enterprise, or the enterprise is not active there, or LMS_URL is wrong",
+    413: "the batch is too large for it: lower LICENSE_EXPIRATION_BATCH_SIZE or BULK_UNLINK_BATCH_SIZE",
+}
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the client bears with the LMS before it says Unavailable; seconds."""
+
+    tries: int = 4
+    tries_on_500: int = 2
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    longest_throttle: float = 600.0
+
+
+class _Pause:
+    """Until when no call may go out, over all child processes of a worker (they inherit the value by fork)."""
+
+    def __init__(self) -> None:
+        self._until = multiprocessing.Value("d", 0.0)
+
+    def extend(self, seconds: float) -> None:
+        with self._until.get_lock():
+            self._until.value = max(self._until.value, time.monotonic() + seconds)
+
+    def remaining(self) -> float:
+        return max(0.0, float(self._until.value) - time.monotonic())
+
+
+_throttled = _Pause()
+
+
+def retry_after(response: requests.Response) -> float | None:
+    """Seconds that a Retry-After header asks for, in either of its forms; None without a readable one."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+class _JwtAuth(requests.auth.AuthBase):
+    """Put `Authorization: JWT <token>` on a request; the token is fetched when first needed and kept."""
+
+    def __init__(self, fetch: Callable[[], tuple[str, float]]) -> None:
+        self._fetch = fetch
+        self._lock = threading.Lock()
+        self._token = ""
+        self._expires = 0.0
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        with self._lock:
+            if time.monotonic() >= self._expires:
+                self._token, lifetime = self._fetch()
+                self._expires = time.monotonic() + lifetime - TOKEN_LEEWAY
+            request.headers["Authorization"] = f"JWT {self._token}"
+        return request
+
+    def forget(self, response: requests.Response) -> None:
+        """Drop the token that this response refused, unless another thread already has a newer one."""
+        with self._lock:
+            if response.request.headers.get("Authorization") == f"JWT {self._token}":
+                self._expires = 0.0
+
+
+class LmsClient:
+    """The LMS as this worker's service user sees it; safe to share between threads, one session for each.
+
+    `pace` returns the seconds that the next call has to wait (for LMS_REQUESTS_PER_MINUTE). Each call takes a
+    `guard`, called right before anything is sent; what it raises ends the call.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        oauth_url: str,
+        key: str,
+        secret: str,
+        *,
+        downgrade_timeout: float = 120,
+        unlink_timeout: float = 120,
+        pace: Callable[[], float] = lambda: 0.0,
+        patience: Patience | None = None,
+    ) -> None:
+        self._url = url
+        self._token_url = oauth_url + TOKEN_PATH
+        self._credentials = {"client_id": key, "client_secret": secret}
+        self._timeouts = {"downgrade": downgrade_timeout, "unlink": unlink_timeout}
+        self._pace = pace
+        self._patience = patience or Patience()
+        self._auth = _JwtAuth(self._fetch_token)
+        self._local = threading.local()
+        self._sessions: list[requests.Session] = []
+        self._answered: dict[str, float] = {}
+
+    def downgrade(self, licenses: Sequence[UUID], modified_after: datetime | None, guard: Callable[[], None]) -> None:
+        """Have the LMS move the enrolments of these licenses to audit.
+
+        Returns when the LMS has confirmed it; raises BatchRefused, RunRefused, Unavailable, or what `guard`
+        raises.
+        """
+
+        def body(uuids: Sequence[UUID]) -> dict[str, object]:
+            return {
+                "expired_license_uuids": [str(uuid) for uuid in uuids],
+                "ignore_enrollments_modified_after": modified_after and modified_after.isoformat(),
+            }
+
+        self._call("downgrade", DOWNGRADE_PATH, body(licenses), body([NOBODYS_LICENSE]), guard)
+
+    def unlink(self, enterprise: UUID, emails: Sequence[str], guard: Callable[[], None]) -> None:
+        """Have the LMS unlink these learners from the enterprise, so that they may be linked again later.
+
+        Returns when the LMS has confirmed it; raises as `downgrade` does.
+        """
+
+        def body(addresses: Sequence[str]) -> dict[str, object]:
+            return {"user_emails": list(addresses), "is_relinkable": True}
+
+        path = UNLINK_PATH.format(enterprise=enterprise)
+        self._call("unlink", path, body(emails), body([NOBODYS_EMAIL]), guard)
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for session in self._sessions:
+            session.close()
+
+    def _call(self, kind: str, path: str, body: object, probe: object, guard: Callable[[], None]) -> None:
+        """Send `body`; where it is refused, make sure that the LMS takes this kind of call at all.
+
+        Without that, an LMS that refuses everything would have every license held, one by one.
+        """
+        started = time.monotonic()
+        try:
+            self._persist(kind, path, body, guard)
+        except BatchRefused as refused:
+            if self._answered.get(path, 0.0) < started - RECENTLY:
+                try:
+                    self._persist(kind, path, probe, guard)
+                except BatchRefused as error:
+                    raise Unavailable(error.reason, "the LMS refuses even a call that concerns nobody") from error
+            raise refused
+
+    def _persist(self, kind: str, path: str, body: object, guard: Callable[[], None]) -> None:
+        patience = self._patience
+        backoff = wait_exponential_jitter(patience.first_wait, patience.longest_wait)
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome and state.outcome.exception()
+            asked = getattr(error, "retry_after", None)
+            return backoff(state) if asked is None else min(asked, patience.longest_wait)
+
+        def spent(state: RetryCallState) -> bool:
+            error = state.outcome and state.outcome.exception()
+            if isinstance(error, BatchRefused):
+                return error.reason != "http_500" or state.attempt_number >= patience.tries_on_500
+            return state.attempt_number >= patience.tries or getattr(error, "reason", "") == "throttled"
+
+        for attempt in Retrying(
+            retry=retry_if_exception_type((Unavailable, BatchRefused)), wait=wait, stop=spent, reraise=True
+        ):
+            with attempt:
+                self._attempt(kind, path, body, guard)
+        self._answered[path] = time.monotonic()
+
+    def _attempt(self, kind: str, path: str, body: object, guard: Callable[[], None]) -> None:
+        data = json.dumps(body)
+
+        def send() -> requests.Response:
+            return self._session().post(
+                self._url + path,
+                data=data,
+                headers={"Content-Type": "application/json"},
+                auth=self._auth,
+                timeout=(CONNECT_TIMEOUT, self._timeouts[kind]),
+                allow_redirects=False,
+            )
+
+        response = self._unthrottled(send, guard)
+        if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
+            self._auth.forget(response)
+            response = self._unthrottled(send, guard)
+        _judge(response, "the LMS")
+
+    def _unthrottled(
+        self, send: Callable[[], requests.Response], guard: Callable[[], None] = lambda: None
+    ) -> requests.Response:
+        """Send when no throttle stands in the way, and again for as long as the LMS answers 429, up to a cap."""
+        waited = 0.0
+        while True:
+            time.sleep(self._pace())
+            while pause := _throttled.remaining():
+                time.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311, so that not all go at once
+            guard()
+            try:
+                response = send()
+            except requests.Timeout as error:
+                raise Unavailable("timeout", "the LMS did not answer in time") from error
+            except requests.RequestException as error:
+                raise Unavailable(
+                    "connection_error",
+                    f"the connection to the LMS failed ({type(error).__name__}): check LMS_URL",
+                ) from error
+            if response.status_code != 429:
+                return response
+            asked = retry_after(response)
+            waited += self._patience.first_wait if asked is None else asked
+            if waited > self._patience.longest_throttle:
+                raise Unavailable("throttled", "the LMS has throttled us for too long", asked)
+            _throttled.extend(self._patience.first_wait if asked is None else asked)
+
+    def _fetch_token(self) -> tuple[str, float]:
+        """Get a token and its lifetime in seconds by the client-credentials grant."""
+        form = {"grant_type": "client_credentials", "token_type": "jwt", **self._credentials}
+        response = self._unthrottled(
+            lambda: self._session().post(
+                self._token_url,
+                data=form,
+                auth=lambda request: request,  # else a netrc file's
+                timeout=(CONNECT_TIMEOUT, CONNECT_TIMEOUT),
+                allow_redirects=False,
+            )
+        )
+        if response.status_code in (400, 401, 403):
+            raise RunRefused(
+                f"token_http_{response.status_code}",
+                "the LMS gives us no token: check BACKEND_SERVICE_EDX_OAUTH2_KEY and "
+                "BACKEND_SERVICE_EDX_OAUTH2_SECRET, and SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT",
+            )
+        if response.status_code == 500:
+            raise Unavailable("token_http_500", "the LMS failed to give a token")
+        _judge(response, "the LMS's token endpoint")
+        try:
+            answer = response.json()
+            return str(answer["access_token"]), float(answer["expires_in"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunRefused(
+                "bad_token", "what the LMS gave is not a token: check SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT"
+            ) from error
+
+    def _session(self) -> requests.Session:
+        """This thread's session: connections are kept open and never shared between threads."""
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+            self._sessions.append(session)
+        return session
+
+
+def _judge(response: requests.Response, who: str) -> None:
+    """Return for a 2xx; else raise what this status means."""
+    status = response.status_code
+    reason = f"http_{status}"
+    if 200 <= status < 300:
+        return
+    if status in (400, 422, 500):
+        raise BatchRefused(reason, f"{who} answered {status}")
+    if status == 408 or status > 500:
+        raise Unavailable(reason, f"{who} answered {status}", retry_after(response))
+    raise RunRefused(reason, f"{who} answered {status}: {_REMEDIES.get(status, 'check LMS_URL: this is not its API')}")

@@ -1,0 +1,49 @@
+"""Alembic migrations of the ledger's tables; license-manager's own are never touched."""
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.dialects import mysql
+
+LICENSE_TABLE = "subscriptions_license"
+
+
+class _NativeUUID(sa.types.UserDefinedType[Any]):
+    """MariaDB's `uuid`, for its DDL only."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return the type's SQL name (SQLAlchemy's hook)."""
+        return "UUID"
+
+
+def license_uuid_type(connection: sa.Connection) -> sa.types.TypeEngine[Any]:
+    """The column type of a license's uuid in this database.
+
+    The ledger's UUIDs take the same one, collation included, so that the tables can be joined by their indexes.
+    """
+    if connection.dialect.name == "postgresql":
+        return sa.Uuid()
+    if connection.dialect.name == "sqlite":
+        return sa.CHAR(32)
+    data_type, charset, collation = connection.execute(
+        sa.text(
+            "SELECT data_type, character_set_name, collation_name FROM information_schema.columns "
+            "WHERE table_schema = DATABASE() AND table_name = :table AND column_name = 'uuid'"
+        ),
+        {"table": LICENSE_TABLE},
+    ).one()
+    return _NativeUUID() if data_type == "uuid" else mysql.CHAR(32, charset=charset, collation=collation)
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Make the ledger's tables, or bring them up to date; doing it again changes nothing."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,261 @@
+"""license-manager's tables (the columns that we use) and the ledger's own.
+
+The types store values exactly as Django does on each engine: `facts` of that stand in docs/architecture.md.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import CHAR, JSON, DateTime, Dialect, ForeignKey, Index, String, Uuid, literal
+from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+DOWNGRADED_EVENT = "edx.server.license-manager.expired.license.downgraded"
+UNLINKED_EVENT = "edx.server.license-manager.expired.license.unlinked"
+
+
+class DjangoUUID(TypeDecorator[UUID]):
+    """Django's UUIDField: native on PostgreSQL, 32 hex digits elsewhere.
+
+    A MariaDB column of the native type takes the 32 digits too, and answers with dashes; both are read.
+    """
+
+    impl = CHAR(32)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type (SQLAlchemy's hook)."""
+        return dialect.type_descriptor(Uuid() if dialect.name == "postgresql" else CHAR(32))
+
+    def process_bind_param(self, value: UUID | None, dialect: Dialect) -> Any:
+        """Turn a UUID into what the column holds (SQLAlchemy's hook)."""
+        return value if value is None or dialect.name == "postgresql" else value.hex
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
+        """Turn what the column holds into a UUID (SQLAlchemy's hook)."""
+        return value if value is None or isinstance(value, UUID) else UUID(value)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Django's DateTimeField: aware UTC in Python; `timestamptz`, `datetime(6)` or text below."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type (SQLAlchemy's hook)."""
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(String(26))
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(DateTime(timezone=True))
+        return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Turn an aware date-time into what the column holds (SQLAlchemy's hook)."""
+        if value is None or dialect.name == "postgresql":
+            return value
+        naive = value.astimezone(UTC).replace(tzinfo=None)
+        return str(naive) if dialect.name == "sqlite" else naive
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Turn what the column holds into an aware date-time in UTC (SQLAlchemy's hook)."""
+        if value is None:
+            return None
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+class DatabaseNow(FunctionElement[datetime]):
+    """The database's own clock, `seconds` from now: the only clock that leases and `as_of` go by."""
+
+    type = UTCDateTime()
+    inherit_cache = True
+
+    def __init__(self, seconds: int = 0) -> None:
+        super().__init__(literal(seconds))
+
+
+@compiles(DatabaseNow, "postgresql")
+def _postgresql_now(element: DatabaseNow, compiler: Any, **kw: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+
+
+@compiles(DatabaseNow, "mysql")
+@compiles(DatabaseNow, "mariadb")
+def _mysql_now(element: DatabaseNow, compiler: Any, **kw: Any) -> str:
+    return f"(UTC_TIMESTAMP(6) + INTERVAL {compiler.process(element.clauses, **kw)} SECOND)"
+
+
+@compiles(DatabaseNow, "sqlite")
+def _sqlite_now(element: DatabaseNow, compiler: Any, **kw: Any) -> str:
+    offset = compiler.process(element.clauses, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {offset} || ' seconds')"
+
+
+class LicenseManager(DeclarativeBase):
+    """Tables that belong to license-manager: read, seldom written, never migrated."""
+
+    type_annotation_map: ClassVar[Any] = {UUID: DjangoUUID(), datetime: UTCDateTime()}
+
+
+class CustomerAgreement(LicenseManager):
+    """One per enterprise customer."""
+
+    __tablename__ = "subscriptions_customeragreement"
+
+    uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    enterprise_customer_uuid: Mapped[UUID]
+    enterprise_customer_name: Mapped[str | None]
+
+
+class SubscriptionPlan(LicenseManager):
+    """A plan; at its `expiration_date` it has expired."""
+
+    __tablename__ = "subscriptions_subscriptionplan"
+
+    uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    modified: Mapped[datetime]
+    start_date: Mapped[datetime]
+    expiration_date: Mapped[datetime]
+    is_active: Mapped[bool]
+    expiration_processed: Mapped[bool]
+    customer_agreement_id: Mapped[UUID] = mapped_column(ForeignKey(CustomerAgreement.uuid))
+
+
+class SubscriptionPlanRenewal(LicenseManager):
+    """Ties a prior plan to the plan that follows it, which may not exist yet."""
+
+    __tablename__ = "subscriptions_subscriptionplanrenewal"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    prior_subscription_plan_id: Mapped[UUID] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
+    renewed_subscription_plan_id: Mapped[UUID | None] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
+
+
+class License(LicenseManager):
+    """A learner's license under a plan."""
+
+    __tablename__ = "subscriptions_license"
+
+    uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    lms_user_id: Mapped[int | None]
+    user_email: Mapped[str | None]
+    subscription_plan_id: Mapped[UUID] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
+    renewed_to_id: Mapped[UUID | None]
+
+
+class LicenseEvent(LicenseManager):
+    """license-manager's own generic record that something was done for a license."""
+
+    __tablename__ = "subscriptions_licenseevent"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    created: Mapped[datetime]
+    modified: Mapped[datetime]
+    event_name: Mapped[str]
+    license_id: Mapped[UUID] = mapped_column(ForeignKey(License.uuid))
+
+
+class Phase(StrEnum):
+    """Where a run is on its way; the last three are ends."""
+
+    QUEUED = "queued"
+    DOWNGRADING = "downgrading"
+    DOWNGRADED = "downgraded"
+    UNLINKING = "unlinking"
+    FINISHED = "finished"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+
+ENDED = (Phase.FINISHED, Phase.FAILED, Phase.ABANDONED)
+
+
+class Ledger(DeclarativeBase):
+    """Tables of our own, made and changed by Alembic alone."""
+
+    type_annotation_map: ClassVar[Any] = {UUID: DjangoUUID(), datetime: UTCDateTime()}
+
+
+class Run(Ledger):
+    """One pass over one enterprise.
+
+    `live` holds the enterprise's UUID while the run has not ended and NULL after: its unique key is what
+    makes the live run the only one. `lease_until` is the moment, by the database's clock, after which
+    whoever has the run (a worker while `owner` is set, the broker while it is not) has let it down.
+    `fence` rises with each claim, `recorded` with each outcome that is recorded, and `publications` counts how
+    often the rest of the chain was published anew since then.
+    """
+
+    __tablename__ = "license_expiry_run"
+    __table_args__ = (
+        Index("license_expiry_run_enterprise", "enterprise_customer_uuid", "opened_at"),
+        Index("license_expiry_run_opened", "opened_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    enterprise_customer_uuid: Mapped[UUID]
+    live: Mapped[UUID | None] = mapped_column(unique=True)
+    phase: Mapped[str] = mapped_column(String(16))
+    as_of: Mapped[datetime]
+    dry_run: Mapped[bool]
+    force: Mapped[bool]
+    reason: Mapped[str | None] = mapped_column(String(255))
+    plan_uuids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    expired_after: Mapped[datetime | None]
+    expired_before: Mapped[datetime | None]
+    owner: Mapped[str | None] = mapped_column(String(255))
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_until: Mapped[datetime | None]
+    publications: Mapped[int] = mapped_column(default=0)
+    retries: Mapped[int] = mapped_column(default=0)
+    recorded: Mapped[int] = mapped_column(default=0)
+    plans_processed: Mapped[int] = mapped_column(default=0)
+    licenses_downgraded: Mapped[int] = mapped_column(default=0)
+    licenses_held: Mapped[int] = mapped_column(default=0)
+    learners_unlinked: Mapped[int] = mapped_column(default=0)
+    learners_protected: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str | None] = mapped_column(String(500))
+    opened_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class Downgrade(Ledger):
+    """The LMS confirmed the downgrade of this license in this run; kept until its plan is processed."""
+
+    __tablename__ = "license_expiry_downgrade"
+
+    license_uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    enterprise_customer_uuid: Mapped[UUID] = mapped_column(index=True)
+    confirmed_at: Mapped[datetime]
+
+
+class HeldLicense(Ledger):
+    """The LMS refuses this one license; it is set aside and tried again next night."""
+
+    __tablename__ = "license_expiry_held"
+
+    license_uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    enterprise_customer_uuid: Mapped[UUID] = mapped_column(index=True)
+    run_id: Mapped[UUID]
+    step: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(64))
+    tries: Mapped[int]
+    first_held_at: Mapped[datetime]
+    as_of: Mapped[datetime]
+
+
+class Throttle(Ledger):
+    """One row: when the next LMS call of all workers may go out, under LMS_REQUESTS_PER_MINUTE."""
+
+    __tablename__ = "license_expiry_throttle"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    next_call_at: Mapped[datetime]

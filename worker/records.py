@@ -1,0 +1,109 @@
+"""What the ledger keeps of licenses, what is read from it, and what is dropped from it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CursorResult, delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from worker.models import Downgrade, HeldLicense, License, Run, SubscriptionPlan
+from worker.policy import HOLD
+
+COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
+
+
+def hold(session: Session, run: Run, step: str, license_uuid: UUID, reason: str) -> None:
+    """Put a license on the held list, or raise its number of tries."""
+    values = {"run_id": run.id, "step": step, "reason": reason, "as_of": run.as_of}
+    if not changed(
+        session,
+        update(HeldLicense)
+        .where(HeldLicense.license_uuid == license_uuid)
+        .values(tries=HeldLicense.tries + 1, **values),
+    ):
+        session.execute(
+            insert(HeldLicense).values(
+                license_uuid=license_uuid,
+                enterprise_customer_uuid=run.enterprise_customer_uuid,
+                tries=1,
+                first_held_at=run.as_of,
+                **values,
+            )
+        )
+
+
+def unhold(session: Session, licenses: Sequence[UUID]) -> None:
+    """Take licenses off the held list: the LMS took them at last."""
+    if licenses:
+        session.execute(delete(HeldLicense).where(HeldLicense.license_uuid.in_(licenses)))
+
+
+def confirm_downgrades(session: Session, run: Run, licenses: Sequence[UUID]) -> None:
+    """Keep that the LMS confirmed these downgrades, so that nobody sends them again."""
+    row = {"run_id": run.id, "enterprise_customer_uuid": run.enterprise_customer_uuid, "confirmed_at": run.as_of}
+    session.execute(insert(Downgrade), [{"license_uuid": uuid, **row} for uuid in licenses])
+
+
+def clean_up(session: Session, run: Run) -> None:
+    """Drop confirmations that their plan's mark now stands for, and holds that were up and not due any more."""
+    processed = (
+        select(License.uuid)
+        .join(SubscriptionPlan, SubscriptionPlan.uuid == License.subscription_plan_id)
+        .where(SubscriptionPlan.expiration_processed.is_(True), License.uuid == Downgrade.license_uuid)
+    )
+    enterprise = run.enterprise_customer_uuid
+    session.execute(delete(Downgrade).where(Downgrade.enterprise_customer_uuid == enterprise, processed.exists()))
+    narrowed = (run.plan_uuids, run.expired_after, run.expired_before) != (None, None, None)
+    if not narrowed:
+        session.execute(
+            delete(HeldLicense).where(
+                HeldLicense.enterprise_customer_uuid == enterprise,
+                HeldLicense.run_id != run.id,
+                HeldLicense.as_of <= run.as_of - HOLD,
+            )
+        )
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """A run as tasks and `--json` show it: ids, phase and counts."""
+    return {
+        "run_id": str(run.id),
+        "enterprise_customer_uuid": str(run.enterprise_customer_uuid),
+        "phase": str(run.phase),
+        "dry_run": run.dry_run,
+        **{name: getattr(run, name) for name in COUNTS},
+        "error": run.error,
+    }
+
+
+def runs_by_id(session: Session, run_ids: Iterable[UUID]) -> Sequence[Run]:
+    """These runs, in the order in which they were opened."""
+    return session.scalars(select(Run).where(Run.id.in_(list(run_ids))).order_by(Run.opened_at)).all()
+
+
+def newest_runs(session: Session, enterprise: UUID | None, limit: int = 20) -> Sequence[Run]:
+    """The newest run of each enterprise; or, with `enterprise`, its newest `limit` runs."""
+    if enterprise is not None:
+        of_one = select(Run).where(Run.enterprise_customer_uuid == enterprise)
+        return session.scalars(of_one.order_by(Run.opened_at.desc()).limit(limit)).all()
+    newest = (
+        select(Run.enterprise_customer_uuid, func.max(Run.opened_at).label("opened_at"))
+        .group_by(Run.enterprise_customer_uuid)
+        .subquery()
+    )
+    same = (Run.enterprise_customer_uuid == newest.c.enterprise_customer_uuid) & (Run.opened_at == newest.c.opened_at)
+    return session.scalars(select(Run).join(newest, same).order_by(Run.opened_at.desc())).all()
+
+
+def held_licenses(session: Session) -> Sequence[HeldLicense]:
+    """Everything on the held list, by enterprise."""
+    order = (HeldLicense.enterprise_customer_uuid, HeldLicense.step, HeldLicense.license_uuid)
+    return session.scalars(select(HeldLicense).order_by(*order)).all()
+
+
+def changed(session: Session, statement: Any) -> bool:
+    """Execute an UPDATE and tell whether it changed any row."""
+    result = session.execute(statement, execution_options={"synchronize_session": False})
+    assert isinstance(result, CursorResult)  # noqa: S101, for the type checker
+    return result.rowcount > 0

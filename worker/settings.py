@@ -1,0 +1,319 @@
+"""Typed settings: the environment first, then the YAML file named by LICENSE_EXPIRY_CFG.
+
+Importing this module reads nothing. `load_settings` reports all wrong settings at once, each with its remedy.
+"""
+
+import os
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from worker.errors import Unusable
+
+CONFIG_FILE_VARIABLE = "LICENSE_EXPIRY_CFG"
+_DRIVERS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
+_BROKERS = ("redis://", "rediss://", "amqp://", "amqps://", "memory://")
+
+
+def _required(remedy: str, example: str, *, secret: bool = False) -> Any:
+    return Field(description=remedy, examples=[example], repr=not secret)
+
+
+class CelerySettings(BaseSettings):
+    """What celeryconfig.py needs: complete by itself, so that `celery -A worker report` works anywhere."""
+
+    model_config = SettingsConfigDict(case_sensitive=True, extra="ignore", env_ignore_empty=True)
+
+    CELERY_BROKER_URL: str = Field(
+        "",
+        description="Where tasks are queued: a Redis or a RabbitMQ",
+        examples=["redis://:password@redis:6379/5"],
+        repr=False,
+    )
+    CELERY_RESULT_BACKEND: str = Field(
+        "",
+        description="Where task results are kept; the broker when that is a Redis, else nowhere",
+        examples=["redis://:password@redis:6379/5"],
+        repr=False,
+    )
+    NIGHTLY_SCHEDULE: str = Field(
+        "0 2 * * *",
+        description="When beat starts the night: five cron fields, in TIME_ZONE",
+        examples=["0 2 * * *"],
+    )
+    TIME_ZONE: str = Field(
+        "UTC", description="The time zone of NIGHTLY_SCHEDULE, a name from the tz database", examples=["UTC"]
+    )
+    TASK_TIME_LIMIT_SECONDS: PositiveInt = Field(
+        3000,
+        description="A task is killed after this long; a step hands itself on after half of it",
+        examples=["3000"],
+    )
+    VISIBILITY_TIMEOUT_SECONDS: PositiveInt = Field(
+        3600,
+        description="After this long Redis gives a task that was not acknowledged to another worker",
+        examples=["3600"],
+    )
+
+    @field_validator("NIGHTLY_SCHEDULE")
+    @classmethod
+    def _five_fields(cls, value: str) -> str:
+        if len(value.split()) != 5:
+            raise ValueError("must have five fields: minute, hour, day of month, month, day of week")
+        return value
+
+    @field_validator("TIME_ZONE")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError("is not a time zone that this machine knows") from error
+        return value
+
+    @property
+    def result_backend(self) -> str | None:
+        """The result backend's URL, or None when results are not kept."""
+        if self.CELERY_RESULT_BACKEND:
+            return self.CELERY_RESULT_BACKEND
+        return self.CELERY_BROKER_URL if self.CELERY_BROKER_URL.startswith("redis") else None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the YAML file (pydantic-settings' hook)."""
+        path = os.environ.get(CONFIG_FILE_VARIABLE)
+        if not path:
+            return (init_settings, env_settings)
+        return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=Path(path)))
+
+
+class Settings(CelerySettings):
+    """Everything that a worker or the command needs."""
+
+    DATABASE_URL: str = _required(
+        "license-manager's database, as a SQLAlchemy URL",
+        "mysql://user:password@mysql/license_manager",
+        secret=True,
+    )
+    LMS_URL: str = _required("The LMS's root address", "https://courses.example.com")
+    SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = Field(
+        "",
+        description="Where tokens are asked for; LMS_URL when not set",
+        examples=["https://courses.example.com"],
+    )
+    BACKEND_SERVICE_EDX_OAUTH2_KEY: str = _required(
+        "The client id of license-manager's backend service application in the LMS",
+        "license-manager-backend-service-key",
+    )
+    BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = Field(
+        None,
+        description="A file whose content is BACKEND_SERVICE_EDX_OAUTH2_SECRET",
+        examples=["/run/secrets/lms_oauth2_secret"],
+    )
+    BACKEND_SERVICE_EDX_OAUTH2_SECRET: str = Field(
+        "",
+        description="That application's secret; or name a file with BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE",
+        examples=["(a secret)"],
+        repr=False,
+    )
+    CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED: Annotated[frozenset[UUID], NoDecode] = Field(
+        frozenset(),
+        description="The enterprise customers whose learners are unlinked: UUIDs with commas, or a YAML list",
+        examples=["378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772,7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11"],
+    )
+    UNLINK_AFTER_DAYS: int = Field(
+        90,
+        ge=0,
+        description="A learner is unlinked when the license expired more than this many days ago",
+        examples=["90"],
+    )
+    LICENSE_EXPIRATION_BATCH_SIZE: PositiveInt = Field(
+        100, le=1000, description="Licenses in one downgrade call", examples=["100"]
+    )
+    BULK_UNLINK_BATCH_SIZE: PositiveInt = Field(
+        100, le=1000, description="Learners in one unlink call", examples=["100"]
+    )
+    BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS: PositiveInt = Field(
+        120, description="How long to wait for the answer to a downgrade call", examples=["120"]
+    )
+    BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = Field(
+        120, description="How long to wait for the answer to an unlink call", examples=["120"]
+    )
+    LMS_PARALLEL_REQUESTS: PositiveInt = Field(
+        4, le=64, description="LMS calls in flight at once, for each run", examples=["4"]
+    )
+    LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = Field(
+        None,
+        description="The LMS's throttle for service users, held over all workers; no limit when not set",
+        examples=["800"],
+    )
+    LEASE_SECONDS: PositiveInt = Field(
+        300,
+        description="A worker that is silent for this long loses its run to another",
+        examples=["300"],
+    )
+    TASK_MAX_RETRIES: int = Field(
+        5, ge=0, description="How often a step is tried again when the LMS is unavailable", examples=["5"]
+    )
+    TASK_RETRY_SECONDS: PositiveInt = Field(
+        60,
+        description="The wait before the first of these; it doubles each time, up to 15 minutes",
+        examples=["60"],
+    )
+
+    @field_validator("DATABASE_URL")
+    @classmethod
+    def _known_driver(cls, value: str) -> str:
+        try:
+            url = make_url(value)
+        except ArgumentError as error:
+            raise ValueError("is not a SQLAlchemy URL") from error
+        url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+        if url.drivername not in {*_DRIVERS.values(), "sqlite"}:
+            raise ValueError("must begin with mysql://, mariadb://, postgresql:// or sqlite:///")
+        return url.render_as_string(hide_password=False)
+
+    @field_validator("LMS_URL", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("CELERY_BROKER_URL")
+    @classmethod
+    def _known_broker(cls, value: str) -> str:
+        if value and not value.startswith(_BROKERS):
+            raise ValueError("must begin with redis://, rediss://, amqp:// or amqps://")
+        return value
+
+    @field_validator("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", mode="before")
+    @classmethod
+    def _commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part for part in (part.strip() for part in value.split(",")) if part]
+        return value or ()
+
+    @field_validator("BACKEND_SERVICE_EDX_OAUTH2_SECRET")
+    @classmethod
+    def _secret_from_file(cls, value: str, info: ValidationInfo) -> str:
+        path: Path | None = info.data.get("BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE")
+        if not value and path is not None:
+            try:
+                value = path.read_text().strip()
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+        if not value:
+            raise ValueError("is not set")
+        return value
+
+    @model_validator(mode="after")
+    def _times_in_order(self) -> Self:
+        lms = max(self.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, self.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
+        longest_wait = max(self.retry_wait(attempt) for attempt in range(self.TASK_MAX_RETRIES + 1))
+        rising = [
+            ("the LMS time-outs (BULK_EXPIRATION_/BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)", lms),
+            ("LEASE_SECONDS", self.LEASE_SECONDS),
+            ("TASK_TIME_LIMIT_SECONDS", self.TASK_TIME_LIMIT_SECONDS),
+            ("VISIBILITY_TIMEOUT_SECONDS", self.VISIBILITY_TIMEOUT_SECONDS),
+        ]
+        for (low_name, low), (high_name, high) in pairwise(rising):
+            if low >= high:
+                raise ValueError(
+                    f"{high_name}: is {high}, which must be more than {low_name}, {low}. "
+                    f"Raise the first or lower the second"
+                )
+        if longest_wait * 2 > self.VISIBILITY_TIMEOUT_SECONDS:
+            raise ValueError(
+                f"TASK_RETRY_SECONDS: leads to a wait of {longest_wait} s, which must be at most half of "
+                f"VISIBILITY_TIMEOUT_SECONDS, {self.VISIBILITY_TIMEOUT_SECONDS}. Lower it"
+            )
+        return self
+
+    def retry_wait(self, attempt: int) -> int:
+        """Seconds before the retry that follows attempt number `attempt` (from 0), without jitter."""
+        return int(min(self.TASK_RETRY_SECONDS * 2**attempt, max(900, self.TASK_RETRY_SECONDS)))
+
+    @property
+    def unlink_after(self) -> timedelta:
+        """UNLINK_AFTER_DAYS as a duration."""
+        return timedelta(days=self.UNLINK_AFTER_DAYS)
+
+
+class _SettingsWithBroker(Settings):
+    CELERY_BROKER_URL: str = _required(
+        "Where tasks are queued: a Redis or a RabbitMQ", "redis://:password@redis:6379/5", secret=True
+    )
+
+
+S = TypeVar("S", bound=CelerySettings)
+
+
+def _problem(error: Any, model: type[BaseSettings]) -> str:
+    if not error["loc"]:  # a rule over several settings: its sentence already begins with the name
+        return str(error["msg"]).removeprefix("Value error, ")
+    name = str(error["loc"][0])
+    field = model.model_fields[name]
+    if error["type"] == "missing":
+        what = f"is not set. Set it in the environment or in the YAML file that {CONFIG_FILE_VARIABLE} names"
+    else:
+        what = str(error["msg"]).removeprefix("Value error, ")
+        if len(error["loc"]) > 1 and isinstance(error.get("input"), str):
+            what += f" ({error['input']!r})"
+    return f"{name}: {what}. {field.description}, for example {(field.examples or [''])[0]}"
+
+
+def load(model: type[S]) -> S:
+    """Read `model` from the environment and the YAML file.
+
+    Raises Unusable with one line for each wrong setting.
+    """
+    path = os.environ.get(CONFIG_FILE_VARIABLE)
+    if path and not Path(path).is_file():
+        raise Unusable(f"{CONFIG_FILE_VARIABLE}: {path} is not a file. Name an existing YAML file, or unset it")
+    try:
+        return model()
+    except ValidationError as error:
+        problems = [_problem(each, model) for each in error.errors()]
+    except Exception as error:  # the YAML parser's errors have no common base that is public
+        raise Unusable(f"{CONFIG_FILE_VARIABLE}: {path} cannot be read as YAML ({error})") from error
+    raise Unusable("\n".join(["These settings are wrong:", *(f"  {problem}" for problem in problems)]))
+
+
+def load_settings(*, broker: bool = False) -> Settings:
+    """Read all settings, CELERY_BROKER_URL being a must when `broker` is true; raises Unusable."""
+    return load(_SettingsWithBroker if broker else Settings)

@@ -1,0 +1,234 @@
+"""The two steps of a run as plain functions, and the one attempt at a step that leaves the run telling the truth."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, insert, literal, literal_column, select, update
+from sqlalchemy.orm import Session
+
+from worker import ledger, policy, records
+from worker.batches import Batch, Plan, drive, pages
+from worker.database import Database
+from worker.deps import Deps
+from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, RunRefused, Unavailable
+from worker.ledger import Claim, Step
+from worker.models import (
+    DOWNGRADED_EVENT,
+    UNLINKED_EVENT,
+    DatabaseNow,
+    LicenseEvent,
+    Run,
+    SubscriptionPlan,
+    UTCDateTime,
+)
+from worker.settings import Settings
+
+log = logging.getLogger(__name__)
+_NO_SYNC: Any = {"execution_options": {"synchronize_session": False}}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt at a step came to.
+
+    `skipped` says why nothing was done; `more` that the time slice ended and the step is to be taken up again.
+    """
+
+    run: Run | None
+    skipped: str | None = None
+    more: bool = False
+
+
+def attempt(
+    deps: Deps,
+    run_id: UUID,
+    enterprise: UUID,
+    step: Step,
+    owner: str,
+    retry_in: Callable[[Unavailable], int | None],
+) -> Outcome:
+    """Claim a run, do one step of it, and leave the run in a phase that tells the truth, whatever happens.
+
+    `retry_in` answers an Unavailable with the seconds after which the caller tries again, or with None, which
+    fails the run. Raises Unavailable and RunRefused after the run is dealt with; BadArgument for an unknown run.
+    """
+    try:
+        claim = ledger.claim(deps.database, run_id, enterprise, step, owner, deps.settings.LEASE_SECONDS)
+    except NotClaimed as reason:
+        return Outcome(None, skipped=str(reason))
+    except Unavailable as error:
+        retry_in(error)
+        raise
+    try:
+        done = _STEPS[step](deps, claim, time.monotonic() + deps.settings.TASK_TIME_LIMIT_SECONDS / 2)
+        claim.advance(**_last_counts(deps, claim)) if done else claim.release()
+    except LeaseLost as reason:
+        return Outcome(None, skipped=str(reason))
+    except Unavailable as error:
+        seconds = retry_in(error)
+        _settle(claim.fail, str(error)) if seconds is None else _settle(claim.release, seconds, str(error))
+        raise
+    except LicenseExpiryError as error:
+        _settle(claim.fail, str(error))
+        raise
+    except Exception as error:
+        _settle(claim.fail, f"an error of our own, {type(error).__name__}: the worker's log has its traceback")
+        raise
+    run = deps.database.transact(lambda session: session.get(Run, run_id))
+    return Outcome(run, more=not done)
+
+
+def downgrade(deps: Deps, claim: Claim, deadline: float) -> bool:
+    """Downgrade what is due in the claim's run and mark the plans that are done.
+
+    Returns False when `deadline` (of time.monotonic) came first. Raises Unavailable, RunRefused, LeaseLost.
+    """
+    scope = _scope(deps, claim.run)
+    if claim.run.dry_run:
+        claim.record(None, **deps.database.transact(lambda session: _rehearse_downgrade(session, scope)))
+        return True
+    size = deps.settings.LICENSE_EXPIRATION_BATCH_SIZE
+
+    def batches() -> Iterator[Batch]:
+        for plan in deps.database.transact(lambda session: _plans(session, scope)):
+            page = partial(policy.downgrade_page, scope, plan.uuid, plan.waiting, size)
+            yield from pages(deps.database, size, page, plan)
+
+    def send(batch: Batch) -> None:
+        assert batch.plan is not None  # noqa: S101, for the type checker
+        date = policy.ignore_enrollments_modified_after(batch.plan.expiration_date, scope.as_of)
+        deps.lms.downgrade(batch.licenses, date, claim.guard)
+
+    def confirm(session: Session, batch: Batch) -> None:
+        if batch.plan is not None and batch.plan.waiting:
+            _insert_events(session, batch.licenses, DOWNGRADED_EVENT)
+        else:
+            records.confirm_downgrades(session, claim.run, batch.licenses)
+
+    try:
+        done = drive(deps, claim, batches(), send, confirm, "licenses_downgraded", deadline)
+    except (Unavailable, RunRefused):
+        _settle(_mark_done_plans, deps.database, claim, scope)  # a plan that is done is done, whatever befell others
+        raise
+    _mark_done_plans(deps.database, claim, scope)
+    return done
+
+
+def unlink(deps: Deps, claim: Claim, deadline: float) -> bool:
+    """Unlink the learners who are due in the claim's run.
+
+    Returns False when `deadline` (of time.monotonic) came first. Raises Unavailable, RunRefused, LeaseLost.
+    """
+    scope = _scope(deps, claim.run)
+    if claim.run.dry_run:
+        due = policy.due_unlinks(scope, downgraded=False)
+        claim.record(learners_unlinked=deps.database.transact(lambda session: _count(session, due)))
+        return True
+    size = deps.settings.BULK_UNLINK_BATCH_SIZE
+
+    def send(batch: Batch) -> None:
+        emails = list(dict.fromkeys(row[2] for row in batch.rows))
+        deps.lms.unlink(claim.run.enterprise_customer_uuid, emails, claim.guard)
+
+    def confirm(session: Session, batch: Batch) -> None:
+        _insert_events(session, batch.licenses, UNLINKED_EVENT)
+
+    batches = pages(deps.database, size, partial(policy.unlink_page, scope, size))
+    return drive(deps, claim, batches, send, confirm, "learners_unlinked", deadline)
+
+
+_STEPS = {Step.DOWNGRADE: downgrade, Step.UNLINK: unlink}
+
+
+def scope_of(
+    settings: Settings, asked: Any, as_of: datetime, enterprise: UUID | None, run_id: UUID | None = None
+) -> policy.Scope:
+    """What is judged by: the settings, and what was asked for (a Run, or a trigger's Request)."""
+    return policy.Scope(
+        as_of=as_of,
+        unlink_after=settings.unlink_after,
+        unlink_enabled=settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED,
+        enterprise=enterprise,
+        plan_uuids=None if asked.plan_uuids is None else tuple(UUID(str(uuid)) for uuid in asked.plan_uuids),
+        expired_after=asked.expired_after,
+        expired_before=asked.expired_before,
+        force=asked.force,
+        run_id=run_id,
+    )
+
+
+def _scope(deps: Deps, run: Run) -> policy.Scope:
+    return scope_of(deps.settings, run, run.as_of, run.enterprise_customer_uuid, run.id)
+
+
+def _plans(session: Session, scope: policy.Scope) -> list[Plan]:
+    """Due plans and waiting plans with work, the longest expired first (prior plans before those that follow)."""
+    plans = [
+        Plan(uuid, expiration_date, waiting)
+        for query, waiting in ((policy.due_plans(scope), False), (policy.waiting_plans(scope), True))
+        for uuid, expiration_date, _ in session.execute(query)
+    ]
+    return sorted(plans, key=lambda plan: (plan.expiration_date, plan.uuid))
+
+
+def _mark_done_plans(database: Database, claim: Claim, scope: policy.Scope) -> None:
+    """Mark the due plans with nothing left to confirm as license-manager does: the plan, and a row of its history."""
+    done = database.transact(lambda session: session.execute(policy.done_plans(scope)).all())
+    if not done:
+        return
+    history, copied = database.plan_history()
+
+    def write(session: Session) -> None:
+        this = (SubscriptionPlan.uuid.in_([row[0] for row in done]), SubscriptionPlan.expiration_processed.is_(False))
+        plans = session.scalars(select(SubscriptionPlan.uuid).where(*this).with_for_update()).all()
+        if not plans:
+            return
+        now = session.execute(select(DatabaseNow())).scalar_one()
+        marked = {"expiration_processed": True, "modified": now}
+        session.execute(update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(plans)).values(marked), **_NO_SYNC)
+        row: policy.Rows = select(
+            *(literal_column(name) for name in copied), literal("~"), literal(now, UTCDateTime())
+        ).select_from(SubscriptionPlan)
+        names = [*copied, "history_type", "history_date"]
+        session.execute(insert(history).from_select(names, row.where(SubscriptionPlan.uuid.in_(plans))))
+        more = Run.plans_processed + len(plans)
+        session.execute(update(Run).where(Run.id == claim.run.id).values(plans_processed=more), **_NO_SYNC)
+
+    claim.record(write)
+
+
+def _rehearse_downgrade(session: Session, scope: policy.Scope) -> dict[str, int]:
+    licenses = _count(session, policy.due_downgrades(scope)) + _count(session, policy.waiting_downgrades(scope))
+    return {"plans_processed": _count(session, policy.due_plans(scope)), "licenses_downgraded": licenses}
+
+
+def _last_counts(deps: Deps, claim: Claim) -> dict[str, int]:
+    """What a step counts when it is done: for the unlink, those whom another license protected from it."""
+    if claim.step is not Step.UNLINK:
+        return {}
+    query = policy.protected(_scope(deps, claim.run))
+    return {"learners_protected": deps.database.transact(lambda session: _count(session, query))}
+
+
+def _insert_events(session: Session, licenses: Sequence[UUID], name: str) -> None:
+    now = session.execute(select(DatabaseNow())).scalar_one()
+    rows = [{"license_id": uuid, "event_name": name, "created": now, "modified": now} for uuid in licenses]
+    session.execute(insert(LicenseEvent), rows)
+
+
+def _count(session: Session, query: policy.Rows) -> int:
+    return session.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+
+
+def _settle(last: Callable[..., None], *arguments: Any) -> None:
+    """Do a last thing that must not hide the error which led to it."""
+    try:
+        last(*arguments)
+    except LicenseExpiryError as error:
+        log.warning("%s; the lease of the run will lapse and reconcile takes it up", error)
