@@ -17,14 +17,13 @@ from simulator.showcase import bulk, demo, read_demo
 database_option = click.option(
     "--database",
     metavar="URL",
-    help="SQLAlchemy URL: sqlite:////tmp/try.db, postgresql+psycopg://user@host/name, "
-    "mysql+pymysql://user@host/name.",
+    help="SQLAlchemy URL: sqlite:////tmp/try.db, postgresql+psycopg://user@host/name, mysql+pymysql://user@host/name.",
 )
 
 
 @click.group()
 def main() -> None:
-    """Play an LMS, and make license-manager data for it.
+    r"""Play an LMS, and make license-manager data for it.
 
     \b
     Try it:
@@ -39,17 +38,11 @@ def main() -> None:
 @database_option
 @click.option("--port", default=8001, show_default=True, help="Port to listen on; 0 takes any free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--latency", default=0.0, show_default=True, metavar="SECONDS", help="How long each call takes."
-)
+@click.option("--latency", default=0.0, show_default=True, metavar="SECONDS", help="How long each call takes.")
 @click.option("--client-id", default="license-expiry", show_default=True, help="The id that gets a token.")
-@click.option(
-    "--client-secret", default="not-a-secret", show_default=True, help="The secret that goes with it."
-)
-def serve(
-    database: str | None, port: int, host: str, latency: float, client_id: str, client_secret: str
-) -> None:
-    """Serve the LMS's token endpoint and its two enterprise calls until Ctrl-C.
+@click.option("--client-secret", default="not-a-secret", show_default=True, help="The secret that goes with it.")
+def serve(database: str | None, port: int, host: str, latency: float, client_id: str, client_secret: str) -> None:
+    r"""Serve the LMS's token endpoint and its two enterprise calls until Ctrl-C.
 
     With --database it knows that database's licences and learners; without, nobody, until it is told.
 
@@ -123,9 +116,7 @@ def _make_demo(data: Data) -> None:
 def _refuse_full(engine: Engine, uuid_form: UuidForm) -> None:
     create_tables(engine, uuid_form)
     with engine.connect() as connection:
-        there = connection.execute(
-            select(func.count()).select_from(table(engine, "customeragreement"))
-        ).scalar()
+        there = connection.execute(select(func.count()).select_from(table(engine, "customeragreement"))).scalar()
     if there:
         what = "the demo already" if read_demo(engine) else f"{there} customer agreements already"
         raise click.ClickException(f"this database holds {what}: take an empty one")

@@ -59,7 +59,7 @@ class ControlHandler(RequestHandler):
             self.finish(json.dumps(answer if answer is not None else {}))
 
     def _content(self) -> Any:
-        return json.loads(self.request.body)
+        return json.loads(self.request.body or b"null")
 
     def _set_faults(self) -> None:
         self.lms.faults = [Fault.from_json(each) for each in self._content()]

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from contextlib import suppress
 
 from sqlalchemy import Engine
 
@@ -51,10 +52,8 @@ class Lms:
     async def delay(self, seconds: float) -> None:
         """Wait as a fault says, or until released."""
         if seconds:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._released.wait(), seconds)
-            except TimeoutError:
-                pass
 
     def token(self, form: dict[str, str]) -> Answer:
         """Answer a request for a token."""

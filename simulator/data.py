@@ -20,7 +20,6 @@ Row = dict[str, Any]
 UNLINKED_EVENT = "edx.server.license-manager.expired.license.unlinked"
 DOWNGRADED_EVENT = "edx.server.license-manager.expired.license.downgraded"
 NEXT_EMAIL = "<the next one>"
-NEXT_UUID = UUID(int=0)
 DAY = timedelta(days=1)
 CHUNK = 5_000
 
@@ -38,7 +37,10 @@ class Agreement:
 
 
 class Data:
-    """Collects rows and inserts them in one go; every column that is not given gets a sensible value."""
+    """Collects rows and inserts them in one go.
+
+    Any column can be given by its own name, `uuid` and `created` included; the others get sensible values.
+    """
 
     def __init__(self, engine: Engine, seed: int = 1, now: datetime | None = None) -> None:
         """Take the database, the seed of all UUIDs and the moment that defaults are counted from.
@@ -64,12 +66,13 @@ class Data:
         purge_after: timedelta = 90 * DAY,
         **columns: Any,
     ) -> Agreement:
-        """Add an enterprise's agreement; give its ids. Any column can be given by its own name."""
-        own, enterprise = self.uuid(), self.uuid()
+        """Add an enterprise's agreement; give its ids."""
+        own, enterprise = self._own(columns), self.uuid()
         enterprise = enterprise_customer_uuid or enterprise
         slug = slug or f"enterprise-{enterprise.hex[:8]}"
         self._add(
             "customeragreement",
+            columns,
             uuid=own,
             enterprise_customer_uuid=enterprise,
             enterprise_customer_slug=slug,
@@ -80,7 +83,6 @@ class Data:
             has_custom_license_expiration_messaging=False,
             enable_auto_applied_subscriptions_with_universal_link=False,
             enable_auto_scaling_of_current_plan=False,
-            **columns,
         )
         return Agreement(own, enterprise, f"{slug}.example")
 
@@ -95,11 +97,12 @@ class Data:
         **columns: Any,
     ) -> UUID:
         """Add a plan of an agreement, by default current for half a year more; give its id."""
-        own, catalog = self.uuid(), self.uuid()
+        own, catalog = self._own(columns), self.uuid()
         expires = expires or self.now + 180 * DAY
         self._domains[own] = agreement.domain
         self._add(
             "subscriptionplan",
+            columns,
             uuid=own,
             customer_agreement_id=agreement.uuid,
             start_date=starts or min(expires, self.now) - 365 * DAY,
@@ -113,7 +116,6 @@ class Data:
             revoke_max_percentage=5,
             is_revocation_cap_enabled=False,
             can_freeze_unused_licenses=False,
-            **columns,
         )
         return own
 
@@ -124,6 +126,7 @@ class Data:
         effective = effective or self.now
         self._add(
             "subscriptionplanrenewal",
+            columns,
             prior_subscription_plan_id=prior,
             renewed_subscription_plan_id=renewed,
             effective_date=effective,
@@ -134,7 +137,6 @@ class Data:
             license_types_to_copy="assigned_and_activated",
             disable_auto_apply_licenses=False,
             exempt_from_batch_processing=False,
-            **columns,
         )
 
     def license(
@@ -150,13 +152,18 @@ class Data:
 
         Without an e-mail it gets one of its own, under the enterprise's domain, unless it is unassigned.
         """
-        own = self.uuid()
+        own = self._own(columns)
         self._count += 1
         if email == NEXT_EMAIL:
-            email = None if status == "unassigned" else f"learner-{self._count}@{self._domains[plan]}"
+            email = (
+                None
+                if status == "unassigned"
+                else f"learner-{self._count}@{self._domains.get(plan, 'learners.example')}"
+            )
         since = self.now - 365 * DAY
         self._add(
             "license",
+            columns,
             uuid=own,
             subscription_plan_id=plan,
             status=status,
@@ -168,7 +175,6 @@ class Data:
             activation_date=since if status == "activated" else None,
             revoked_date=since if status == "revoked" else None,
             auto_applied=False,
-            **columns,
         )
         return own
 
@@ -176,7 +182,7 @@ class Data:
         """Add a licence's event, by default that its learner was unlinked."""
         created = created or self.now
         times = {"created": created, "modified": created}
-        self._add("licenseevent", license_id=license, event_name=event_name, **times)
+        self._add("licenseevent", {}, license_id=license, event_name=event_name, **times)
 
     def flush(self) -> None:
         """Insert all rows added since the last flush, in one transaction."""
@@ -190,6 +196,12 @@ class Data:
                     connection.execute(into.insert(), chunk)
         self._rows = {name: [] for name in ORDER}
 
-    def _add(self, table_name: str, **row: Any) -> None:
+    def _own(self, columns: Row) -> UUID:
+        # Drawn even where it is given, so that giving one changes no other.
+        drawn = self.uuid()
+        given: UUID = columns.get("uuid", drawn)
+        return given
+
+    def _add(self, table_name: str, given: Row, **usual: Any) -> None:
         since = self.now - 365 * DAY
-        self._rows[table_name].append({"created": since, "modified": since, **row})
+        self._rows[table_name].append({"created": since, "modified": since, **usual, **given})

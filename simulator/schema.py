@@ -134,13 +134,17 @@ def table(engine: Engine, name: str) -> Table:
 
 
 def _tables(engine: Engine) -> MetaData:
-    if engine not in _known:
-        _known[engine] = _metadata(engine.dialect.name, _uuid_form(engine))
-    return _known[engine]
+    if engine in _known:
+        return _known[engine]
+    form = _uuid_form(engine)
+    metadata = _metadata(engine.dialect.name, form or "char32")
+    if form is not None:
+        _known[engine] = metadata
+    return metadata
 
 
-def _uuid_form(engine: Engine) -> UuidForm:
-    """Look at the column: one MariaDB server can hold tables of either form."""
+def _uuid_form(engine: Engine) -> UuidForm | None:
+    """Look at the column: one MariaDB server can hold tables of either form. None when it is not there yet."""
     if engine.dialect.name not in ("mysql", "mariadb"):
         return "char32"
     question = text(
@@ -149,7 +153,9 @@ def _uuid_form(engine: Engine) -> UuidForm:
     )
     with engine.connect() as connection:
         answer = connection.execute(question).scalar()
-    return "native" if answer is not None and _text(answer).lower() == "uuid" else "char32"
+    if answer is None:
+        return None
+    return "native" if _text(answer).lower() == "uuid" else "char32"
 
 
 def _metadata(dialect: str, uuid_form: UuidForm) -> MetaData:

@@ -73,9 +73,7 @@ def read_demo(engine: Engine) -> Demo | None:
     return _describe(engine) if {case.uuid for case in CASES} <= there else None
 
 
-def bulk(
-    data: Data, enterprises: int, licenses: int, due_share: float = 0.5, expired_days: int = 100
-) -> list[UUID]:
+def bulk(data: Data, enterprises: int, licenses: int, due_share: float = 0.5, expired_days: int = 100) -> list[UUID]:
     """Insert enterprises with so many licences in all; give the enterprises' UUIDs.
 
     Each has a plan that expired `expired_days` days before `data.now`, unprocessed, with `due_share` of its
@@ -113,9 +111,7 @@ def _describe(engine: Engine) -> Demo:
 
 def _expired(data: Data, agreement: Agreement, days: float = 120, processed: bool = False) -> UUID:
     expires = data.now - timedelta(days=days)
-    return data.plan(
-        agreement, expires=expires, expiration_processed=processed, title=f"Until {expires:%Y-%m-%d}"
-    )
+    return data.plan(agreement, expires=expires, expiration_processed=processed, title=f"Until {expires:%Y-%m-%d}")
 
 
 def _many(data: Data, plan: UUID, count: int) -> list[UUID]:
@@ -210,9 +206,7 @@ def _current(data: Data, agreement: Agreement) -> None:
 
 
 CASES = [
-    Case(
-        "Alder Chain", "Three plans renewed one into the next, all expired: all three are downgraded.", _chain
-    ),
+    Case("Alder Chain", "Three plans renewed one into the next, all expired: all three are downgraded.", _chain),
     Case(
         "Birch Open Renewal",
         "Its plan waits for a renewal; those not renewed in 90 days are downgraded singly, then unlinked.",
@@ -240,9 +234,7 @@ CASES = [
         "The LMS refuses one malformed e-mail: its licence is held, the others are unlinked.",
         _malformed,
     ),
-    Case(
-        "Ilex Not Listed", "It is not on the unlink list: downgraded, nobody unlinked.", _lay(200, 6), False
-    ),
+    Case("Ilex Not Listed", "It is not on the unlink list: downgraded, nobody unlinked.", _lay(200, 6), False),
     Case("Juniper Thousand", "A plan of 1,000 licences expired yesterday: ten batches.", _lay(20 / 24, 1000)),
     Case("Katsura Large", "450 learners expired 100 days ago: downgraded, then unlinked.", _lay(100, 450)),
     Case("Larch Empty", "Its expired plan has no licences: marked processed, no LMS call.", _lay(40, 0)),

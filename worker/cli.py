@@ -79,9 +79,8 @@ def due(as_json: bool) -> int:
     if as_json:
         report.show_json({"enterprises": rows})
     elif rows:
-        report.out.print(
-            report.table(rows, ("enterprise_customer_uuid", "plans", "downgrades", "unlinks", "protected"))
-        )
+        columns = ("enterprise", "plans", "downgrades", "unlinks", "protected")
+        report.out.print(report.table(columns, [tuple(row.values()) for row in rows]))
     else:
         report.out.print("Nothing is due.")
     return 0
@@ -128,7 +127,7 @@ def run(
         force=force,
         reason=reason,
     )
-    started = dispatch.start(deps, request, enterprises, (lambda *_: None) if here else _publisher())
+    started = dispatch.start(deps, request, enterprises, (lambda *_: None) if here else publisher())
     for other in (each for each in started if not each.new):
         report.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)
     if here:
@@ -181,7 +180,12 @@ def held(as_json: bool) -> int:
     if as_json:
         report.show_json({"held": rows})
     elif rows:
-        report.out.print(report.table(rows, ("license_uuid", "step", "reason", "tries", "first_held_at")))
+        columns = ("license", "step", "reason", "tries", "first held (UTC)")
+        cells = [
+            (each.license_uuid, each.step, each.reason, each.tries, f"{each.first_held_at:%Y-%m-%d %H:%M}")
+            for each in licenses
+        ]
+        report.out.print(report.table(columns, cells))
     else:
         report.out.print("No license is held.")
     return 1 if rows else 0
@@ -195,8 +199,8 @@ def _deps(broker: bool = False) -> Deps:
     return deps
 
 
-def _publisher() -> dispatch.Publish:
-    """Return tasks.publish, once the broker has answered. Celery is loaded only here."""
+def publisher() -> dispatch.Publish:
+    """Return tasks.publish, once the broker has answered; raises Unusable. Celery is loaded only here."""
     from kombu.exceptions import OperationalError
 
     from tasks import publish

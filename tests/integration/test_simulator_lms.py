@@ -10,12 +10,13 @@ from uuid import UUID, uuid4
 
 import pytest
 import requests
+from sqlalchemy import create_engine
+
 from simulator.data import Data
 from simulator.faults import Fault
 from simulator.lms import Simulator
 from simulator.schema import create_tables
 from simulator.state import Enrollment
-from sqlalchemy import create_engine
 
 PAST = "2025-01-01T00:00:00Z"
 GOOD = "good@x.example"
@@ -45,9 +46,7 @@ class Client:
         return self.session.post(self.lms.url + path, json=body, timeout=timeout, **options)
 
     def downgrade(self, *licenses: object, after: str | None = None, **options: Any) -> requests.Response:
-        path = (
-            "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
-        )
+        path = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
         body = {
             "expired_license_uuids": [str(license) for license in licenses],
             "ignore_enrollments_modified_after": after,
@@ -131,9 +130,7 @@ def test_a_token_of_another_type_opens_nothing(client: Client, enterprise: UUID)
     assert client.unlink(enterprise, [GOOD]).status_code == 401
 
 
-def test_a_forgotten_token_opens_nothing_and_a_new_one_does(
-    client: Client, lms: Simulator, enterprise: UUID
-) -> None:
+def test_a_forgotten_token_opens_nothing_and_a_new_one_does(client: Client, lms: Simulator, enterprise: UUID) -> None:
     lms.forget_tokens()
     assert client.unlink(enterprise, [GOOD]).status_code == 401
     client.sign_in()
@@ -176,9 +173,7 @@ def test_one_that_cannot_be_changed_is_a_422_and_the_others_are_done(
     assert modes(lms, *batch) == [["audit"], ["verified"], ["audit"]]
 
 
-def test_a_course_without_an_overview_is_a_500_halfway(
-    client: Client, lms: Simulator, enterprise: UUID
-) -> None:
+def test_a_course_without_an_overview_is_a_500_halfway(client: Client, lms: Simulator, enterprise: UUID) -> None:
     batch = [
         enroll(lms, enterprise),
         enroll(lms, enterprise, Enrollment(fault="no_overview")),
@@ -208,9 +203,7 @@ def test_an_enrollment_upgraded_since_is_left_alone(client: Client, lms: Simulat
     assert modes(lms, license) == [["verified", "audit"]]
 
 
-def test_a_malformed_uuid_is_a_500_with_nothing_done(
-    client: Client, lms: Simulator, enterprise: UUID
-) -> None:
+def test_a_malformed_uuid_is_a_500_with_nothing_done(client: Client, lms: Simulator, enterprise: UUID) -> None:
     license = enroll(lms, enterprise)
     assert client.downgrade(license, "not-a-uuid").status_code == 500
     assert modes(lms, license) == [["verified"]]
@@ -226,18 +219,14 @@ def test_an_empty_list_and_a_bad_date_are_400(client: Client, lms: Simulator, en
 # The unlink
 
 
-def test_linked_learners_are_unlinked_and_others_passed_over(
-    client: Client, lms: Simulator, enterprise: UUID
-) -> None:
+def test_linked_learners_are_unlinked_and_others_passed_over(client: Client, lms: Simulator, enterprise: UUID) -> None:
     answer = client.unlink(enterprise, [f" {GOOD} ", GOOD, "nobody@x.example"])
     assert (answer.status_code, answer.content) == (200, b"")
     assert lms.state.linked[enterprise] == {"other@x.example"}
     assert lms.state.barred == {}
 
 
-def test_without_is_relinkable_the_learner_is_barred(
-    client: Client, lms: Simulator, enterprise: UUID
-) -> None:
+def test_without_is_relinkable_the_learner_is_barred(client: Client, lms: Simulator, enterprise: UUID) -> None:
     path = f"/enterprise/api/v1/enterprise-customer/{enterprise}/unlink_users/"
     assert client.post(path, {"user_emails": [GOOD]}).status_code == 200
     assert lms.state.barred == {enterprise: {GOOD}}
@@ -355,9 +344,7 @@ def test_a_connection_can_be_dropped_before_or_after_the_work(
     assert (entry.dropped, entry.status, entry.worked) == (drop, None, drop == "after")
 
 
-def test_a_load_balancer_can_give_up_on_work_that_is_done(
-    client: Client, lms: Simulator, enterprise: UUID
-) -> None:
+def test_a_load_balancer_can_give_up_on_work_that_is_done(client: Client, lms: Simulator, enterprise: UUID) -> None:
     license = enroll(lms, enterprise)
     lms.faults(Fault("downgrade", status=504, after_work=True))
     assert client.downgrade(license).status_code == 504
@@ -380,9 +367,7 @@ def test_a_redirect_that_is_followed_ends_on_a_page_that_answers_200(
     assert GOOD in lms.state.linked[enterprise]
 
 
-def test_a_client_that_gives_up_leaves_the_lms_at_work(
-    client: Client, lms: Simulator, enterprise: UUID
-) -> None:
+def test_a_client_that_gives_up_leaves_the_lms_at_work(client: Client, lms: Simulator, enterprise: UUID) -> None:
     license = enroll(lms, enterprise)
     lms.faults(Fault("downgrade", delay=60))
     with pytest.raises(requests.Timeout):
@@ -396,9 +381,7 @@ def test_a_client_that_gives_up_leaves_the_lms_at_work(
     assert modes(lms, license) == [["audit"]]
 
 
-@pytest.mark.parametrize(
-    "wrong", [[{"knd": "token"}], [{"kind": "x"}], [{"drop": "x"}], [{"every": 0}], [7], 7]
-)
+@pytest.mark.parametrize("wrong", [[{"knd": "token"}], [{"kind": "x"}], [{"drop": "x"}], [{"every": 0}], [7], 7])
 def test_a_wrong_fault_is_refused(client: Client, wrong: object) -> None:
     answer = client.post("/_simulator/faults", wrong)
     assert answer.status_code == 400
@@ -500,9 +483,7 @@ def test_make_data_says_what_the_demo_shows_and_never_fills_twice(tmp_path: Any)
     command = [sys.executable, "-m", "simulator", "make-data", "--database", database]
     first = subprocess.run([*command, "--demo"], capture_output=True, text=True, check=True)
     assert "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED=" in first.stdout
-    again = subprocess.run(
-        [*command, "--enterprises", "1", "--licenses", "1"], capture_output=True, text=True
-    )
+    again = subprocess.run([*command, "--enterprises", "1", "--licenses", "1"], capture_output=True, text=True)
     assert (again.returncode, "take an empty one" in again.stderr) == (1, True)
     wrong = subprocess.run(command, capture_output=True, text=True)
     assert (wrong.returncode, "either --demo" in wrong.stderr) == (2, True)

@@ -3,22 +3,23 @@
 import csv
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, NullPool, create_engine, func, inspect, select, text
+from sqlalchemy.exc import IntegrityError
+
 from simulator.data import DOWNGRADED_EVENT, ORDER, UNLINKED_EVENT, Data
 from simulator.schema import CSV, UuidForm, create_tables, drop_tables, table
 from simulator.seeding import seed_from_database
 from simulator.showcase import CASES, MALFORMED_EMAIL, bulk, demo, read_demo
-from sqlalchemy import Engine, NullPool, create_engine, func, inspect, select, text
-from sqlalchemy.exc import IntegrityError
 
 NOW = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 WHOLE = datetime(2025, 1, 1, tzinfo=UTC)
 FRACTION = datetime(2025, 1, 1, 12, 30, 15, 42, tzinfo=UTC)
-OWN = uuid.UUID("0123456789abcdef0123456789abcdef")
+OWN = uuid.UUID("0123456789ab4cde8123456789abcdef")  # a version 4: MariaDB refuses digits that are no UUID
 
 QUESTIONS = {
     "sqlite": "SELECT name, type, \"notnull\" = 0 FROM pragma_table_info('{table}')",
@@ -92,8 +93,8 @@ def test_values_are_stored_as_django_stores_them(database: Engine, uuid_form: Uu
         database,
         "SELECT enterprise_customer_uuid, license_duration_before_purge FROM subscriptions_customeragreement",
     )
-    question = "SELECT start_date, expiration_date, is_active, for_internal_use_only FROM subscriptions_subscriptionplan"
-    [(starts, expires, active, internal)] = ask(database, question)
+    columns = "start_date, expiration_date, is_active, for_internal_use_only"
+    [(starts, expires, active, internal)] = ask(database, f"SELECT {columns} FROM subscriptions_subscriptionplan")
     if database.dialect.name == "postgresql":
         assert (enterprise, purge) == (OWN, timedelta(days=90, microseconds=1))
         assert (starts, expires, active, internal) == (WHOLE, FRACTION, True, False)
@@ -149,16 +150,17 @@ def test_unique_keys_hold(database: Engine) -> None:
     plan = data.plan(agreement, title="Gold")
     data.renewal(plan)
     data.flush()
-    for double in (
-        lambda: data.agreement(slug="one"),
-        lambda: data.agreement(agreement.enterprise_customer_uuid, slug="two"),
-        lambda: data.plan(agreement, title="Gold"),
-        lambda: data.renewal(plan),
-    ):
-        data = Data(database, seed=2, now=NOW)
-        double()
+    doubles: list[Callable[[Data], object]] = [
+        lambda data: data.agreement(slug="one"),
+        lambda data: data.agreement(agreement.enterprise_customer_uuid, slug="two"),
+        lambda data: data.plan(agreement, title="Gold"),
+        lambda data: data.renewal(plan),
+    ]
+    for double in doubles:
+        again = Data(database, seed=2, now=NOW)
+        double(again)
         with pytest.raises(IntegrityError):
-            data.flush()
+            again.flush()
 
 
 def test_the_same_seed_gives_the_same_rows_on_every_engine(database: Engine) -> None:
@@ -222,9 +224,7 @@ def test_the_lms_is_seeded_to_fit(database: Engine) -> None:
     nobody = data.license(waiting, None)
     data.flush()
     state = seed_from_database(database)
-    modes = {
-        license: {one.mode for one in state.enrollments(license)} for license in (processed, singly, still)
-    }
+    modes = {license: {one.mode for one in state.enrollments(license)} for license in (processed, singly, still)}
     assert modes == {processed: {"audit"}, singly: {"audit"}, still: {"verified"}}
     assert state.enrollments(revoked) == []
     assert state.enrollments(nobody) != []
@@ -235,3 +235,17 @@ def test_the_lms_is_seeded_to_fit(database: Engine) -> None:
 def test_tables_can_be_dropped(database: Engine) -> None:
     drop_tables(database)
     assert inspect(database).get_table_names() == []
+
+
+def test_any_column_can_be_given_and_changes_no_other_uuid(database: Engine) -> None:
+    plain = Data(database, now=NOW)
+    expected = [plain.license(plain.plan(plain.agreement())) for _ in range(2)]
+    data = Data(database, now=NOW)
+    data.license(data.plan(data.agreement()), uuid=OWN, activation_date=WHOLE, created=FRACTION, status="assigned")
+    second = data.license(data.plan(data.agreement()))
+    data.flush()
+    assert second == expected[1]
+    licenses = table(database, "license")
+    with database.connect() as connection:
+        found = connection.execute(select(licenses).where(licenses.c.uuid == OWN)).one()
+    assert (found.activation_date, found.created) == (WHOLE, FRACTION)

@@ -1,0 +1,50 @@
+# Works on a machine with Python 3.11+ and make alone. `make help` lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+T ?= tests
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check lint format lock clean
+
+help:  ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make run ONCE=1 ends after one night; make test T=tests/unit runs one part"
+
+setup: $(READY)  ## Make the environment, in .venv
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@echo "Making the environment in $(VENV) (a minute the first time) ..."
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make environments. On Debian: apt-get install python3-venv"; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+run: setup  ## Run a night end to end on this machine, and stay until Ctrl-C
+	@$(BIN)/python -m simulator.demo $(if $(ONCE),--once)
+
+test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails)
+	@$(BIN)/python -m pytest -n auto --dist loadscope $(T)
+
+check: setup  ## Run ruff, mypy and the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup  ## Put the code in form
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: setup  ## Pin the environment's packages anew, by name and hash (needs uv)
+	@uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header --quiet --output-file requirements/dev.txt --upgrade
+
+clean:  ## Drop the demo's data and logs
+	@rm -rf .demo

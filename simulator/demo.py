@@ -1,0 +1,184 @@
+"""`make run`: everything that a night needs as real processes on this machine, and one night through them.
+
+What is set in the environment is used as it is: CELERY_BROKER_URL, DATABASE_URL, LMS_URL. What is not set is
+embedded: fakeredis's TCP server, an SQLite file with invented data, the simulated LMS.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import click
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import inspect
+
+from simulator.data import Data
+from simulator.processes import Processes, StartError, free_port, listens
+from simulator.schema import create_tables
+from simulator.showcase import Demo, demo, read_demo
+from worker import dispatch, migrations, records, report
+from worker.cli import publisher
+from worker.database import Database, make_engine
+from worker.deps import make_deps
+from worker.errors import LicenseExpiryError, Unusable
+from worker.models import ENDED, Phase, Run
+from worker.settings import Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
+FOLDER = Path(".demo")
+FLOWER_LOGIN = "demo:demo"
+PYTHON = sys.executable
+out = Console(highlight=False)
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="End after the night, with its exit status.")
+def main(once: bool) -> None:
+    """Start all that a night needs, run one night, show what it did, and stay until Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    FOLDER.mkdir(exist_ok=True)
+    try:
+        with Processes(FOLDER.absolute(), ROOT) as processes:
+            status = _everything(processes, once)
+    except KeyboardInterrupt:
+        out.print("\nStopped.")
+        status = 130
+    except (StartError, LicenseExpiryError) as error:
+        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        status = 2
+    raise SystemExit(status)
+
+
+def _everything(processes: Processes, once: bool) -> int:
+    embedded = _set_environment()
+    shown = _prepare_database(load_settings(broker=True), real_lms="LMS_URL" not in embedded)
+    for name, (command, port) in embedded.items():
+        processes.start(name.lower(), command, lambda port=port: listens(port))  # type: ignore[misc]
+    flower = _start_celery(processes)
+    status = _night(load_settings(broker=True), shown)
+    if not once:
+        _invite(flower)
+        signal.pause()
+    return status
+
+
+def _set_environment() -> dict[str, tuple[list[str], int]]:
+    """Fill in what the environment leaves open; return the servers to be embedded for it, with their ports."""
+    embedded = {}
+    os.environ.setdefault("DATABASE_URL", f"sqlite:///{FOLDER.absolute()}/license_manager.sqlite3")
+    if not os.environ.get("CELERY_BROKER_URL"):
+        port = free_port()
+        os.environ["CELERY_BROKER_URL"] = f"redis://127.0.0.1:{port}/0"
+        serve = f"from fakeredis import TcpFakeServer; TcpFakeServer(('127.0.0.1', {port})).serve_forever()"
+        embedded["CELERY_BROKER_URL"] = [PYTHON, "-c", serve], port
+    if not os.environ.get("LMS_URL"):
+        port = free_port()
+        os.environ["LMS_URL"] = f"http://127.0.0.1:{port}"
+        key = os.environ["BACKEND_SERVICE_EDX_OAUTH2_KEY"] = "demo-key"
+        secret = os.environ["BACKEND_SERVICE_EDX_OAUTH2_SECRET"] = "demo-secret"
+        command = [PYTHON, "-m", "simulator", "serve", "--port", str(port), "--latency", "0.1"]
+        command += ["--client-id", key, "--client-secret", secret, "--database", os.environ["DATABASE_URL"]]
+        embedded["LMS_URL"] = command, port
+    return embedded
+
+
+def _prepare_database(settings: Settings, real_lms: bool) -> Demo | None:
+    """Make data in an empty database, and the ledger's tables; return what the data shows, if it is the demo's."""
+    database = Database(make_engine(settings.DATABASE_URL))
+    database.now()  # says so in a sentence when nothing answers
+    if not inspect(database.engine).has_table("subscriptions_license"):
+        out.print("Making the data of 15 enterprises ...")
+        create_tables(database.engine)
+        data = Data(database.engine)
+        demo(data, datetime.now(UTC))
+        data.flush()
+    shown = read_demo(database.engine)
+    if shown is None and not real_lms:
+        raise Unusable(
+            "DATABASE_URL: this database holds data that the demo did not make, and with a simulated LMS it would "
+            "record downgrades that never happened. Set LMS_URL too, or point DATABASE_URL at an empty database"
+        )
+    database.check(ledger=False)
+    migrations.upgrade(database.engine)
+    database.engine.dispose()
+    if shown is not None:
+        listed = ",".join(map(str, shown.unlink_enabled))
+        os.environ.setdefault("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", listed)
+    return shown
+
+
+def _start_celery(processes: Processes) -> str:
+    """Start worker, beat and Flower; return Flower's address."""
+    port = free_port(5555)
+    os.environ.setdefault("FLOWER_BASIC_AUTH", FLOWER_LOGIN)
+    celery = [PYTHON, "-m", "celery", "-A", "worker"]
+    out.print("Starting worker, beat and Flower ...")
+    flower = ["flower", "--address=127.0.0.1", f"--port={port}"]
+    address = f"http://127.0.0.1:{port}"
+    processes.start("flower", [*celery, *flower], lambda: listens(port))
+    log = FOLDER.absolute() / "worker.log"
+    log.unlink(missing_ok=True)
+    worker = ["worker", "--loglevel=INFO", "--concurrency=2"]
+    processes.start("worker", [*celery, *worker], lambda: " ready." in log.read_text(errors="replace"))
+    schedule = f"--schedule={FOLDER.absolute()}/celerybeat-schedule"
+    processes.start("beat", [*celery, "beat", "--loglevel=INFO", schedule])
+    return address
+
+
+def _night(settings: Settings, shown: Demo | None) -> int:
+    deps = make_deps(settings)
+    try:
+        out.print("\n[bold]The night begins[/bold]")
+        started = dispatch.start(deps, dispatch.Request(), (), publisher())
+        runs = report.watch(deps.database, [each.run_id for each in started], wait=True, quiet=False)
+        if not started:
+            out.print("Nothing is due: every enterprise is as it should be. (make clean makes new data.)")
+        else:
+            out.print(_summary(runs, shown))
+        held = deps.database.transact(records.held_licenses)
+        for each in held:
+            out.print(
+                f"Held: license {each.license_uuid}, {each.step} refused by the LMS with {each.reason}, "
+                f"tried {each.tries}x; tried again next night.",
+                soft_wrap=True,
+            )
+        return _status(runs, {each.license_uuid for each in held}, shown)
+    finally:
+        deps.close()
+
+
+def _summary(runs: Sequence[Run], shown: Demo | None) -> Table:
+    names = {each.uuid: each for each in shown.enterprises} if shown else {}
+    table = Table(box=None, pad_edge=False)
+    for heading in ("enterprise", "down-\ngraded", "un-\nlinked", "pro-\ntected", "held", "why"):
+        table.add_column(heading, justify="left" if heading in ("enterprise", "why") else "right")
+    for run in sorted(runs, key=lambda run: names[run.enterprise_customer_uuid].name if names else str(run.id)):
+        counts = (run.licenses_downgraded, run.learners_unlinked, run.learners_protected, run.licenses_held)
+        known = names.get(run.enterprise_customer_uuid)
+        name, why = (known.name, known.shows) if known else (str(run.enterprise_customer_uuid), "")
+        table.add_row(name, *map(str, counts), run.error or (why if run.phase == Phase.FINISHED else run.phase))
+    return table
+
+
+def _status(runs: Sequence[Run], held: set[UUID], shown: Demo | None) -> int:
+    """The night's exit status; what the demo's data plants to be held is no failure."""
+    if any(run.phase in ENDED and run.phase != Phase.FINISHED for run in runs):
+        return 1
+    unplanted = held - (shown.planted_held if shown else set())
+    return 1 if unplanted and any(run.licenses_held for run in runs) else 0
+
+
+def _invite(flower: str) -> None:
+    login = os.environ["FLOWER_BASIC_AUTH"]
+    out.print(f"\n[bold]Flower[/bold] is at {flower} (user and password: {login}). Start another night from it with:")
+    out.print(f"  curl -u {login} -X POST {flower}/api/task/async-apply/license_expiry.run_nightly -d '{{}}'")
+    out.print(f"Logs are in {FOLDER.absolute()}. Ctrl-C ends everything.", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
