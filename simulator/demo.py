@@ -121,10 +121,8 @@ def _start_celery(processes: Processes) -> str:
     flower = ["flower", "--address=127.0.0.1", f"--port={port}"]
     address = f"http://127.0.0.1:{port}"
     processes.start("flower", [*celery, *flower], lambda: listens(port))
-    log = FOLDER.absolute() / "worker.log"
-    log.unlink(missing_ok=True)
     worker = ["worker", "--loglevel=INFO", "--concurrency=2"]
-    processes.start("worker", [*celery, *worker], lambda: " ready." in log.read_text(errors="replace"))
+    processes.start("worker", [*celery, *worker], lambda: " ready." in processes.log("worker"))
     schedule = f"--schedule={FOLDER.absolute()}/celerybeat-schedule"
     processes.start("beat", [*celery, "beat", "--loglevel=INFO", schedule])
     return address

@@ -38,9 +38,10 @@ class Processes:
     """Starts processes, each with a log file in `folder` and in a group of its own; ends all of them on leaving."""
 
     def __init__(self, folder: Path, cwd: Path | None = None) -> None:
+        """Take the folder of the logs, and the folder to run in."""
         self.folder = folder
         self.cwd = cwd
-        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self.running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def __enter__(self) -> Self:
         """Start with none."""
@@ -50,23 +51,27 @@ class Processes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End all of them, the last started first."""
-        for _, process in reversed(self._running):
+        for _, process in reversed(self.running):
             self.stop(process)
+
+    def log(self, name: str) -> str:
+        """Give what a process has printed so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def start(
         self, name: str, command: Sequence[str], up: Callable[[], object] | None = None, seconds: float = 60
     ) -> subprocess.Popen[bytes]:
         """Start a command, and come back when `up` holds. Raises StartError when it ends first, or time runs out."""
         path = self.folder / f"{name}.log"
-        with path.open("ab") as log:
+        with path.open("wb") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=self.cwd
             )
-        self._running.append((name, process))
+        self.running.append((name, process))
         deadline = time.monotonic() + seconds
         while up is not None and not up():
             if process.poll() is not None or time.monotonic() > deadline:
-                tail = "\n".join(path.read_text(errors="replace").splitlines()[-15:])
+                tail = "\n".join(self.log(name).splitlines()[-15:])
                 raise StartError(f"{name} did not start; the end of {path}:\n{tail}")
             time.sleep(0.1)
         return process

@@ -110,8 +110,11 @@ def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_i
         if countdown is None:
             raise
         raise task.retry(exc=error, countdown=countdown) from error
+    names = {"enterprise_customer_uuid": enterprise_customer_uuid, "run_id": run_id}
     if outcome.skipped or outcome.run is None:
-        return {"run_id": run_id, "enterprise_customer_uuid": enterprise_customer_uuid, "skipped": outcome.skipped}
+        return {**names, "skipped": outcome.skipped}
     if outcome.more:
-        raise task.replace(task.si(enterprise_customer_uuid=enterprise_customer_uuid, run_id=run_id))
+        raise task.replace(task.si(**names))
+    if step is Step.DOWNGRADE and not task.request.chain:  # posted by hand, alone: its run goes on all the same
+        unlink_learners.apply_async(kwargs=names)
     return records.describe(outcome.run)

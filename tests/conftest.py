@@ -1,13 +1,13 @@
 """What the tests share: databases of their own on each engine, and where the real services are."""
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, settings
+from services import ENGINES, SERVERS, missing
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
@@ -20,21 +20,8 @@ from worker.deps import Deps, make_deps
 from worker.lms import Patience
 from worker.settings import Settings
 
-POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
-MARIADB_URL = os.environ.get("TEST_MARIADB_URL", "mysql+pymysql://root@127.0.0.1:3306/")
-SERVERS = {"postgresql": POSTGRES_URL, "mariadb": MARIADB_URL, "mariadb-uuid": MARIADB_URL}
-ENGINES = ["sqlite", *SERVERS]
-
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
-
-
-def missing(service: str, remedy: str) -> NoReturn:
-    """Skip on a laptop, fail in CI: a service that a test needs is not there."""
-    message = f"{service} is not there: {remedy}"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 @pytest.hookimpl(tryfirst=True)

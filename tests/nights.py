@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -259,7 +259,7 @@ def times_sent(lms: Simulator, kind: Literal["downgrade", "unlink"], status: int
     return Counter(name for names in sent(lms, kind, status) for name in names)
 
 
-def texts(ids: Sequence[UUID]) -> list[str]:
+def texts(ids: Iterable[UUID]) -> list[str]:
     """UUIDs as the LMS is sent them."""
     return [str(each) for each in ids]
 

@@ -49,6 +49,8 @@ class ReasonedError(LicenseExpiryError):
     def __str__(self) -> str:
         return f"{self.message} [{self.reason}]"
 
+    __repr__ = __str__  # what Celery and Flower show of a retry
+
 
 class Unavailable(ReasonedError):
     """The LMS or the database does not answer just now; the same call may succeed later."""

@@ -1,0 +1,61 @@
+"""The package that `pip install .` makes: it brings everything that runs."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from services import missing
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with nothing but the wheel and what it asks for; the folder of its commands."""
+    folder = tmp_path_factory.mktemp("package")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", folder, ROOT], check=True, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    venv.create(folder / "venv", with_pip=True)
+    own = [folder / "venv/bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    done = subprocess.run([*own, wheel])
+    if done.returncode:
+        missing("a package index", "connect to one: the wheel's dependencies are installed from it")
+    return folder / "venv/bin"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["license-expiry", "--help"], "init-db"),
+        (["celery", "-A", "worker", "report"], "license_expiry"),
+        (["python", "-m", "simulator", "--help"], "make-data"),
+        (["python", "-c", "import tasks; print(sorted(tasks.run_nightly.app.tasks))"], "license_expiry.run_nightly"),
+        (["python", "-c", "import worker.migrations.versions as v; print(*v.__path__)"], "versions"),
+    ],
+)
+def test_it_starts_in_an_empty_folder(installed: Path, tmp_path: Path, command: list[str], expected: str) -> None:
+    bare = {"PATH": f"{installed}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+
+
+def test_it_makes_the_ledger_there(installed: Path, tmp_path: Path) -> None:
+    environment = {
+        "PATH": f"{installed}:/usr/bin:/bin",
+        "DATABASE_URL": f"sqlite:///{tmp_path}/try.db",
+        "LMS_URL": "http://127.0.0.1:1",
+        "BACKEND_SERVICE_EDX_OAUTH2_KEY": "key",
+        "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "secret",
+    }
+    for command in (
+        ["python", "-m", "simulator", "make-data", "--demo", "--database", environment["DATABASE_URL"]],
+        ["license-expiry", "init-db"],
+        ["license-expiry", "due", "--json"],
+    ):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    assert '"enterprises"' in done.stdout
