@@ -60,7 +60,7 @@ class License:
 
 @dataclass
 class World:
-    """The rows of some customers, as objects; `flush` writes them, and those of the ledger, to the database."""
+    """The rows of some customers, as objects; `lay_down` writes them, and those of the ledger, to the database."""
 
     data: Data
     as_of: datetime
@@ -122,29 +122,33 @@ class World:
     def hold(self, license: License, ago: timedelta = timedelta(), run: UUID = OTHER_RUN) -> None:
         self.holds[license.uuid] = (run, self.as_of - ago)
 
-    def flush(self, engine: Engine) -> None:
-        self.data.flush()
-        with engine.begin() as connection:
-            _insert_ledger(connection, self)
+    def confirmation_rows(self) -> list[dict[str, Any]]:
+        return [
+            {"license_uuid": uuid, "run_id": run, "confirmed_at": at, "enterprise_customer_uuid": self._customer(uuid)}
+            for uuid, run, at in self.confirmations
+        ]
+
+    def hold_rows(self) -> list[dict[str, Any]]:
+        rest = {"step": "downgrade", "reason": "refused", "tries": 1}
+        return [
+            {"license_uuid": uuid, "run_id": run, "as_of": at, "enterprise_customer_uuid": self._customer(uuid)}
+            | {"first_held_at": at, **rest}
+            for uuid, (run, at) in self.holds.items()
+        ]
+
+    def _customer(self, license_uuid: UUID) -> UUID:
+        return self.licenses[license_uuid].plan.customer
 
 
-def _insert_ledger(connection: Connection, world: World) -> None:
-    confirmed = [
-        {"license_uuid": uuid, "run_id": run, "confirmed_at": at, "enterprise_customer_uuid": _customer(world, uuid)}
-        for uuid, run, at in world.confirmations
-    ]
-    held = [
-        {"license_uuid": uuid, "run_id": run, "as_of": at, "enterprise_customer_uuid": _customer(world, uuid)}
-        | {"step": "downgrade", "reason": "refused", "tries": 1, "first_held_at": at}
-        for uuid, (run, at) in world.holds.items()
-    ]
-    for table, rows in ((models.Downgrade, confirmed), (models.HeldLicense, held)):
-        if rows:
-            connection.execute(insert(table), rows)
-
-
-def _customer(world: World, license_uuid: UUID) -> UUID:
-    return world.licenses[license_uuid].plan.customer
+def lay_down(engine: Engine, *worlds: World) -> None:
+    """Write everything to the database; the worlds share their `Data`."""
+    worlds[0].data.flush()
+    confirmed = [row for world in worlds for row in world.confirmation_rows()]
+    held = [row for world in worlds for row in world.hold_rows()]
+    with engine.begin() as connection:
+        for table, found in ((models.Downgrade, confirmed), (models.HeldLicense, held)):
+            if found:
+                connection.execute(insert(table), found)
 
 
 class Reading:

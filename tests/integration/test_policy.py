@@ -1,8 +1,8 @@
 """What is due, at its boundaries: one row per case, and why it matters, on every engine.
 
 All cases stand in one database, each with a customer of its own, so that each also shows that the others' rows do not
-matter to it. Each stands there twice: judged at a whole second and at a fraction of one, which SQLite stores as texts
-of different length. The plain-Python reading must agree with every row, or it is no measure.
+matter to it. They are judged once at a whole second and once at a fraction of one, which SQLite stores as texts of
+different length. The plain-Python reading must agree with every row, or it is no measure.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,21 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from reading import OTHER_RUN, RUN, Answers, License, Page, Plan, Reading, World, answers_of, pages_of, rows, uuids
+from reading import (
+    OTHER_RUN,
+    RUN,
+    Answers,
+    License,
+    Page,
+    Plan,
+    Reading,
+    World,
+    answers_of,
+    lay_down,
+    pages_of,
+    rows,
+    uuids,
+)
 from sqlalchemy import Connection, Engine, update
 
 from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
@@ -411,7 +425,7 @@ def scope_of(world: World, **asked: Any) -> Scope:
     return Scope(**(usual | asked))
 
 
-def lay_down(data: Data, case: Case, as_of: datetime) -> Situation:
+def lay_down_case(data: Data, case: Case, as_of: datetime) -> Situation:
     world = World(data, as_of)
     customer = world.customer()
     plan = world.plan(customer, **case.plan)
@@ -421,11 +435,10 @@ def lay_down(data: Data, case: Case, as_of: datetime) -> Situation:
     return situation
 
 
-def lay_down_all(engine: Engine, cases: Iterable[Case], as_of: datetime, seed: int = 1) -> list[Situation]:
-    data = Data(engine, seed, WHOLE_SECOND)
-    situations = [lay_down(data, case, as_of) for case in cases]
-    for situation in situations:
-        situation.world.flush(engine)
+def lay_down_cases(engine: Engine, cases: Iterable[Case], as_of: datetime) -> list[Situation]:
+    data = Data(engine, now=WHOLE_SECOND)
+    situations = [lay_down_case(data, case, as_of) for case in cases]
+    lay_down(engine, *(situation.world for situation in situations))
     return situations
 
 
@@ -461,8 +474,7 @@ def fate_of(situation: Situation, answers: Answers) -> Fate:
 @pytest.mark.parametrize("as_of", [WHOLE_SECOND, FRACTION], ids=["whole second", "fraction"])
 def test_boundaries(engine: Engine, as_of: datetime, subtests: pytest.Subtests) -> None:
     named = [(f"{table}: {case.why}", case) for table, cases in TABLES.items() for case in cases]
-    situations = lay_down_all(engine, [case for _, case in named], as_of)
-    lay_down_all(engine, [case for _, case in named], as_of + US, seed=2)  # neighbours, a microsecond off
+    situations = lay_down_cases(engine, [case for _, case in named], as_of)
     with engine.connect() as connection:
         asker = Asker(connection, situations)
         for (why, case), situation in zip(named, situations, strict=True):
@@ -490,8 +502,7 @@ def lay_down_chain(data: Data, chain: Chain) -> tuple[World, dict[UUID, str]]:
 def test_chains(engine: Engine, subtests: pytest.Subtests) -> None:
     data = Data(engine, now=WHOLE_SECOND)
     laid = [(chain, *lay_down_chain(data, chain)) for chain in CHAINS]
-    for _, world, _ in laid:
-        world.flush(engine)
+    lay_down(engine, *(world for _, world, _ in laid))
     for chain, world, letters in laid:
         with subtests.test(chain.why), engine.connect() as connection:
             scope = scope_of(world, enterprise=next(iter(world.agreements)))
@@ -520,7 +531,7 @@ def test_later_upgrades_are_spared_from_a_day_after_the_expiration_date(ago: tim
 
 def test_due_enterprises_are_those_with_anything_due(engine: Engine) -> None:
     """An enterprise with nothing due gets no run and no message; any other gets one, once."""
-    situations = lay_down_all(engine, [case for case in EXPIRED + WAITING + HELD if not case.asked], WHOLE_SECOND)
+    situations = lay_down_cases(engine, [case for case in EXPIRED + WAITING + HELD if not case.asked], WHOLE_SECOND)
     customers = frozenset(customer for situation in situations for customer in situation.world.agreements)
     night = scope_of(situations[0].world, unlink_enabled=customers)
     questions = (policy.due_plans, policy.due_downgrades, policy.waiting_downgrades, policy.due_unlinks)
@@ -570,7 +581,7 @@ def paged(engine: Engine, request: pytest.FixtureRequest) -> Paged:
         world.license(plan, "revoked@example.org", status="revoked")
         world.hold(learners[0], 13 * HOUR)  # may be tried again, and is still on the list
         world.hold(learners[1])
-    world.flush(engine)
+    lay_down(engine, world)
     return Paged(world, plans[0], request.param)
 
 
@@ -604,7 +615,7 @@ def test_protection_is_asked_again_for_each_page(engine: Engine, paged: Paged) -
     lucky = paged.world.licenses[second[0][0]]
     world = World(paged.world.data, WHOLE_SECOND, paged.world.agreements)
     world.license(world.plan(lucky.plan.customer, -DAY), lucky.email and lucky.email.upper())
-    world.flush(engine)
+    lay_down(engine, world)
 
     with engine.connect() as connection:
         again = uuids(rows(connection, paged.page(2)(first[-1][0])))
@@ -614,7 +625,7 @@ def test_protection_is_asked_again_for_each_page(engine: Engine, paged: Paged) -
 
 
 def test_licenses_are_named_by_uuid_unless_asked_for_more(engine: Engine) -> None:
-    situation, waits = lay_down_all(engine, [FORCED[0], WAITING[0]], WHOLE_SECOND)
+    situation, waits = lay_down_cases(engine, [FORCED[0], WAITING[0]], WHOLE_SECOND)
     forced_scope = scope_of(situation.world, force=True)
 
     with engine.connect() as connection:
@@ -628,7 +639,7 @@ def test_which_of_these_enterprises_have_an_agreement(engine: Engine) -> None:
     world = World(Data(engine, now=WHOLE_SECOND), WHOLE_SECOND)
     asked = frozenset(world.customer() for _ in range(2))
     world.customer()
-    world.flush(engine)
+    lay_down(engine, world)
 
     with engine.connect() as connection:
         assert sorted(rows(connection, policy.known_enterprises(asked | {STRANGER}))) == sorted((e,) for e in asked)
@@ -650,7 +661,7 @@ def test_which_of_these_plans_belong_to_these_enterprises(engine: Engine, subtes
     customer = {"1": world.customer(), "2": world.customer(), "?": STRANGER}
     plan = {"A": world.plan(customer["1"]), "B": world.plan(customer["2"]), "C": world.plan(customer["2"], -DAY)}
     plan_uuid = {letter: each.uuid for letter, each in plan.items()} | {"?": STRANGER}
-    world.flush(engine)
+    lay_down(engine, world)
     for why, enterprises, plans, expected in OWNERS:
         asked = frozenset(customer[each] for each in enterprises), tuple(plan_uuid[each] for each in plans)
         with subtests.test(why), engine.connect() as connection:
