@@ -4,6 +4,7 @@ No Celery, no HTTP and no clock here: every query is a function of a `Scope`. Th
 docs/architecture.md, "What is due"; the tests compare them, row by row, with a plain-Python reading.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
@@ -68,11 +69,7 @@ def waiting_plans(scope: Scope) -> Rows:
 
     (uuid, expiration_date, customer), as `due_plans`.
     """
-    return (
-        _unlinkable(scope, Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
-        .where(*_to_downgrade_alone(scope), ~_protected(scope))
-        .distinct()
-    )
+    return waiting_downgrades(scope, Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid).distinct()
 
 
 def due_downgrades(scope: Scope, *columns: Any) -> Rows:
@@ -180,16 +177,13 @@ def _narrowed(scope: Scope) -> list[ColumnElement[bool]]:
 
 
 def _narrowed_by_request(scope: Scope) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if scope.enterprise is not None:
-        conditions.append(Agreement.enterprise_customer_uuid == scope.enterprise)
-    if scope.plan_uuids is not None:
-        conditions.append(Plan.uuid.in_(scope.plan_uuids))
-    if scope.expired_after is not None:
-        conditions.append(Plan.expiration_date >= scope.expired_after)
-    if scope.expired_before is not None:
-        conditions.append(Plan.expiration_date <= scope.expired_before)
-    return conditions
+    asked: tuple[tuple[Any, Callable[[Any], ColumnElement[bool]]], ...] = (
+        (scope.enterprise, Agreement.enterprise_customer_uuid.__eq__),
+        (scope.plan_uuids, Plan.uuid.in_),
+        (scope.expired_after, Plan.expiration_date.__ge__),
+        (scope.expired_before, Plan.expiration_date.__le__),
+    )
+    return [compared(value) for value, compared in asked if value is not None]
 
 
 def _plans_whose_chain_ended(scope: Scope) -> Rows:
@@ -224,22 +218,27 @@ def _plans_whose_chain_ended(scope: Scope) -> Rows:
     )
 
 
+def _exists(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """EXISTS about the License and the Plan at hand, however deep it stands in a query."""
+    return exists().where(*conditions).correlate(License, Plan)
+
+
 def _downgrade_confirmed() -> ColumnElement[bool]:
     """Has the LMS confirmed this license's downgrade since its plan's expiration date (as that stands today)?"""
-    ledger = exists().where(Downgrade.license_uuid == License.uuid, Downgrade.confirmed_at >= Plan.expiration_date)
-    event = exists().where(
+    ledger = (Downgrade.license_uuid == License.uuid, Downgrade.confirmed_at >= Plan.expiration_date)
+    event = (
         LicenseEvent.license_id == License.uuid,
         LicenseEvent.event_name == DOWNGRADED_EVENT,
         LicenseEvent.created >= Plan.expiration_date,
     )
-    return or_(ledger, event)
+    return or_(_exists(*ledger), _exists(*event))
 
 
 def _sent(scope: Scope) -> ColumnElement[bool]:
     """Need this license of a due plan not be sent (again)? A forced run counts only what it has sent itself."""
     if not scope.force:
         return _downgrade_confirmed()
-    return exists().where(Downgrade.license_uuid == License.uuid, Downgrade.run_id == scope.run_id)
+    return _exists(Downgrade.license_uuid == License.uuid, Downgrade.run_id == scope.run_id)
 
 
 def _confirmed() -> ColumnElement[bool]:
@@ -253,7 +252,7 @@ def _to_downgrade_alone(scope: Scope) -> list[ColumnElement[bool]]:
 
 def _unlinkable(scope: Scope, *columns: Any) -> Rows:
     """Licenses that are due to be unlinked, but for protection and for the downgrade's being confirmed."""
-    unlinked = exists().where(LicenseEvent.license_id == License.uuid, LicenseEvent.event_name == UNLINKED_EVENT)
+    unlinked = _exists(LicenseEvent.license_id == License.uuid, LicenseEvent.event_name == UNLINKED_EVENT)
     enabled = scope.unlink_enabled
     if scope.enterprise is not None:
         enabled &= {scope.enterprise}
@@ -270,8 +269,11 @@ def _unlinkable(scope: Scope, *columns: Any) -> Rows:
 
 
 def _mailbox(license: Any) -> ColumnElement[str]:
-    """The e-mail as it is compared: the LMS trims it, and case does not make another learner."""
-    return func.lower(func.trim(license.user_email))
+    """The e-mail as it is compared: the LMS trims white space, and case does not make another learner."""
+    email = license.user_email
+    for blank in "\t\n\r":
+        email = func.replace(email, blank, " ")
+    return func.lower(func.trim(email))
 
 
 def _protected(scope: Scope) -> ColumnElement[bool]:
@@ -282,7 +284,7 @@ def _protected(scope: Scope) -> ColumnElement[bool]:
     other, plan = aliased(License), aliased(Plan)
 
     def current(same_learner: ColumnElement[bool]) -> ColumnElement[bool]:
-        return exists().where(
+        return _exists(
             same_learner,
             plan.uuid == other.subscription_plan_id,
             plan.customer_agreement_id == Plan.customer_agreement_id,
@@ -300,13 +302,13 @@ def _holds(scope: Scope) -> ColumnElement[bool]:
 
 
 def _held(scope: Scope) -> ColumnElement[bool]:
-    return exists().where(HeldLicense.license_uuid == License.uuid, _holds(scope))
+    return _exists(HeldLicense.license_uuid == License.uuid, _holds(scope))
 
 
 def _learner_held(scope: Scope) -> ColumnElement[bool]:
     """Is this license, or another one of the same learner and customer, held? A held license keeps its learner."""
     other, plan = aliased(License), aliased(Plan)
-    return exists().where(
+    return _exists(
         _holds(scope),
         other.uuid == HeldLicense.license_uuid,
         plan.uuid == other.subscription_plan_id,
@@ -316,4 +318,4 @@ def _learner_held(scope: Scope) -> ColumnElement[bool]:
 
 
 def _on_held_list() -> ColumnElement[bool]:
-    return exists().where(HeldLicense.license_uuid == License.uuid).label("on_held_list")
+    return _exists(HeldLicense.license_uuid == License.uuid).label("on_held_list")

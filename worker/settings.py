@@ -42,8 +42,12 @@ _DRIVERS = {
 _BROKERS = ("redis://", "rediss://", "amqp://", "amqps://", "memory://")
 
 
-def _required(remedy: str, example: str, *, secret: bool = False) -> Any:
-    return Field(description=remedy, examples=[example], repr=not secret)
+def _setting(description: str, example: str, default: Any = ..., *, secret: bool = False, **limits: Any) -> Any:
+    """A field that an error message can explain: what it is, and how it may look."""
+    return Field(default, description=description, examples=[example], repr=not secret, **limits)
+
+
+_BROKER = ("Where tasks are queued: a Redis or a RabbitMQ", "redis://:password@redis:6379/5")
 
 
 class CelerySettings(BaseSettings):
@@ -51,35 +55,19 @@ class CelerySettings(BaseSettings):
 
     model_config = SettingsConfigDict(case_sensitive=True, extra="ignore", env_ignore_empty=True)
 
-    CELERY_BROKER_URL: str = Field(
-        "",
-        description="Where tasks are queued: a Redis or a RabbitMQ",
-        examples=["redis://:password@redis:6379/5"],
-        repr=False,
+    CELERY_BROKER_URL: str = _setting(*_BROKER, "", secret=True)
+    CELERY_RESULT_BACKEND: str = _setting(
+        "Where task results are kept; the broker when that is a Redis, else nowhere", _BROKER[1], "", secret=True
     )
-    CELERY_RESULT_BACKEND: str = Field(
-        "",
-        description="Where task results are kept; the broker when that is a Redis, else nowhere",
-        examples=["redis://:password@redis:6379/5"],
-        repr=False,
+    NIGHTLY_SCHEDULE: str = _setting(
+        "When beat starts the night: five cron fields, in TIME_ZONE", "0 2 * * *", "0 2 * * *"
     )
-    NIGHTLY_SCHEDULE: str = Field(
-        "0 2 * * *",
-        description="When beat starts the night: five cron fields, in TIME_ZONE",
-        examples=["0 2 * * *"],
+    TIME_ZONE: str = _setting("The time zone of NIGHTLY_SCHEDULE, a name from the tz database", "Europe/Paris", "UTC")
+    TASK_TIME_LIMIT_SECONDS: PositiveInt = _setting(
+        "A task is killed after this long; a step hands itself on after half of it", "3000", 3000
     )
-    TIME_ZONE: str = Field(
-        "UTC", description="The time zone of NIGHTLY_SCHEDULE, a name from the tz database", examples=["UTC"]
-    )
-    TASK_TIME_LIMIT_SECONDS: PositiveInt = Field(
-        3000,
-        description="A task is killed after this long; a step hands itself on after half of it",
-        examples=["3000"],
-    )
-    VISIBILITY_TIMEOUT_SECONDS: PositiveInt = Field(
-        3600,
-        description="After this long Redis gives a task that was not acknowledged to another worker",
-        examples=["3600"],
+    VISIBILITY_TIMEOUT_SECONDS: PositiveInt = _setting(
+        "After this long Redis gives a task that was not acknowledged to another worker", "3600", 3600
     )
 
     @field_validator("NIGHTLY_SCHEDULE")
@@ -124,75 +112,52 @@ class CelerySettings(BaseSettings):
 class Settings(CelerySettings):
     """Everything that a worker or the command needs."""
 
-    DATABASE_URL: str = _required(
-        "license-manager's database, as a SQLAlchemy URL",
-        "mysql://user:password@mysql/license_manager",
-        secret=True,
+    DATABASE_URL: str = _setting(
+        "license-manager's database, as a SQLAlchemy URL", "mysql://user:password@mysql/license_manager", secret=True
     )
-    LMS_URL: str = _required("The LMS's root address", "https://courses.example.com")
-    SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = Field(
-        "",
-        description="Where tokens are asked for; LMS_URL when not set",
-        examples=["https://courses.example.com"],
+    LMS_URL: str = _setting("The LMS's root address", "https://courses.example.com")
+    SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = _setting(
+        "Where tokens are asked for; LMS_URL when not set", "https://courses.example.com", ""
     )
-    BACKEND_SERVICE_EDX_OAUTH2_KEY: str = _required(
+    BACKEND_SERVICE_EDX_OAUTH2_KEY: str = _setting(
         "The client id of license-manager's backend service application in the LMS",
         "license-manager-backend-service-key",
     )
-    BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = Field(
-        None,
-        description="A file whose content is BACKEND_SERVICE_EDX_OAUTH2_SECRET",
-        examples=["/run/secrets/lms_oauth2_secret"],
+    BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = _setting(
+        "A file whose content is BACKEND_SERVICE_EDX_OAUTH2_SECRET", "/run/secrets/lms_oauth2_secret", None
     )
-    BACKEND_SERVICE_EDX_OAUTH2_SECRET: str = Field(
+    BACKEND_SERVICE_EDX_OAUTH2_SECRET: str = _setting(
+        "That application's secret; or name a file with BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE",
+        "(a secret)",
         "",
-        description="That application's secret; or name a file with BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE",
-        examples=["(a secret)"],
-        repr=False,
+        secret=True,
     )
-    CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED: Annotated[frozenset[UUID], NoDecode] = Field(
+    CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED: Annotated[frozenset[UUID], NoDecode] = _setting(
+        "The enterprise customers whose learners are unlinked: UUIDs with commas, or a YAML list",
+        "378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772,7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11",
         frozenset(),
-        description="The enterprise customers whose learners are unlinked: UUIDs with commas, or a YAML list",
-        examples=["378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772,7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11"],
     )
-    UNLINK_AFTER_DAYS: int = Field(
-        90,
-        ge=0,
-        description="A learner is unlinked when the license expired more than this many days ago",
-        examples=["90"],
+    UNLINK_AFTER_DAYS: int = _setting(
+        "A learner is unlinked when the license expired more than this many days ago", "90", 90, ge=0, le=36500
     )
-    LICENSE_EXPIRATION_BATCH_SIZE: PositiveInt = Field(
-        100, le=1000, description="Licenses in one downgrade call", examples=["100"]
+    LICENSE_EXPIRATION_BATCH_SIZE: PositiveInt = _setting("Licenses in one downgrade call", "100", 100, le=1000)
+    BULK_UNLINK_BATCH_SIZE: PositiveInt = _setting("Learners in one unlink call", "100", 100, le=1000)
+    BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS: PositiveInt = _setting(
+        "How long to wait for the answer to a downgrade call", "120", 120
     )
-    BULK_UNLINK_BATCH_SIZE: PositiveInt = Field(
-        100, le=1000, description="Learners in one unlink call", examples=["100"]
+    BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = _setting(
+        "How long to wait for the answer to an unlink call", "120", 120
     )
-    BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS: PositiveInt = Field(
-        120, description="How long to wait for the answer to a downgrade call", examples=["120"]
+    LMS_PARALLEL_REQUESTS: PositiveInt = _setting("LMS calls in flight at once, for each run", "4", 4, le=64)
+    LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = _setting(
+        "The LMS's throttle for service users, held over all workers; no limit when not set", "800", None
     )
-    BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = Field(
-        120, description="How long to wait for the answer to an unlink call", examples=["120"]
+    LEASE_SECONDS: PositiveInt = _setting("A worker that is silent for this long loses its run to another", "300", 300)
+    TASK_MAX_RETRIES: int = _setting(
+        "How often a step is tried again when the LMS is unavailable", "5", 5, ge=0, le=100
     )
-    LMS_PARALLEL_REQUESTS: PositiveInt = Field(
-        4, le=64, description="LMS calls in flight at once, for each run", examples=["4"]
-    )
-    LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = Field(
-        None,
-        description="The LMS's throttle for service users, held over all workers; no limit when not set",
-        examples=["800"],
-    )
-    LEASE_SECONDS: PositiveInt = Field(
-        300,
-        description="A worker that is silent for this long loses its run to another",
-        examples=["300"],
-    )
-    TASK_MAX_RETRIES: int = Field(
-        5, ge=0, description="How often a step is tried again when the LMS is unavailable", examples=["5"]
-    )
-    TASK_RETRY_SECONDS: PositiveInt = Field(
-        60,
-        description="The wait before the first of these; it doubles each time, up to 15 minutes",
-        examples=["60"],
+    TASK_RETRY_SECONDS: PositiveInt = _setting(
+        "The wait before the first of these; it doubles each time, up to 15 minutes", "60", 60
     )
 
     @field_validator("DATABASE_URL")
@@ -275,9 +240,7 @@ class Settings(CelerySettings):
 
 
 class _SettingsWithBroker(Settings):
-    CELERY_BROKER_URL: str = _required(
-        "Where tasks are queued: a Redis or a RabbitMQ", "redis://:password@redis:6379/5", secret=True
-    )
+    CELERY_BROKER_URL: str = _setting(*_BROKER, secret=True)
 
 
 S = TypeVar("S", bound=CelerySettings)

@@ -1,6 +1,7 @@
 """The ledger: runs, confirmed downgrades, held licenses, the throttle."""
 
 import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,7 +19,11 @@ COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_u
 
 def upgrade() -> None:
     uuid = license_uuid_type(op.get_bind())
-    moment = UTCDateTime()
+    _create_run(uuid, UTCDateTime())
+    _create_the_rest(uuid, UTCDateTime())
+
+
+def _create_run(uuid: sa.types.TypeEngine[Any], moment: UTCDateTime) -> None:
     op.create_table(
         "license_expiry_run",
         sa.Column("id", uuid, primary_key=True),
@@ -45,6 +50,9 @@ def upgrade() -> None:
     )
     op.create_index("license_expiry_run_enterprise", "license_expiry_run", ["enterprise_customer_uuid", "opened_at"])
     op.create_index("license_expiry_run_opened", "license_expiry_run", ["opened_at"])
+
+
+def _create_the_rest(uuid: sa.types.TypeEngine[Any], moment: UTCDateTime) -> None:
     op.create_table(
         "license_expiry_downgrade",
         sa.Column("license_uuid", uuid, primary_key=True),
