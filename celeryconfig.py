@@ -1,28 +1,35 @@
 """Celery's settings and the beat schedule. Names tasks by string: reading it imports settings, nothing else of ours."""
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
-from celery.schedules import crontab
+from celery.schedules import ParseException, crontab
 
 from worker.errors import Unusable
-from worker.settings import CelerySettings, load
+from worker.settings import CelerySettings, load, load_settings
+
+
+def _refuse(sentence: object) -> NoReturn:
+    print(sentence, file=sys.stderr)  # noqa: T201, before any logging
+    raise SystemExit(2)
 
 
 def _settings() -> CelerySettings:
     try:
         return load(CelerySettings)
+    except Unusable:
+        pass
+    try:
+        return load_settings(broker=True)  # the others that are wrong are told with it
     except Unusable as error:
-        print(error, file=sys.stderr)  # noqa: T201, before any logging
-        raise SystemExit(2) from None
+        _refuse(error)
 
 
 def _nightly(settings: CelerySettings) -> crontab:
     try:
         return crontab.from_string(settings.NIGHTLY_SCHEDULE)
-    except ValueError as error:
-        print(f"NIGHTLY_SCHEDULE: {error}. Give five cron fields, for example 0 2 * * *", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+    except (ValueError, ParseException) as error:
+        _refuse(f"NIGHTLY_SCHEDULE: {error}. Give five cron fields, for example 0 2 * * *")
 
 
 _s = _settings()

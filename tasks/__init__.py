@@ -13,6 +13,7 @@ from worker import dispatch, records, steps
 from worker.deps import get_deps
 from worker.errors import LicenseExpiryError, Unavailable
 from worker.ledger import Step
+from worker.settings import retry_wait
 
 _BROKER_RETRY_SECONDS = 30
 
@@ -98,7 +99,7 @@ def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_i
     def retry_in(error: Unavailable) -> int | None:
         nonlocal countdown
         if task.request.retries < deps.settings.TASK_MAX_RETRIES:
-            wait = max(deps.settings.retry_wait(task.request.retries), error.retry_after or 0)
+            wait = max(retry_wait(deps.settings.TASK_RETRY_SECONDS, task.request.retries), error.retry_after or 0)
             longest = deps.settings.VISIBILITY_TIMEOUT_SECONDS / 2
             countdown = int(min(wait * random.uniform(1.0, 1.2), longest))  # noqa: S311, jitter
         return countdown

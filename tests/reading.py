@@ -287,21 +287,29 @@ def _is_a_learners(license: License) -> bool:
     return license.status in ("assigned", "activated")
 
 
-def answers_of(connection: Connection, scope: Scope) -> Answers:
-    """Put every question to the policy; the answers as sorted rows, repeats and all."""
-    plans = (policy.due_plans, policy.done_plans, policy.waiting_plans)
-    licenses: dict[str, Callable[..., policy.Rows]] = {
-        "due_downgrades": policy.due_downgrades,
-        "waiting_downgrades": policy.waiting_downgrades,
-        "due_unlinks": policy.due_unlinks,
-        "rehearsed_unlinks": partial(policy.due_unlinks, downgraded=False),
-        "protected": policy.protected,
-    }
-    columns = (models.License.uuid, models.SubscriptionPlan.uuid, models.CustomerAgreement.enterprise_customer_uuid)
-    queries = {query.__name__: query(scope) for query in plans}
-    queries |= {name: query(scope, *columns) for name, query in licenses.items()}
-    queries["due_enterprises"] = policy.due_enterprises(scope)
-    return {name: sorted(rows(connection, query)) for name, query in queries.items()}
+LICENSE_QUERIES: dict[str, Callable[..., policy.Rows]] = {
+    "due_downgrades": policy.due_downgrades,
+    "waiting_downgrades": policy.waiting_downgrades,
+    "due_unlinks": policy.due_unlinks,
+    "rehearsed_unlinks": partial(policy.due_unlinks, downgraded=False),
+    "protected": policy.protected,
+}
+QUERIES: dict[str, Callable[[Scope], policy.Rows]] = {
+    "due_plans": policy.due_plans,
+    "done_plans": policy.done_plans,
+    "waiting_plans": policy.waiting_plans,
+    "due_enterprises": policy.due_enterprises,
+}
+COLUMNS = (models.License.uuid, models.SubscriptionPlan.uuid, models.CustomerAgreement.enterprise_customer_uuid)
+
+
+def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
+    """Put these questions, or every one, to the policy; the answers as sorted rows, repeats and all."""
+    return {name: sorted(rows(connection, _query(name, scope))) for name in names or (*QUERIES, *LICENSE_QUERIES)}
+
+
+def _query(name: str, scope: Scope) -> policy.Rows:
+    return QUERIES[name](scope) if name in QUERIES else LICENSE_QUERIES[name](scope, *COLUMNS)
 
 
 def pages_of(connection: Connection, page: Page, limit: int) -> Iterator[list[Row]]:

@@ -35,15 +35,14 @@ class Request(BaseModel):
 
     @field_validator("expired_after", "expired_before", mode="before")
     @classmethod
-    def _no_numbers(cls, value: Any) -> Any:
-        if value is not None and not isinstance(value, str | datetime):
-            raise ValueError("must be a date-time such as 2026-01-31T00:00:00Z")
-        return value
-
-    @field_validator("expired_after", "expired_before")
-    @classmethod
-    def _in_utc(cls, value: datetime | None) -> datetime | None:
-        return value if value is None else value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+    def _in_utc(cls, value: Any) -> datetime | None:
+        if value is None:
+            return None
+        try:  # not pydantic's reading, which takes numbers for seconds since 1970
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError("must be a date-time such as 2026-01-31T00:00:00Z") from None
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -68,7 +67,8 @@ def parse_request(**arguments: Any) -> Request:
     try:
         return Request(**arguments)
     except ValidationError as error:
-        raise BadArgument("; ".join(_sentence(each) for each in error.errors())) from None
+        complaints = {str(each["loc"][:1]): _sentence(each) for each in reversed(error.errors())}
+        raise BadArgument("; ".join(reversed(complaints.values()))) from None
 
 
 def parse_uuid(name: str, value: Any) -> UUID:

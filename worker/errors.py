@@ -10,7 +10,7 @@
     └── LeaseLost              the run was taken over while we held it: send nothing, record nothing
 
 `reason` is a stable code that is kept in the ledger: `http_<status>`, `connection_error`, `timeout`,
-`throttled`, `bad_token`, `database`. Messages never hold what a learner could be known by.
+`throttled`, `token_http_<status>`, `bad_token`, `database`. Messages never hold what a learner could be known by.
 """
 
 

@@ -7,16 +7,18 @@ Nothing of a request's or an answer's body is ever put into a message: bodies ho
 import json
 import multiprocessing
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from math import inf
 from uuid import UUID
 
 import requests
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
 from worker.errors import BatchRefused, RunRefused, Unavailable
 
@@ -26,14 +28,17 @@ UNLINK_PATH = "/enterprise/api/v1/enterprise-customer/{enterprise}/unlink_users/
 
 CONNECT_TIMEOUT = 10.0
 TOKEN_LEEWAY = 30.0
-RECENTLY = 60.0
+RECENTLY = 5.0
 # Passed over by the LMS, which knows neither: what they answer tells whether the LMS works at all.
 NOBODYS_LICENSE = UUID("00000000-0000-4000-8000-000000000000")
 NOBODYS_EMAIL = "nobody@license-expiry.invalid"
 
+_CREDENTIALS_REMEDY = (
+    "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET, and that "
+    "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set) is this LMS"
+)
 _REMEDIES = {
-    401: "it does not accept our token: check BACKEND_SERVICE_EDX_OAUTH2_KEY and _SECRET, and that "
-    "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT is this LMS",
+    401: f"it does not accept our token: {_CREDENTIALS_REMEDY}",
     403: "the service user lacks the permission: give license-manager's service user the enterprise "
     "operator role in the LMS",
     404: "it does not know the enterprise, or the enterprise is not active there, or LMS_URL is wrong",
@@ -72,17 +77,17 @@ _throttled = _Pause()
 def retry_after(response: requests.Response) -> float | None:
     """Seconds that a Retry-After header asks for, in either of its forms; None without a readable one."""
     value = response.headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
     try:
+        if value.isascii() and value.isdigit():
+            return float(value)
         moment = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 class _JwtAuth(requests.auth.AuthBase):
-    """Put `Authorization: JWT <token>` on a request; the token is fetched when first needed and kept."""
+    """Puts `Authorization: JWT <token>` on a request; the token is fetched when first needed and kept."""
 
     def __init__(self, fetch: Callable[[], tuple[str, float]]) -> None:
         self._fetch = fetch
@@ -91,18 +96,28 @@ class _JwtAuth(requests.auth.AuthBase):
         self._expires = 0.0
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"JWT {self._token}"
+        return request
+
+    def ready(self) -> None:
+        """Fetch a token unless there is one that will do; raises what fetching raises."""
         with self._lock:
             if time.monotonic() >= self._expires:
                 self._token, lifetime = self._fetch()
                 self._expires = time.monotonic() + lifetime - TOKEN_LEEWAY
-            request.headers["Authorization"] = f"JWT {self._token}"
-        return request
 
     def forget(self, response: requests.Response) -> None:
         """Drop the token that this response refused, unless another thread already has a newer one."""
         with self._lock:
             if response.request.headers.get("Authorization") == f"JWT {self._token}":
                 self._expires = 0.0
+
+
+class _Session(requests.Session):
+    """A session that takes no answer for a redirect, and so follows none, wherever it points."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
 
 
 class LmsClient:
@@ -176,7 +191,7 @@ class LmsClient:
         try:
             self._persist(kind, path, body, guard)
         except BatchRefused as refused:
-            if self._answered.get(path, 0.0) < started - RECENTLY:
+            if self._answered.get(path, -inf) < started - RECENTLY:
                 try:
                     self._persist(kind, path, probe, guard)
                 except BatchRefused as error:
@@ -184,25 +199,35 @@ class LmsClient:
             raise refused
 
     def _persist(self, kind: str, path: str, body: object, guard: Callable[[], None]) -> None:
+        """Send `body` until it is taken, refused for good, or the tries in place are used up."""
         patience = self._patience
-        backoff = wait_exponential_jitter(patience.first_wait, patience.longest_wait)
+        backoff = wait_exponential_jitter(multiplier=patience.first_wait, max=patience.longest_wait)
+        refusals, barred = 0, False
+
+        def bar() -> None:
+            nonlocal barred
+            barred = True  # until the guard says otherwise: what it raises is not tried again
+            guard()
+            barred = False
+
+        def again(error: BaseException) -> bool:
+            return not barred and isinstance(error, Unavailable | BatchRefused)
 
         def wait(state: RetryCallState) -> float:
-            error = state.outcome and state.outcome.exception()
-            asked = getattr(error, "retry_after", None)
+            asked = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
             return backoff(state) if asked is None else min(asked, patience.longest_wait)
 
         def spent(state: RetryCallState) -> bool:
+            nonlocal refusals
             error = state.outcome and state.outcome.exception()
             if isinstance(error, BatchRefused):
-                return error.reason != "http_500" or state.attempt_number >= patience.tries_on_500
+                refusals += 1
+                return error.reason != "http_500" or refusals >= patience.tries_on_500
             return state.attempt_number >= patience.tries or getattr(error, "reason", "") == "throttled"
 
-        for attempt in Retrying(
-            retry=retry_if_exception_type((Unavailable, BatchRefused)), wait=wait, stop=spent, reraise=True
-        ):
+        for attempt in Retrying(retry=retry_if_exception(again), wait=wait, stop=spent, reraise=True):
             with attempt:
-                self._attempt(kind, path, body, guard)
+                self._attempt(kind, path, body, bar)
         self._answered[path] = time.monotonic()
 
     def _attempt(self, kind: str, path: str, body: object, guard: Callable[[], None]) -> None:
@@ -215,14 +240,17 @@ class LmsClient:
                 headers={"Content-Type": "application/json"},
                 auth=self._auth,
                 timeout=(CONNECT_TIMEOUT, self._timeouts[kind]),
-                allow_redirects=False,
             )
 
-        response = self._unthrottled(send, guard)
+        def ready() -> None:
+            self._auth.ready()
+            guard()  # last, because a token may take its time
+
+        response = self._unthrottled(send, ready)
         if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
             self._auth.forget(response)
-            response = self._unthrottled(send, guard)
-        _judge(response, "the LMS")
+            response = self._unthrottled(send, ready)
+        _judge(response)
 
     def _unthrottled(
         self, send: Callable[[], requests.Response], guard: Callable[[], None] = lambda: None
@@ -245,11 +273,11 @@ class LmsClient:
                 ) from error
             if response.status_code != 429:
                 return response
-            asked = retry_after(response)
-            waited += self._patience.first_wait if asked is None else asked
+            pause = max(retry_after(response) or 0.0, self._patience.first_wait)
+            waited += pause
             if waited > self._patience.longest_throttle:
-                raise Unavailable("throttled", "the LMS has throttled us for too long", asked)
-            _throttled.extend(self._patience.first_wait if asked is None else asked)
+                raise Unavailable("throttled", "the LMS has throttled us for too long", pause)
+            _throttled.extend(pause)
 
     def _fetch_token(self) -> tuple[str, float]:
         """Get a token and its lifetime in seconds by the client-credentials grant."""
@@ -260,43 +288,41 @@ class LmsClient:
                 data=form,
                 auth=lambda request: request,  # else a netrc file's
                 timeout=(CONNECT_TIMEOUT, CONNECT_TIMEOUT),
-                allow_redirects=False,
             )
         )
-        if response.status_code in (400, 401, 403):
-            raise RunRefused(
-                f"token_http_{response.status_code}",
-                "the LMS gives us no token: check BACKEND_SERVICE_EDX_OAUTH2_KEY and "
-                "BACKEND_SERVICE_EDX_OAUTH2_SECRET, and SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT",
-            )
-        if response.status_code == 500:
-            raise Unavailable("token_http_500", "the LMS failed to give a token")
-        _judge(response, "the LMS's token endpoint")
+        status = response.status_code
+        if status == 408 or status >= 500:
+            raise Unavailable(f"token_http_{status}", f"the LMS gave no token but {status}", retry_after(response))
+        if not 200 <= status < 300:
+            raise RunRefused(f"token_http_{status}", f"the LMS gives us no token: {_CREDENTIALS_REMEDY}")
         try:
             answer = response.json()
-            return str(answer["access_token"]), float(answer["expires_in"])
+            token, lifetime = answer["access_token"], float(answer["expires_in"])
         except (ValueError, KeyError, TypeError) as error:
-            raise RunRefused(
-                "bad_token", "what the LMS gave is not a token: check SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT"
-            ) from error
+            raise RunRefused("bad_token", f"what the LMS gave is not a token: {_CREDENTIALS_REMEDY}") from error
+        if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
+            raise RunRefused("bad_token", f"what the LMS gave is not a token: {_CREDENTIALS_REMEDY}")
+        return token, lifetime
 
     def _session(self) -> requests.Session:
         """This thread's session: connections are kept open and never shared between threads."""
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
+            session = self._local.session = _Session()
             self._sessions.append(session)
         return session
 
 
-def _judge(response: requests.Response, who: str) -> None:
+def _judge(response: requests.Response) -> None:
     """Return for a 2xx; else raise what this status means."""
     status = response.status_code
     reason = f"http_{status}"
     if 200 <= status < 300:
         return
     if status in (400, 422, 500):
-        raise BatchRefused(reason, f"{who} answered {status}")
+        raise BatchRefused(reason, f"the LMS answered {status}")
     if status == 408 or status > 500:
-        raise Unavailable(reason, f"{who} answered {status}", retry_after(response))
-    raise RunRefused(reason, f"{who} answered {status}: {_REMEDIES.get(status, 'check LMS_URL: this is not its API')}")
+        raise Unavailable(reason, f"the LMS answered {status}", retry_after(response))
+    raise RunRefused(
+        reason, f"the LMS answered {status}: {_REMEDIES.get(status, 'check LMS_URL: this is not its API')}"
+    )

@@ -5,9 +5,8 @@ Importing this module reads nothing. `load_settings` reports all wrong settings 
 
 import os
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -18,7 +17,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -50,6 +48,27 @@ def _setting(description: str, example: str, default: Any = ..., *, secret: bool
 _BROKER = ("Where tasks are queued: a Redis or a RabbitMQ", "redis://:password@redis:6379/5")
 
 
+def retry_wait(first: int, attempt: int) -> int:
+    """Seconds before the retry that follows attempt number `attempt` (from 0), without jitter: doubled, up to 900."""
+    return min(first * (1 << min(attempt, 16)), max(900, first))
+
+
+def _of(info: ValidationInfo, *names: str) -> dict[str, Any]:
+    """Settings that were read before this one; None for those that were wrong."""
+    return {name: info.data.get(name) for name in names}
+
+
+def _in_order(value: int, *, above: dict[str, Any], below: dict[str, Any]) -> int:
+    """Raise ValueError unless `value` lies between these settings (those that are not wrong by themselves)."""
+    for others, word, edge in ((above, "more", max), (below, "less", min)):
+        known = {name: other for name, other in others.items() if other is not None}
+        limit = edge(known.values(), default=value + 1 if word == "less" else value - 1)
+        if (value <= limit) if word == "more" else (value >= limit):
+            names = " and ".join(known)
+            raise ValueError(f"is {value}, but must be {word} than {names}, {limit}. Raise the one or lower the other")
+    return value
+
+
 class CelerySettings(BaseSettings):
     """What celeryconfig.py needs: complete by itself, so that `celery -A worker report` works anywhere."""
 
@@ -70,6 +89,27 @@ class CelerySettings(BaseSettings):
         "After this long Redis gives a task that was not acknowledged to another worker", "3600", 3600
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_or_no(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # YAML's; it would pass for 1 or 0
+            raise ValueError("must not be yes or no")
+        return value
+
+    @field_validator("CELERY_BROKER_URL")
+    @classmethod
+    def _known_broker(cls, value: str) -> str:
+        if value and not value.startswith(_BROKERS):
+            raise ValueError("must begin with redis://, rediss://, amqp:// or amqps://")
+        return value
+
+    @field_validator("CELERY_RESULT_BACKEND")
+    @classmethod
+    def _a_url(cls, value: str) -> str:
+        if value and "://" not in value:
+            raise ValueError("is not a URL")
+        return value
+
     @field_validator("NIGHTLY_SCHEDULE")
     @classmethod
     def _five_fields(cls, value: str) -> str:
@@ -85,6 +125,11 @@ class CelerySettings(BaseSettings):
         except (KeyError, ValueError, OSError) as error:
             raise ValueError("is not a time zone that this machine knows") from error
         return value
+
+    @field_validator("VISIBILITY_TIMEOUT_SECONDS")
+    @classmethod
+    def _above_the_tasks(cls, value: int, info: ValidationInfo) -> int:
+        return _in_order(value, above=_of(info, "TASK_TIME_LIMIT_SECONDS"), below={})
 
     @property
     def result_backend(self) -> str | None:
@@ -115,13 +160,14 @@ class Settings(CelerySettings):
     DATABASE_URL: str = _setting(
         "license-manager's database, as a SQLAlchemy URL", "mysql://user:password@mysql/license_manager", secret=True
     )
-    LMS_URL: str = _setting("The LMS's root address", "https://courses.example.com")
+    LMS_URL: str = _setting("The LMS's root address", "https://courses.example.com", min_length=1)
     SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = _setting(
         "Where tokens are asked for; LMS_URL when not set", "https://courses.example.com", ""
     )
     BACKEND_SERVICE_EDX_OAUTH2_KEY: str = _setting(
         "The client id of license-manager's backend service application in the LMS",
         "license-manager-backend-service-key",
+        min_length=1,
     )
     BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = _setting(
         "A file whose content is BACKEND_SERVICE_EDX_OAUTH2_SECRET", "/run/secrets/lms_oauth2_secret", None
@@ -165,8 +211,8 @@ class Settings(CelerySettings):
     def _known_driver(cls, value: str) -> str:
         try:
             url = make_url(value)
-        except ArgumentError as error:
-            raise ValueError("is not a SQLAlchemy URL") from error
+        except (ArgumentError, ValueError):  # whose text may hold the password
+            raise ValueError("is not a SQLAlchemy URL; is a special character of the password not %-escaped?") from None
         url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
         if url.drivername not in {*_DRIVERS.values(), "sqlite"}:
             raise ValueError("must begin with mysql://, mariadb://, postgresql:// or sqlite:///")
@@ -178,13 +224,6 @@ class Settings(CelerySettings):
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
         return value.rstrip("/")
-
-    @field_validator("CELERY_BROKER_URL")
-    @classmethod
-    def _known_broker(cls, value: str) -> str:
-        if value and not value.startswith(_BROKERS):
-            raise ValueError("must begin with redis://, rediss://, amqp:// or amqps://")
-        return value
 
     @field_validator("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", mode="before")
     @classmethod
@@ -206,32 +245,23 @@ class Settings(CelerySettings):
             raise ValueError("is not set")
         return value
 
-    @model_validator(mode="after")
-    def _times_in_order(self) -> Self:
-        lms = max(self.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, self.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
-        longest_wait = max(self.retry_wait(attempt) for attempt in range(self.TASK_MAX_RETRIES + 1))
-        rising = [
-            ("the LMS time-outs (BULK_EXPIRATION_/BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)", lms),
-            ("LEASE_SECONDS", self.LEASE_SECONDS),
-            ("TASK_TIME_LIMIT_SECONDS", self.TASK_TIME_LIMIT_SECONDS),
-            ("VISIBILITY_TIMEOUT_SECONDS", self.VISIBILITY_TIMEOUT_SECONDS),
-        ]
-        for (low_name, low), (high_name, high) in pairwise(rising):
-            if low >= high:
-                raise ValueError(
-                    f"{high_name}: is {high}, which must be more than {low_name}, {low}. "
-                    f"Raise the first or lower the second"
-                )
-        if longest_wait * 2 > self.VISIBILITY_TIMEOUT_SECONDS:
-            raise ValueError(
-                f"TASK_RETRY_SECONDS: leads to a wait of {longest_wait} s, which must be at most half of "
-                f"VISIBILITY_TIMEOUT_SECONDS, {self.VISIBILITY_TIMEOUT_SECONDS}. Lower it"
-            )
-        return self
+    @field_validator("LEASE_SECONDS")
+    @classmethod
+    def _between_the_calls_and_the_tasks(cls, value: int, info: ValidationInfo) -> int:
+        calls = _of(info, "BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS", "BULK_UNLINK_REQUEST_TIMEOUT_SECONDS")
+        return _in_order(value, above=calls, below=_of(info, "TASK_TIME_LIMIT_SECONDS"))
 
-    def retry_wait(self, attempt: int) -> int:
-        """Seconds before the retry that follows attempt number `attempt` (from 0), without jitter."""
-        return int(min(self.TASK_RETRY_SECONDS * 2**attempt, max(900, self.TASK_RETRY_SECONDS)))
+    @field_validator("TASK_RETRY_SECONDS")
+    @classmethod
+    def _well_under_the_visibility_timeout(cls, value: int, info: ValidationInfo) -> int:
+        wait = retry_wait(value, info.data.get("TASK_MAX_RETRIES", 0))
+        visibility = info.data.get("VISIBILITY_TIMEOUT_SECONDS")
+        if visibility is not None and wait * 2 > visibility:
+            raise ValueError(
+                f"leads to a wait of {wait} s, which must be at most half of VISIBILITY_TIMEOUT_SECONDS, {visibility}. "
+                "Lower it, or raise the other"
+            )
+        return value
 
     @property
     def unlink_after(self) -> timedelta:
@@ -240,18 +270,16 @@ class Settings(CelerySettings):
 
 
 class _SettingsWithBroker(Settings):
-    CELERY_BROKER_URL: str = _setting(*_BROKER, secret=True)
+    CELERY_BROKER_URL: str = _setting(*_BROKER, secret=True, min_length=1)
 
 
 S = TypeVar("S", bound=CelerySettings)
 
 
 def _problem(error: Any, model: type[BaseSettings]) -> str:
-    if not error["loc"]:  # a rule over several settings: its sentence already begins with the name
-        return str(error["msg"]).removeprefix("Value error, ")
     name = str(error["loc"][0])
     field = model.model_fields[name]
-    if error["type"] == "missing":
+    if error["type"] in ("missing", "string_too_short"):
         what = f"is not set. Set it in the environment or in the YAML file that {CONFIG_FILE_VARIABLE} names"
     else:
         what = str(error["msg"]).removeprefix("Value error, ")

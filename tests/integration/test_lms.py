@@ -603,17 +603,28 @@ def test_a_wrong_token_redirect_is_not_followed_either(lms: Simulator, client: L
 # The network
 
 
-def test_a_refused_connection_is_unavailable(connect: Callable[..., LmsClient], call: Call) -> None:
+def test_a_refused_connection_is_unavailable_after_so_many_tries(
+    lms: Simulator, connect: Callable[..., LmsClient], call: Call
+) -> None:
+    paced: list[None] = []
+
+    def pace() -> float:
+        paced.append(None)
+        return 0.0
+
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port meanwhile
-        guards: list[None] = []
-        client = connect(f"http://127.0.0.1:{taken.getsockname()[1]}")
-        error = fails(call, client)
-        with pytest.raises(Unavailable):
-            client.downgrade([uuid4()], None, lambda: guards.append(None))
+        error = fails(call, connect(f"http://127.0.0.1:{taken.getsockname()[1]}", oauth_url=lms.url, pace=pace))
     assert (type(error), error.reason) == (Unavailable, "connection_error")
     assert "LMS_URL" in str(error)
-    assert len(guards) == PATIENCE.tries
+    assert len(paced) == 1 + PATIENCE.tries, "one token, and the tries"
+
+
+def test_a_refused_connection_for_the_token_is_unavailable(connect: Callable[..., LmsClient], call: Call) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        error = fails(call, connect(f"http://127.0.0.1:{taken.getsockname()[1]}"))
+    assert (type(error), error.reason) == (Unavailable, "connection_error")
 
 
 @pytest.mark.parametrize(
@@ -789,17 +800,17 @@ def test_an_lms_that_refuses_everything_is_unavailable_and_nothing_is_split(
 # The guard
 
 
-def refuse_at(count: int, error: Exception) -> Callable[[], None]:
-    """A guard that raises when it is asked for the so-many-th time, and would let pass what comes after."""
-    asked = 0
+class Guard:
+    """Notes how much had been sent each time it was asked; raises at its so-many-th time, and never again."""
 
-    def guard() -> None:
-        nonlocal asked
-        asked += 1
-        if asked == count:
-            raise error
+    def __init__(self, sent: Callable[[], int], error: BaseException | None = None, at: int = 1) -> None:
+        self.seen: list[int] = []
+        self._sent, self._error, self._at = sent, error, at
 
-    return guard
+    def __call__(self) -> None:
+        self.seen.append(self._sent())
+        if self._error is not None and len(self.seen) == self._at:
+            raise self._error
 
 
 @pytest.mark.parametrize(
@@ -823,28 +834,28 @@ def test_the_guard_is_asked_before_each_send_and_what_it_raises_ends_the_call(
     sends: int,
 ) -> None:
     def call(guard: Callable[[], None]) -> None:
+        lms.journal.clear()
+        lms.faults(*(Fault(kind, **fault) for fault in faults))
+        client._answered.clear()
         if kind == "downgrade":
             client.downgrade(customer.licenses, None, guard)
         else:
             client.unlink(customer.enterprise, EMAILS, guard)
 
-    for refused in range(1, sends + 2):
-        lms.journal.clear()
-        lms.faults(*(Fault(kind, **fault) for fault in faults))
-        client._answered.clear()
-        error = LeaseLost(f"at {refused}")
-        if refused > sends:  # nothing is sent that the guard was not asked about
-            assert outcome(lambda: call(refuse_at(refused, error))) in (  # noqa: B023, run at once
-                None,
-                (BatchRefused, "http_500"),
-                (BatchRefused, "http_422"),
-            )
-            assert len(lms.calls(kind)) == sends
-        else:
-            with pytest.raises(LeaseLost) as caught:
-                call(refuse_at(refused, error))
-            assert caught.value is error
-            assert len(lms.calls(kind)) == refused - 1
+    def sent() -> int:
+        return len(lms.calls(kind))
+
+    asked = Guard(sent)
+    found = outcome(lambda: call(asked))
+    assert found is None or found[0] is BatchRefused
+    assert sent() == sends
+    assert set(range(sends)) <= set(asked.seen), "something was sent that the guard was not asked about"
+    for number, sent_before in enumerate(asked.seen, start=1):
+        error = LeaseLost(f"at {number}")
+        with pytest.raises(LeaseLost) as caught:
+            call(Guard(sent, error, number))
+        assert caught.value is error
+        assert sent() == sent_before
 
 
 @pytest.mark.parametrize(
@@ -858,11 +869,12 @@ def test_the_guard_is_asked_before_each_send_and_what_it_raises_ends_the_call(
     ids=lambda error: type(error).__name__,
 )
 def test_whatever_the_guard_raises_ends_the_call_with_nothing_sent(
-    lms: Simulator, client: LmsClient, error: Exception
+    lms: Simulator, client: LmsClient, error: BaseException
 ) -> None:
+    guard = Guard(lambda: len(lms.calls("downgrade")), error)
     with pytest.raises(type(error)):
-        client.downgrade([uuid4()], None, refuse_at(1, error))
-    assert lms.calls() == []
+        client.downgrade([uuid4()], None, guard)
+    assert (lms.calls("downgrade"), len(guard.seen)) == ([], 1)
 
 
 def test_a_lease_that_is_lost_while_the_token_comes_stops_the_call(

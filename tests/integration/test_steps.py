@@ -42,7 +42,7 @@ from nights import (
     times_sent,
     unlinking,
 )
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, QueuePool, update
 
 from simulator.data import DAY, Data
 from simulator.faults import Fault
@@ -159,6 +159,23 @@ def test_as_many_calls_are_in_flight_as_the_setting_says(kind: Kind, lms: Simula
         assert running.result().phase == Phase.FINISHED
     assert lms.journal.most_in_flight == 3
     assert_order(lms.journal)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_connection_is_held_while_calls_are_in_flight(kind: Kind, lms: Simulator, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=6)
+    deps = make_test_deps(**batches_of(1, parallel=3), **unlinking(laid.enterprise))
+    run_id = reach(deps, laid, kind)
+    lms.faults(Fault(kind=kind, delay=60))
+    pool = deps.database.engine.pool
+    assert isinstance(pool, QueuePool)
+    before = len(lms.calls(kind))
+    with in_background(lms, lambda: finish(deps, laid.enterprise, run_id)) as running:
+        meet(lms, running, lambda: len(lms.calls(kind)) == before + 3 and pool.checkedout() == 0)
+        lms.faults()
+        lms.release()
+        assert running.result().phase == Phase.FINISHED
 
 
 @ON_SQLITE
@@ -483,8 +500,8 @@ def lay_everything(data: Data) -> tuple[UUID, list[UUID]]:
     done = data.plan(agreement, expires=data.now - 130 * DAY, expiration_processed=True)
     waiting, current = data.plan(agreement, expires=data.now - 110 * DAY), data.plan(agreement)
     data.renewal(waiting, None)
-    for plan, count in ((old, 5), (recent, 4), (done, 3), (waiting, 2), (current, 2)):
-        for _ in range(count):
+    for plan, learners in ((old, 5), (recent, 4), (done, 3), (waiting, 2), (current, 2)):
+        for _ in range(learners):
             data.license(plan)
     data.license(old, "Other.Case@x.example")
     data.license(waiting, "also@x.example")
@@ -781,6 +798,32 @@ def test_a_plan_that_is_done_is_marked_although_another_one_failed(lms: Simulato
     assert (run.phase, counts(run)["plans"], counts(run)["unlinked"]) == (Phase.FAILED, 1, 0)
     assert processed(lms.lms.engine) == {good}
     assert sent(lms, "unlink") == []
+
+
+@ON_SQLITE
+def test_a_confirmation_from_before_the_plan_was_extended_counts_no_more(lms: Simulator, make_test_deps: Make) -> None:
+    laid, _ = lay(lms, licenses=2), lay(lms, days=300, seed=2)
+    again, bad = laid.licenses
+    break_enrollment(lms, laid, bad)
+    deps = make_test_deps()
+    engine = deps.database.engine
+    night(deps)
+    assert [row["license_uuid"] for row in rows(engine, Downgrade)] == [again]
+    # Since then: the plan was extended, the learner went on, and the plan has expired for good.
+    with engine.begin() as connection:
+        connection.execute(update(Downgrade).values(confirmed_at=deps.database.now() - 10 * DAY))
+    change(engine, "subscriptionplan", laid.plan, expiration_date=deps.database.now() - 5 * DAY)
+    change(engine, "license", bad, status="revoked")
+    lms.journal.clear()
+    lms.faults(Fault(kind="downgrade", status=503))
+    [failed] = night(deps, laid.enterprise).values()
+    assert (failed.phase, counts(failed)["plans"]) == (Phase.FAILED, 0)
+    assert laid.plan not in processed(engine)
+    lms.faults()
+    [run] = night(deps, laid.enterprise).values()
+    assert sent(lms, "downgrade", 200) == [[str(again)]]
+    assert counts(run)["plans"] == 1
+    assert laid.plan in processed(engine)
 
 
 @dataclass(frozen=True)

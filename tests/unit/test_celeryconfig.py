@@ -170,7 +170,7 @@ def test_a_wrong_schedule_ends_with_one_sentence(
     config: Config, schedule: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        config(NIGHTLY_SCHEDULE=schedule)
+        config(**GOOD, NIGHTLY_SCHEDULE=schedule)
     assert caught.value.code == 2
     told = capsys.readouterr()
     assert told.out == ""

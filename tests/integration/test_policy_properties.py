@@ -1,0 +1,336 @@
+"""Small databases drawn at random: every query of the policy answers, row by row, as the plain-Python reading does.
+
+The dates are drawn on and around the boundaries, the learners from a handful, so that rules meet each other as they do
+not in a table of cases. A failure prints the smallest `Drawn` database and the scope that show it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reading import OTHER_RUN, RUN, Answers, Reading, Row, World, answers_of, lay_down, pages_of, rows, uuids
+from sqlalchemy import Connection, Engine, delete, insert, update
+
+from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data, Status
+from simulator.schema import table
+from worker import models, policy
+from worker.policy import Scope
+
+MOMENTS = [datetime(2026, 6, 1, 2, 0, tzinfo=UTC), datetime(2026, 6, 1, 2, 0, 0, 500_000, tzinfo=UTC)]
+US = timedelta(microseconds=1)
+HOUR = timedelta(hours=1)
+NOW = timedelta()
+STRANGER = UUID("0000cccc-0000-4000-8000-00000000cccc")
+TABLES = ("licenseevent", "license", "subscriptionplanrenewal", "subscriptionplan", "customeragreement")
+
+drawn = partial(
+    settings,
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],  # the tables are emptied
+)
+
+
+@dataclass(frozen=True)
+class DrawnLicense:
+    plan: int
+    email: str | None = "ann@x.org"
+    lms_user_id: int | None = None
+    status: Status = "activated"
+    renewed: bool = False
+    unlinked: bool = False
+    event_after: timedelta | None = None
+    confirmed_after: timedelta | None = None
+    sent_by_run: bool = False
+    held: tuple[timedelta, UUID] | None = None
+
+
+@dataclass(frozen=True)
+class DrawnPlan:
+    customer: int
+    ago: timedelta
+    since: timedelta = 900 * DAY
+    is_active: bool = True
+    processed: bool = False
+    renewal: int | str | None = None  # the number of a plan, "open", or no renewal
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A database: two customers, plans and licences by number."""
+
+    as_of: datetime
+    plans: list[DrawnPlan]
+    licenses: list[DrawnLicense]
+
+
+@dataclass(frozen=True)
+class DrawnScope:
+    unlink_after: timedelta = 90 * DAY
+    enabled: tuple[int, ...] = (0, 1)
+    enterprise: int | None = None
+    plans: tuple[int, ...] | None = None
+    expired_after: timedelta | None = None
+    expired_before: timedelta | None = None
+    force: bool = False
+    run_id: UUID | None = RUN
+
+
+def with_oddities(
+    of: Callable[..., Any], most: int, usual: dict[str, st.SearchStrategy[Any]], **odd: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Any]:
+    """Draw the usual and at most so many oddities: with more of them together hardly anything would ever be due."""
+    one = st.one_of([st.tuples(st.just(name), values) for name, values in odd.items()])
+    oddities = st.lists(one, max_size=most, unique_by=lambda each: each[0]).map(dict)
+    return st.builds(lambda usual, odd: of(**usual, **odd), st.fixed_dictionaries(usual), oddities)
+
+
+LEARNERS = ["ann@x.org", "Ann@X.org", " ann@x.org ", "bob@x.org", "BOB@x.org", "cyd@x.org", "dan@x.org"]
+NOBODY = ["", "  ", None]
+AGO = [100 * DAY, 90 * DAY + US, 90 * DAY, 30 * DAY, US, NOW, -US, -30 * DAY]
+OLD = [100 * DAY, 90 * DAY + US]
+AFTER = [DAY, NOW, -US, -30 * DAY]
+HELD_AGO = [NOW, 11 * HOUR, 12 * HOUR - US, 12 * HOUR]
+
+plans = with_oddities(
+    DrawnPlan,
+    1,
+    {
+        "customer": st.sampled_from([0, 0, 0, 1]),
+        "ago": st.sampled_from([*AGO, *OLD, *OLD, *OLD]),
+        "processed": st.booleans(),
+        "renewal": st.sampled_from([None, None, None, None, "open", "open", *range(4)]),
+    },
+    since=st.sampled_from([NOW, -US]),
+    is_active=st.just(False),
+)
+licenses = with_oddities(
+    DrawnLicense,
+    2,
+    {
+        "plan": st.integers(0, 5),
+        "email": st.sampled_from([*LEARNERS, *LEARNERS, *NOBODY]),
+        "lms_user_id": st.sampled_from([None, None, 1, 2, 3]),
+    },
+    status=st.sampled_from(["assigned", "unassigned", "revoked"]),
+    renewed=st.just(True),
+    unlinked=st.just(True),
+    event_after=st.sampled_from(AFTER),
+    confirmed_after=st.sampled_from(AFTER),
+    sent_by_run=st.just(True),
+    held=st.tuples(st.sampled_from(HELD_AGO), st.sampled_from([RUN, OTHER_RUN])),
+)
+databases = st.builds(
+    Drawn,
+    as_of=st.sampled_from(MOMENTS),
+    plans=st.lists(plans, min_size=3, max_size=8),
+    licenses=st.lists(licenses, min_size=6, max_size=20),
+)
+scopes = with_oddities(
+    DrawnScope,
+    2,
+    {},
+    unlink_after=st.sampled_from([30 * DAY, NOW]),
+    enabled=st.sampled_from([(0,), (1, 2), ()]),
+    enterprise=st.integers(0, 2),
+    plans=st.sampled_from([(0,), (1, 2, 3), ()]),
+    expired_after=st.sampled_from(AGO),
+    expired_before=st.sampled_from(AGO),
+    force=st.just(True),
+    run_id=st.none(),
+)
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A drawn database, written to a real one."""
+
+    world: World
+    connection: Connection
+    customers: list[UUID]
+
+    def scope(self, drawn: DrawnScope) -> Scope:
+        numbered, plans, as_of = [*self.customers, STRANGER], [*self.world.plans, STRANGER], self.world.as_of
+        return Scope(
+            as_of=as_of,
+            unlink_after=drawn.unlink_after,
+            unlink_enabled=frozenset(numbered[number] for number in drawn.enabled),
+            enterprise=None if drawn.enterprise is None else numbered[drawn.enterprise],
+            plan_uuids=None if drawn.plans is None else tuple(plans[min(n, len(plans) - 1)] for n in drawn.plans),
+            expired_after=None if drawn.expired_after is None else as_of - drawn.expired_after,
+            expired_before=None if drawn.expired_before is None else as_of - drawn.expired_before,
+            force=drawn.force,
+            run_id=drawn.run_id,
+        )
+
+
+@contextmanager
+def laid_down(engine: Engine, drawn: Drawn) -> Iterator[Laid]:
+    """Empty the database and fill it again; nothing that the example writes itself is kept."""
+    with engine.begin() as connection:
+        connection.execute(delete(models.HeldLicense))
+        connection.execute(delete(models.Downgrade))
+        connection.execute(update(models.License).values(renewed_to_id=None))
+        for name in TABLES:
+            connection.execute(table(engine, name).delete())
+    world = World(Data(engine, now=MOMENTS[0]), drawn.as_of)
+    customers = [world.customer() for _ in range(2)]
+    add_plans(world, customers, drawn.plans)
+    for each in drawn.licenses:
+        add_license(world, each)
+    lay_down(engine, world)
+    with engine.connect() as connection:
+        yield Laid(world, connection, customers)
+
+
+def add_plans(world: World, customers: list[UUID], drawn: list[DrawnPlan]) -> None:
+    """Each plan is the prior of at most one renewal, and the result of at most one."""
+    for each in drawn:
+        world.plan(customers[each.customer], each.ago, each.since, each.is_active, each.processed)
+    plans, renewed = list(world.plans.values()), set()
+    for plan, each in zip(plans, drawn, strict=True):
+        if each.renewal == "open":
+            world.renew(plan)
+        elif isinstance(each.renewal, int) and (following := each.renewal % len(plans)) not in renewed:
+            renewed.add(following)
+            world.renew(plan, plans[following])
+
+
+def add_license(world: World, drawn: DrawnLicense) -> None:
+    plan = list(world.plans.values())[drawn.plan % len(world.plans)]
+    license = world.license(plan, drawn.email, drawn.lms_user_id, drawn.status, drawn.renewed)
+    if drawn.unlinked:
+        world.event(license, UNLINKED_EVENT)
+    if drawn.event_after is not None:
+        world.event(license, DOWNGRADED_EVENT, drawn.event_after)
+    if drawn.confirmed_after is not None:
+        world.confirm(license, drawn.confirmed_after)
+    if drawn.sent_by_run:
+        world.confirm(license, world.as_of - plan.expires, RUN)
+    if drawn.held:
+        world.hold(license, *drawn.held)
+
+
+@drawn(max_examples=50)
+@given(database=databases, asked=st.lists(scopes, min_size=1, max_size=2))
+def test_every_answer_is_the_readings(engine: Engine, database: Drawn, asked: list[DrawnScope]) -> None:
+    with laid_down(engine, database) as laid:
+        for each in asked:
+            scope = laid.scope(each)
+            found = answers_of(laid.connection, scope)
+            assert found == Reading(laid.world, scope).answers()
+            check_relations(found, laid.world, scope)
+
+
+def check_relations(found: Answers, world: World, scope: Scope) -> None:
+    """What must hold whatever the reading says."""
+    of = {name: uuids(answer) for name, answer in found.items()}
+    reading = Reading(world, scope)
+    assert all(len(answer) == len(set(answer)) for answer in found.values())
+    assert all(reading.is_confirmed(world.licenses[uuid]) for uuid in of["due_unlinks"])  # promise 2
+    assert not of["protected"] & of["rehearsed_unlinks"]
+    assert of["due_unlinks"] <= of["rehearsed_unlinks"]
+    assert of["done_plans"] <= of["due_plans"]
+    assert not of["waiting_plans"] & of["due_plans"]
+    assert not of["waiting_downgrades"] & of["due_downgrades"]
+    assert {row[1] for row in found["due_downgrades"]} <= of["due_plans"] - of["done_plans"]
+    # Who is to be unlinked in this run was downgraded before, or is by this very run.
+    assert of["rehearsed_unlinks"] - of["due_unlinks"] <= of["due_downgrades"] | of["waiting_downgrades"]
+
+
+@drawn(max_examples=30)
+@given(database=databases, asked=scopes, limit=st.integers(1, 4))
+def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnScope, limit: int) -> None:
+    with laid_down(engine, database) as laid:
+        scope, world = laid.scope(asked), laid.world
+        reading = Reading(world, scope)
+        unlinks = pages_of(laid.connection, partial(policy.unlink_page, scope, limit), limit)
+        expected = [(each.uuid, each.uuid in world.holds, each.email) for each in reading.due_unlinks()]
+        assert sorted(joined(unlinks)) == sorted(expected)
+        kinds = (
+            (False, reading.due_plans(), reading.due_downgrades()),
+            (True, reading.waiting_plans(), reading.waiting_downgrades()),
+        )
+        for waiting, plans, due in kinds:
+            for plan in plans:
+                page = partial(policy.downgrade_page, scope, plan.uuid, waiting, limit)
+                of_plan = [(each.uuid, each.uuid in world.holds) for each in due if each.plan == plan]
+                assert sorted(joined(pages_of(laid.connection, page, limit))) == sorted(of_plan)
+
+
+def joined(pages: Iterator[list[Row]]) -> list[Row]:
+    return [row for page in pages for row in page]
+
+
+@drawn(max_examples=30)
+@given(database=databases, asked=scopes)
+def test_a_night_that_is_done_leaves_nothing_to_do(engine: Engine, database: Drawn, asked: DrawnScope) -> None:
+    """Promise 5, and what a rehearsal says is what a night does."""
+    with laid_down(engine, database) as laid:
+        scope = laid.scope(replace(asked, run_id=RUN))
+        ask = partial(answers_of, laid.connection, scope)
+        before = ask("due_plans", "due_downgrades", "waiting_downgrades", "rehearsed_unlinks")
+        downgrade(laid, before)
+        after = ask("due_plans", "done_plans", "due_downgrades", "waiting_plans")
+        assert after["due_downgrades"] == after["waiting_plans"] == []
+        assert after["due_plans"] == after["done_plans"]
+        assert uuids(before["due_plans"]) <= uuids(after["done_plans"]) | plans_with_held(laid.world, scope)
+
+        mark_processed(laid, after)
+        assert ask("due_unlinks")["due_unlinks"] == before["rehearsed_unlinks"]
+
+        add_events(laid, uuids(before["rehearsed_unlinks"]), UNLINKED_EVENT)
+        again = answers_of(laid.connection, replace(scope, force=False), "due_enterprises")
+        assert again["due_enterprises"] == []
+
+
+def plans_with_held(world: World, scope: Scope) -> set[UUID]:
+    reading = Reading(world, scope)
+    return {license.plan.uuid for license in world.licenses.values() if reading.is_held(license)}
+
+
+def downgrade(laid: Laid, due: Answers) -> None:
+    """As the step records it: in the ledger, and as events where a plan waits."""
+    confirmed = [
+        {"license_uuid": license, "run_id": RUN, "enterprise_customer_uuid": customer, "confirmed_at": laid.world.as_of}
+        for license, _, customer in due["due_downgrades"]
+    ]
+    if confirmed:
+        laid.connection.execute(insert(models.Downgrade), confirmed)
+    add_events(laid, uuids(due["waiting_downgrades"]), DOWNGRADED_EVENT)
+
+
+def mark_processed(laid: Laid, due: Answers) -> None:
+    done = models.SubscriptionPlan.uuid.in_(uuids(due["done_plans"]))
+    laid.connection.execute(update(models.SubscriptionPlan).where(done).values(expiration_processed=True))
+
+
+def add_events(laid: Laid, licenses: set[UUID], name: str) -> None:
+    times = {"created": laid.world.as_of, "modified": laid.world.as_of}
+    for license in licenses:
+        row = {"license_id": license, "event_name": name, **times}
+        laid.connection.execute(insert(models.LicenseEvent).values(row))
+
+
+@drawn(max_examples=15)
+@given(database=databases, enterprises=st.frozensets(st.integers(0, 2)), named=st.frozensets(st.integers(0, 8)))
+def test_names_are_found(engine: Engine, database: Drawn, enterprises: frozenset[int], named: frozenset[int]) -> None:
+    with laid_down(engine, database) as laid:
+        asked = frozenset([*laid.customers, STRANGER][number] for number in enterprises)
+        plans = [*laid.world.plans, STRANGER]
+        asked_plans = tuple(plans[number] for number in named if number < len(plans))
+        there = {plan.uuid: plan.customer for plan in laid.world.plans.values() if plan.uuid in asked_plans}
+
+        known = rows(laid.connection, policy.known_enterprises(asked))
+        found = rows(laid.connection, policy.plans_of(asked, asked_plans))
+
+    assert sorted(known) == sorted((each,) for each in asked if each in laid.customers)
+    assert sorted(found) == sorted((uuid,) for uuid, customer in there.items() if not asked or customer in asked)

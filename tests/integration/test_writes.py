@@ -1,0 +1,332 @@
+"""What a night leaves in license-manager's tables: to the column what license-manager itself would have left."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import pytest
+from nights import (
+    LICENSE_MANAGERS,
+    ON_SQLITE,
+    Make,
+    Row,
+    batches_of,
+    counts,
+    lay,
+    night,
+    raw,
+    ready,
+    rows,
+    sent,
+    snapshot,
+    times_sent,
+    unlinking,
+)
+from sqlalchemy import Engine, event, make_url, text
+
+from simulator.data import DAY, Data
+from simulator.lms import Simulator
+from simulator.schema import create_tables
+from worker import migrations
+from worker.database import Database, make_engine
+from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
+
+PLAN = "subscriptions_subscriptionplan"
+HISTORY = "subscriptions_historicalsubscriptionplan"
+EVENT = "subscriptions_licenseevent"
+# What a night may write to: two of license-manager's tables and one of their histories, and our own.
+WRITTEN = {PLAN, HISTORY, EVENT}
+DJANGO_ON_SQLITE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{6})?")
+
+UuidForm = Literal["char32", "native"]
+
+
+def lay_night(data: Data) -> UUID:
+    """An enterprise with every kind of work but held licenses, and with rows that a night must leave alone."""
+    agreement = data.agreement()
+    filled: Row = {
+        "salesforce_opportunity_id": "0061W00001abcdefGH",
+        "salesforce_opportunity_line_item": "00k1W00001abcdefGH",
+        "last_freeze_timestamp": data.now - 40 * DAY,
+        "should_auto_apply_licenses": True,
+        "desired_num_licenses": 12,
+        "product_id": 3,
+        "num_revocations_applied": 2,
+        "is_revocation_cap_enabled": True,
+    }
+    old = data.plan(agreement, expires=data.now - 120 * DAY, title="Old: 5%, “quoted”", **filled)
+    empty = data.plan(agreement, expires=data.now - 40 * DAY, is_active=False, title="Empty")
+    done = data.plan(agreement, expires=data.now - 130 * DAY, expiration_processed=True, title="Done")
+    waiting = data.plan(agreement, expires=data.now - 110 * DAY, title="Waiting")
+    current = data.plan(agreement, title="Current")
+    data.renewal(waiting, None)
+    data.license(empty, status="unassigned")
+    for plan, learners in ((old, 5), (done, 2), (waiting, 3), (current, 2)):
+        for _ in range(learners):
+            data.license(plan)
+    data.event(data.license(done), UNLINKED_EVENT, created=data.now - DAY)
+    return agreement.enterprise_customer_uuid
+
+
+@pytest.fixture
+def laid(engine: Engine, lms: Simulator) -> UUID:
+    data = Data(engine)
+    enterprise = lay_night(data)
+    ready(data, lms)
+    return enterprise
+
+
+def by_uuid(found: list[Row]) -> dict[Any, Row]:
+    return {row["uuid"]: row for row in found}
+
+
+def test_a_marked_plan_and_its_history_are_as_license_manager_would_have_left_them(
+    laid: UUID, engine: Engine, make_test_deps: Make
+) -> None:
+    before = by_uuid(rows(engine, "subscriptionplan"))
+    deps = make_test_deps(**unlinking(laid))
+    begun = deps.database.now()
+    [run] = night(deps).values()
+    ended = deps.database.now()
+    assert counts(run)["plans"] == 2
+    after = by_uuid(rows(engine, "subscriptionplan"))
+    marked = [uuid for uuid in after if after[uuid] != before[uuid]]
+    assert {after[uuid]["title"] for uuid in marked} == {"Old: 5%, “quoted”", "Empty"}
+    for uuid in marked:
+        assert begun <= after[uuid]["modified"] <= ended
+        assert after[uuid] == before[uuid] | {"expiration_processed": True, "modified": after[uuid]["modified"]}
+    history = rows(engine, "historicalsubscriptionplan")
+    assert sorted(row["uuid"] for row in history) == sorted(marked)
+    assert len({row["history_id"] for row in history}) == len(history) == len(marked)
+    for row in history:
+        assert begun <= row.pop("history_date") <= ended
+        assert isinstance(row.pop("history_id"), int)
+        own = {name: row.pop(name) for name in ("history_type", "history_user_id", "history_change_reason")}
+        assert own == {"history_type": "~", "history_user_id": None, "history_change_reason": None}
+        assert row == after[row["uuid"]]
+
+
+def test_events_are_as_license_manager_would_have_written_them(
+    laid: UUID, engine: Engine, make_test_deps: Make
+) -> None:
+    there = rows(engine, "licenseevent")
+    deps = make_test_deps(**unlinking(laid))
+    begun = deps.database.now()
+    night(deps)
+    ended = deps.database.now()
+    new = [row for row in rows(engine, "licenseevent") if row not in there]
+    titles = {row["uuid"]: row["title"] for row in rows(engine, "subscriptionplan")}
+    plans = {row["uuid"]: titles[row["subscription_plan_id"]] for row in rows(engine, "license")}
+    old = "Old: 5%, “quoted”"
+    assert sorted((row["event_name"], plans[row["license_id"]]) for row in new) == sorted(
+        [(DOWNGRADED_EVENT, "Waiting")] * 3
+        + [(UNLINKED_EVENT, "Waiting")] * 3
+        + [(UNLINKED_EVENT, old)] * 5
+        + [(UNLINKED_EVENT, "Done")] * 2
+    )
+    assert len({(row["event_name"], row["license_id"]) for row in new}) == len(new)
+    for row in new:
+        assert begun <= row["created"] == row["modified"] <= ended
+    assert [row for row in there if row not in rows(engine, "licenseevent")] == []
+
+
+def test_nothing_else_of_license_managers_is_changed(laid: UUID, engine: Engine, make_test_deps: Make) -> None:
+    before = snapshot(engine)
+    [run] = night(make_test_deps(**unlinking(laid))).values()
+    assert run.phase == Phase.FINISHED
+    after = snapshot(engine)
+    assert after.keys() == before.keys()
+    changed = {name for name in after if after[name] != before[name]}
+    assert {name for name in changed if not name.startswith("license_expiry_")} == WRITTEN
+    unmarked = [row for row in before[PLAN] if "Old: " not in row and "Empty" not in row]
+    assert len(unmarked) == 3
+    assert set(unmarked) < set(after[PLAN])
+    assert set(before[EVENT]) < set(after[EVENT])
+
+
+def test_values_are_stored_in_the_form_that_django_stores(
+    laid: UUID, engine: Engine, uuid_form: UuidForm, make_test_deps: Make
+) -> None:
+    night(make_test_deps(**unlinking(laid)))
+    question = (
+        "SELECT p.uuid, p.modified, p.expiration_processed, h.uuid, h.history_date, h.modified,"
+        " h.expiration_processed, h.expiration_date, p.expiration_date, h.customer_agreement_id,"
+        f" p.customer_agreement_id FROM {PLAN} p JOIN {HISTORY} h ON h.uuid = p.uuid"
+    )
+    plans = raw(engine, question)
+    events = raw(engine, f"SELECT e.license_id, e.created, e.modified FROM {EVENT} e")
+    assert (len(plans), len(events)) == (2, 3 + 10 + 1)
+    ids = [row[0] for row in plans + events] + [plans[0][3], plans[0][9], plans[0][10]]
+    moments = [row[position] for row in plans for position in (1, 4, 5, 7, 8)]
+    moments += [row[position] for row in events for position in (1, 2)]
+    flags = [row[position] for row in plans for position in (2, 6)]
+    if engine.dialect.name == "postgresql":
+        assert {type(each) for each in ids} == {UUID}
+        assert all(each.tzinfo is not None for each in moments)
+        assert all(each is True for each in flags)
+    elif engine.dialect.name == "sqlite":
+        assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+        assert [each for each in moments if not DJANGO_ON_SQLITE.fullmatch(each)] == []
+        assert [each for each in moments if each.endswith(".000000")] == []  # Django leaves it out
+        stored = raw(engine, f"SELECT DISTINCT typeof(expiration_processed), typeof(modified) FROM {HISTORY}")
+        assert stored == [("integer", "text")]
+        assert flags == [1] * 4
+    else:
+        form = "[0-9a-f]{32}" if uuid_form == "char32" else "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+        assert all(re.fullmatch(form, str(each)) for each in ids)
+        assert {type(each) for each in moments} == {datetime}
+        assert all(each.tzinfo is None for each in moments)
+        assert flags == [1] * 4
+    for row in plans:
+        assert (row[0], row[1], row[7], row[9]) == (row[3], row[5], row[8], row[10])
+
+
+@ON_SQLITE
+def test_a_moment_on_the_very_second_is_stored_without_a_fraction(lms: Simulator, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=1)
+    deps = make_test_deps(**unlinking(laid.enterprise))
+
+    @event.listens_for(deps.database.engine, "before_cursor_execute", retval=True)
+    def on_the_second(_c: Any, _u: Any, statement: str, given: Any, _x: Any, _m: Any) -> tuple[str, Any]:
+        return statement.replace("%H:%M:%f000", "%H:%M:%S.000000"), given
+
+    night(deps)
+    engine = deps.database.engine
+    stored = raw(engine, f"SELECT modified, history_date FROM {HISTORY}") + raw(
+        engine, f"SELECT created, modified FROM {EVENT}"
+    )
+    assert len(stored) == 2
+    assert all(re.fullmatch(r"[-\d]{10} [\d:]{8}", each) for row in stored for each in row)
+
+
+# Releases of license-manager differ in their columns.
+
+
+def add_columns(engine: Engine, *columns: tuple[str, str]) -> None:
+    with engine.begin() as connection:
+        for table_name, column in columns:
+            connection.execute(text(f"ALTER TABLE {table_name} ADD COLUMN {column}"))
+
+
+def test_columns_of_other_releases_are_copied_where_both_tables_have_them(
+    lms: Simulator, engine: Engine, make_test_deps: Make
+) -> None:
+    laid = lay(lms, licenses=1)
+    both, only_plan, only_history = "both_have varchar(20)", "plan_has varchar(20)", "history_has varchar(20) NULL"
+    add_columns(engine, (PLAN, both), (PLAN, only_plan), (HISTORY, both), (HISTORY, only_history))
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {PLAN} SET both_have = 'copied', plan_has = 'kept'"))
+    [run] = night(make_test_deps(**unlinking(laid.enterprise))).values()
+    assert (run.phase, counts(run)["plans"]) == (Phase.FINISHED, 1)
+    assert raw(engine, f"SELECT both_have, history_has FROM {HISTORY}") == [("copied", None)]
+    assert raw(engine, f"SELECT both_have, plan_has FROM {PLAN}") == [("copied", "kept")]
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)  # the strictest about names
+def test_a_column_may_be_called_whatever_django_allows(lms: Simulator, engine: Engine, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=1)
+    quote = engine.dialect.identifier_preparer.quote
+    names = [quote(name) for name in ("order", "camelCase")]
+    for table_name in (PLAN, HISTORY):
+        add_columns(engine, *((table_name, f"{name} integer NULL") for name in names))
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {PLAN} SET {names[0]} = 1, {names[1]} = 2"))
+    [run] = night(make_test_deps(**unlinking(laid.enterprise))).values()
+    assert (run.phase, counts(run)["plans"]) == (Phase.FINISHED, 1)
+    assert raw(engine, f"SELECT {names[0]}, {names[1]} FROM {HISTORY}") == [(1, 2)]
+
+
+# Every engine
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Engine]:
+    """Another database, on SQLite, to compare with."""
+    engine = make_engine(f"sqlite:///{tmp_path}/here.sqlite3")
+    create_tables(engine)
+    migrations.upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+def normalised(engine: Engine) -> dict[str, list[Row]]:
+    """All rows that a night can leave, but for what no two nights have in common: the moment, and the run's id."""
+    found: dict[str, list[Row]] = {name: rows(engine, name) for name in LICENSE_MANAGERS} | {"run": rows(engine, Run)}
+    runs = {row["id"]: "the run" for row in found["run"]}
+    start = min(row["opened_at"] for row in found["run"])
+    return {
+        name: sorted(({key: _plain(value, start, runs) for key, value in row.items()} for row in many), key=repr)
+        for name, many in found.items()
+    }
+
+
+def _plain(value: Any, start: datetime, runs: dict[UUID, str]) -> Any:
+    if isinstance(value, datetime):
+        return "this night" if value >= start - timedelta(seconds=60) else value
+    return runs.get(value, value) if isinstance(value, UUID) else value
+
+
+def without_numbers(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Without what the database numbers: the order in a batch is that of the UUIDs, which MariaDB sorts its own way."""
+    numbers = ("id", "history_id")
+    return {
+        name: sorted(({key: row[key] for key in row if key not in numbers} for row in many), key=repr)
+        for name, many in found.items()
+    }
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mariadb-uuid"], indirect=True)
+def test_the_same_data_gives_the_same_calls_and_the_same_rows_on_every_engine(
+    lms: Simulator, engine: Engine, engine_kind: str, here: Engine, make_test_deps: Make
+) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    with Simulator(here) as lms_here:
+        nights = []
+        for simulator, database in ((lms, engine), (lms_here, here)):
+            data = Data(database, seed=7, now=now)
+            enterprises = [lay_night(data) for _ in range(2)]
+            ready(data, simulator)
+            url = database.url.render_as_string(hide_password=False)
+            settings = batches_of(2) | unlinking(*enterprises) | {"DATABASE_URL": url, "LMS_URL": simulator.url}
+            night(make_test_deps(**settings))
+            nights.append(without_numbers(normalised(database)))
+        assert nights[0] == nights[1]
+        assert len(nights[0]["licenseevent"]) == 2 * (3 + 10 + 1)
+        for kind in ("downgrade", "unlink"):
+            assert times_sent(lms, kind) == times_sent(lms_here, kind)
+            if engine_kind != "mariadb-uuid":  # which sorts UUIDs by their last digits first: other batches, same work
+                assert sent(lms, kind) == sent(lms_here, kind)
+
+
+ELSEWHERE = {
+    "postgresql": {"options": "-c timezone=America/New_York"},
+    "mariadb": {"init_command": "SET time_zone = '-05:00'"},
+}
+
+
+@pytest.mark.parametrize("engine_kind", list(ELSEWHERE), indirect=True)
+def test_a_server_in_another_time_zone_is_left_the_same_moments(
+    lms: Simulator, engine: Engine, engine_kind: str, make_test_deps: Make
+) -> None:
+    laid = lay(lms, licenses=2)
+    url = make_url(engine.url).update_query_dict(ELSEWHERE[engine_kind]).render_as_string(hide_password=False)
+    deps = make_test_deps(DATABASE_URL=url, **unlinking(laid.enterprise))
+    zone = raw(deps.database.engine, "SHOW timezone" if engine_kind == "postgresql" else "SELECT @@time_zone")
+    assert zone in ([("America/New_York",)], [("-05:00",)])
+    begun = Database(engine).now()
+    [run] = night(deps).values()
+    ended = Database(engine).now()
+    written = [row["created"] for row in rows(engine, "licenseevent")]
+    written += [
+        row[name] for row in rows(engine, "historicalsubscriptionplan") for name in ("history_date", "modified")
+    ]
+    written += [run.opened_at, run.as_of, run.ended_at]
+    assert len(written) == 2 + 2 + 3
+    assert [moment for moment in written if not begun <= moment <= ended] == []
+    [call] = lms.calls("downgrade")
+    assert call.ignore_enrollments_modified_after is not None
+    [plan] = rows(engine, "subscriptionplan")
+    assert datetime.fromisoformat(call.ignore_enrollments_modified_after) == plan["expiration_date"]
