@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, insert
 
 from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Agreement, Data, Status
 from worker import models, policy
-from worker.policy import Scope
+from worker.scope import Scope
 
 Row = tuple[Any, ...]
 Answers = dict[str, list[Row]]

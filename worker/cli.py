@@ -15,6 +15,7 @@ from worker.deps import Deps, make_deps
 from worker.errors import LicenseExpiryError, Unusable
 from worker.ledger import Step
 from worker.models import ENDED, Run
+from worker.scope import scope_of
 from worker.settings import load_settings
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -72,7 +73,7 @@ def init_db(as_json: bool) -> int:
 def due(as_json: bool) -> int:
     """Show what a night would do if it began now. Changes nothing, sends nothing."""
     deps = _deps()
-    scope = steps.scope_of(deps.settings, dispatch.Request(), deps.database.now(), None)
+    scope = scope_of(deps.settings, dispatch.Request(), deps.database.now(), None)
     rows = report.due_rows(deps.database, scope)
     for sentence in dispatch.strangers(deps).values():
         report.err.print(f"Warning: {sentence}", markup=False, soft_wrap=True)

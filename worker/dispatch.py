@@ -13,7 +13,7 @@ from worker import ledger, policy
 from worker.database import Database
 from worker.deps import Deps
 from worker.errors import BadArgument
-from worker.steps import scope_of
+from worker.scope import scope_of
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The LMS client: token, the two calls, and what each outcome means.
 
-Every outcome becomes a return (2xx) or one type of the error tree with a stable reason code, see `_judge`.
+Every outcome becomes a return (2xx) or one type of the error tree with a stable reason code, see `worker.outcomes`.
 Nothing of a request's or an answer's body is ever put into a message: bodies hold e-mail addresses.
 """
 
@@ -21,6 +21,7 @@ import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
 from worker.errors import BatchRefused, RunRefused, Unavailable
+from worker.outcomes import CREDENTIALS_REMEDY, judge
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
 DOWNGRADE_PATH = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
@@ -32,18 +33,6 @@ RECENTLY = 5.0
 # Passed over by the LMS, which knows neither: what they answer tells whether the LMS works at all.
 NOBODYS_LICENSE = UUID("00000000-0000-4000-8000-000000000000")
 NOBODYS_EMAIL = "nobody@license-expiry.invalid"
-
-_CREDENTIALS_REMEDY = (
-    "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET, and that "
-    "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set) is this LMS"
-)
-_REMEDIES = {
-    401: f"it does not accept our token: {_CREDENTIALS_REMEDY}",
-    403: "the service user lacks the permission: give license-manager's service user the enterprise "
-    "operator role in the LMS",
-    404: "it does not know the enterprise, or the enterprise is not active there, or LMS_URL is wrong",
-    413: "the batch is too large for it: lower LICENSE_EXPIRATION_BATCH_SIZE or BULK_UNLINK_BATCH_SIZE",
-}
 
 
 @dataclass(frozen=True)
@@ -250,7 +239,7 @@ class LmsClient:
         if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
             self._auth.forget(response)
             response = self._unthrottled(send, ready)
-        _judge(response)
+        judge(response.status_code, retry_after(response))
 
     def _unthrottled(
         self, send: Callable[[], requests.Response], guard: Callable[[], None] = lambda: None
@@ -294,14 +283,14 @@ class LmsClient:
         if status == 408 or status >= 500:
             raise Unavailable(f"token_http_{status}", f"the LMS gave no token but {status}", retry_after(response))
         if not 200 <= status < 300:
-            raise RunRefused(f"token_http_{status}", f"the LMS gives us no token: {_CREDENTIALS_REMEDY}")
+            raise RunRefused(f"token_http_{status}", f"the LMS gives us no token: {CREDENTIALS_REMEDY}")
         try:
             answer = response.json()
             token, lifetime = answer["access_token"], float(answer["expires_in"])
+            if not re.fullmatch(r"[!-~]+", token):
+                raise ValueError("no token")
         except (ValueError, KeyError, TypeError) as error:
-            raise RunRefused("bad_token", f"what the LMS gave is not a token: {_CREDENTIALS_REMEDY}") from error
-        if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
-            raise RunRefused("bad_token", f"what the LMS gave is not a token: {_CREDENTIALS_REMEDY}")
+            raise RunRefused("bad_token", f"what the LMS gave is not a token: {CREDENTIALS_REMEDY}") from error
         return token, lifetime
 
     def _session(self) -> requests.Session:
@@ -311,18 +300,3 @@ class LmsClient:
             session = self._local.session = _Session()
             self._sessions.append(session)
         return session
-
-
-def _judge(response: requests.Response) -> None:
-    """Return for a 2xx; else raise what this status means."""
-    status = response.status_code
-    reason = f"http_{status}"
-    if 200 <= status < 300:
-        return
-    if status in (400, 422, 500):
-        raise BatchRefused(reason, f"the LMS answered {status}")
-    if status == 408 or status > 500:
-        raise Unavailable(reason, f"the LMS answered {status}", retry_after(response))
-    raise RunRefused(
-        reason, f"the LMS answered {status}: {_REMEDIES.get(status, 'check LMS_URL: this is not its API')}"
-    )

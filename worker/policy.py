@@ -5,7 +5,6 @@ docs/architecture.md, "What is due"; the tests compare them, row by row, with a 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -17,32 +16,13 @@ from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicen
 from worker.models import CustomerAgreement as Agreement
 from worker.models import SubscriptionPlan as Plan
 from worker.models import SubscriptionPlanRenewal as Renewal
+from worker.scope import Scope
 
 Rows: TypeAlias = Select[*tuple[Any, ...]]
 
 LEARNER_STATUSES = ("assigned", "activated")
 # A held license is tried again next night: longer than a repeat by hand, shorter than any two nights are apart.
 HOLD = timedelta(hours=12)
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What a night or a run judges by.
-
-    `unlink_enabled` is the list of customers whose learners may be unlinked; `enterprise` narrows to one customer;
-    `plan_uuids`, `expired_after` and `expired_before` (both inclusive) narrow to those plans; `force` takes processed
-    plans and held licenses again, but for what run `run_id` itself has done.
-    """
-
-    as_of: datetime
-    unlink_after: timedelta
-    unlink_enabled: frozenset[UUID]
-    enterprise: UUID | None = None
-    plan_uuids: tuple[UUID, ...] | None = None
-    expired_after: datetime | None = None
-    expired_before: datetime | None = None
-    force: bool = False
-    run_id: UUID | None = None
 
 
 def due_plans(scope: Scope) -> Rows:
@@ -65,10 +45,7 @@ def due_plans(scope: Scope) -> Rows:
 
 
 def waiting_plans(scope: Scope) -> Rows:
-    """Which unprocessed plans, not due themselves, have licenses to be downgraded one by one?
-
-    (uuid, expiration_date, customer), as `due_plans`.
-    """
+    """Which unprocessed plans that are not due have licenses to be downgraded one by one? (as `due_plans`)"""
     return waiting_downgrades(scope, Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid).distinct()
 
 
@@ -105,10 +82,7 @@ def done_plans(scope: Scope) -> Rows:
 
 
 def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
-    """Which licenses' learners are to be unlinked?
-
-    With `downgraded` false, also those whose downgrade is still to come in the same run (for a rehearsal).
-    """
+    """Which licenses' learners are to be unlinked? (Not `downgraded`: those too whose downgrade the run is to do.)"""
     due = _unlinkable(scope, *columns).where(~_protected(scope))
     return due.where(_confirmed()) if downgraded else due
 

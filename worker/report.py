@@ -16,6 +16,7 @@ from worker import policy, records
 from worker.database import Database
 from worker.models import ENDED, Phase, Run
 from worker.models import CustomerAgreement as Agreement
+from worker.scope import Scope
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 15.0
@@ -105,7 +106,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     return shown
 
 
-def due_rows(database: Database, scope: policy.Scope) -> list[dict[str, Any]]:
+def due_rows(database: Database, scope: Scope) -> list[dict[str, Any]]:
     """Count per enterprise what is due under this scope: plans, downgrades, unlinks, and learners protected."""
     customer = Agreement.enterprise_customer_uuid
     plans = policy.due_plans(scope).subquery()

@@ -4,7 +4,7 @@ Importing this module reads nothing. `load_settings` reports all wrong settings 
 """
 
 import os
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -53,19 +53,14 @@ def retry_wait(first: int, attempt: int) -> int:
     return min(first * (1 << min(attempt, 16)), max(900, first))
 
 
-def _of(info: ValidationInfo, *names: str) -> dict[str, Any]:
-    """Settings that were read before this one; None for those that were wrong."""
-    return {name: info.data.get(name) for name in names}
-
-
-def _in_order(value: int, *, above: dict[str, Any], below: dict[str, Any]) -> int:
+def _in_order(value: int, info: ValidationInfo, above: Sequence[str], below: Sequence[str] = ()) -> int:
     """Raise ValueError unless `value` lies between these settings (those that are not wrong by themselves)."""
-    for others, word, edge in ((above, "more", max), (below, "less", min)):
-        known = {name: other for name, other in others.items() if other is not None}
-        limit = edge(known.values(), default=value + 1 if word == "less" else value - 1)
-        if (value <= limit) if word == "more" else (value >= limit):
-            names = " and ".join(known)
-            raise ValueError(f"is {value}, but must be {word} than {names}, {limit}. Raise the one or lower the other")
+    for names, word, edge in ((above, "more", max), (below, "less", min)):
+        known = {name: info.data[name] for name in names if name in info.data}
+        limit = edge(known.values(), default=None)
+        if limit is not None and (value <= limit if word == "more" else value >= limit):
+            told = " and ".join(known)
+            raise ValueError(f"is {value}, but must be {word} than {told}, {limit}. Raise the one or lower the other")
     return value
 
 
@@ -129,7 +124,7 @@ class CelerySettings(BaseSettings):
     @field_validator("VISIBILITY_TIMEOUT_SECONDS")
     @classmethod
     def _above_the_tasks(cls, value: int, info: ValidationInfo) -> int:
-        return _in_order(value, above=_of(info, "TASK_TIME_LIMIT_SECONDS"), below={})
+        return _in_order(value, info, above=["TASK_TIME_LIMIT_SECONDS"])
 
     @property
     def result_backend(self) -> str | None:
@@ -248,8 +243,8 @@ class Settings(CelerySettings):
     @field_validator("LEASE_SECONDS")
     @classmethod
     def _between_the_calls_and_the_tasks(cls, value: int, info: ValidationInfo) -> int:
-        calls = _of(info, "BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS", "BULK_UNLINK_REQUEST_TIMEOUT_SECONDS")
-        return _in_order(value, above=calls, below=_of(info, "TASK_TIME_LIMIT_SECONDS"))
+        calls = ["BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS", "BULK_UNLINK_REQUEST_TIMEOUT_SECONDS"]
+        return _in_order(value, info, above=calls, below=["TASK_TIME_LIMIT_SECONDS"])
 
     @field_validator("TASK_RETRY_SECONDS")
     @classmethod
@@ -262,11 +257,6 @@ class Settings(CelerySettings):
                 "Lower it, or raise the other"
             )
         return value
-
-    @property
-    def unlink_after(self) -> timedelta:
-        """UNLINK_AFTER_DAYS as a duration."""
-        return timedelta(days=self.UNLINK_AFTER_DAYS)
 
 
 class _SettingsWithBroker(Settings):

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -27,7 +26,7 @@ from worker.models import (
     SubscriptionPlan,
     UTCDateTime,
 )
-from worker.settings import Settings
+from worker.scope import Scope, scope_of
 
 log = logging.getLogger(__name__)
 _NO_SYNC: Any = {"execution_options": {"synchronize_session": False}}
@@ -146,28 +145,11 @@ def unlink(deps: Deps, claim: Claim, deadline: float) -> bool:
 _STEPS = {Step.DOWNGRADE: downgrade, Step.UNLINK: unlink}
 
 
-def scope_of(
-    settings: Settings, asked: Any, as_of: datetime, enterprise: UUID | None, run_id: UUID | None = None
-) -> policy.Scope:
-    """What is judged by: the settings, and what was asked for (a Run, or a trigger's Request)."""
-    return policy.Scope(
-        as_of=as_of,
-        unlink_after=settings.unlink_after,
-        unlink_enabled=settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED,
-        enterprise=enterprise,
-        plan_uuids=None if asked.plan_uuids is None else tuple(UUID(str(uuid)) for uuid in asked.plan_uuids),
-        expired_after=asked.expired_after,
-        expired_before=asked.expired_before,
-        force=asked.force,
-        run_id=run_id,
-    )
-
-
-def _scope(deps: Deps, run: Run) -> policy.Scope:
+def _scope(deps: Deps, run: Run) -> Scope:
     return scope_of(deps.settings, run, run.as_of, run.enterprise_customer_uuid, run.id)
 
 
-def _plans(session: Session, scope: policy.Scope) -> list[Plan]:
+def _plans(session: Session, scope: Scope) -> list[Plan]:
     """Due plans and waiting plans with work, the longest expired first (prior plans before those that follow)."""
     plans = [
         Plan(uuid, expiration_date, waiting)
@@ -177,7 +159,7 @@ def _plans(session: Session, scope: policy.Scope) -> list[Plan]:
     return sorted(plans, key=lambda plan: (plan.expiration_date, plan.uuid))
 
 
-def _mark_done_plans(database: Database, claim: Claim, scope: policy.Scope) -> None:
+def _mark_done_plans(database: Database, claim: Claim, scope: Scope) -> None:
     """Mark the due plans with nothing left to confirm as license-manager does: the plan, and a row of its history."""
     done = database.transact(lambda session: session.execute(policy.done_plans(scope)).all())
     if not done:
@@ -203,7 +185,7 @@ def _mark_done_plans(database: Database, claim: Claim, scope: policy.Scope) -> N
     claim.record(write)
 
 
-def _rehearse_downgrade(session: Session, scope: policy.Scope) -> dict[str, int]:
+def _rehearse_downgrade(session: Session, scope: Scope) -> dict[str, int]:
     licenses = _count(session, policy.due_downgrades(scope)) + _count(session, policy.waiting_downgrades(scope))
     return {"plans_processed": _count(session, policy.due_plans(scope)), "licenses_downgraded": licenses}
 

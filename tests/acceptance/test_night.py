@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -167,10 +166,10 @@ def test_flower_starts_a_run_and_shows_a_wrong_argument_as_one_sentence(
     assert len(runs(engine)) == 1
 
 
-def finished(flower: str, task_id: str) -> dict[str, Any] | None:
+def finished(flower: str, task_id: str) -> dict[str, Any]:
     answer = requests.get(f"{flower}/api/task/info/{task_id}", auth=("operator", "secret"), timeout=10)
     info = answer.json() if answer.ok else {}
-    return info if info.get("state") in ("SUCCESS", "FAILURE") else None
+    return info if info.get("state") in ("SUCCESS", "FAILURE") else {}
 
 
 @WORKER_SQLITE
@@ -308,7 +307,7 @@ def test_a_step_longer_than_its_time_slice_hands_itself_on(
 
 
 @pytest.fixture
-def flower(processes: Processes, environment: Any) -> Callable[[], str]:
+def flower(processes: Processes, environment: Any) -> str:
     """A real Flower with a password; its address."""
     environment()
     port = free_port()

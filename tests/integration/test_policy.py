@@ -32,7 +32,7 @@ from sqlalchemy import Connection, Engine, update
 
 from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
 from worker import models, policy
-from worker.policy import Scope
+from worker.scope import Scope
 
 WHOLE_SECOND = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 FRACTION = datetime(2026, 6, 1, 2, 0, 0, 1, tzinfo=UTC)

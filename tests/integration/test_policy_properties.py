@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, delete, insert, update
 from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data, Status
 from simulator.schema import table
 from worker import models, policy
-from worker.policy import Scope
+from worker.scope import Scope
 
 MOMENTS = [datetime(2026, 6, 1, 2, 0, tzinfo=UTC), datetime(2026, 6, 1, 2, 0, 0, 500_000, tzinfo=UTC)]
 US = timedelta(microseconds=1)
@@ -93,10 +93,10 @@ def with_oddities(
     return st.builds(lambda usual, odd: of(**usual, **odd), st.fixed_dictionaries(usual), oddities)
 
 
-LEARNERS = ["ann@x.org", "Ann@X.org", " ann@x.org ", "bob@x.org", "BOB@x.org", "cyd@x.org", "dan@x.org"]
-NOBODY = ["", "  ", None]
+LEARNERS = ["ann@x.org", "Ann@X.org", " ann@x.org ", "ann@x.org\n", "bob@x.org", "BOB@x.org", "cyd@x.org", "dan@x.org"]
+NOBODY = ["", "  ", "\t", None]
 AGO = [100 * DAY, 90 * DAY + US, 90 * DAY, 30 * DAY, US, NOW, -US, -30 * DAY]
-OLD = [100 * DAY, 90 * DAY + US]
+OLD = [200 * DAY, 100 * DAY, 90 * DAY + US]
 AFTER = [DAY, NOW, -US, -30 * DAY]
 HELD_AGO = [NOW, 11 * HOUR, 12 * HOUR - US, 12 * HOUR]
 
@@ -105,7 +105,7 @@ plans = with_oddities(
     1,
     {
         "customer": st.sampled_from([0, 0, 0, 1]),
-        "ago": st.sampled_from([*AGO, *OLD, *OLD, *OLD]),
+        "ago": st.sampled_from([*AGO, *OLD, *OLD]),
         "processed": st.booleans(),
         "renewal": st.sampled_from([None, None, None, None, "open", "open", *range(4)]),
     },

@@ -1,0 +1,27 @@
+"""What the status of an LMS call means: a return for success, or one type of the error tree with a reason code."""
+
+from worker.errors import BatchRefused, RunRefused, Unavailable
+
+CREDENTIALS_REMEDY = (
+    "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET, and that "
+    "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set) is this LMS"
+)
+REMEDIES = {
+    401: f"it does not accept our token: {CREDENTIALS_REMEDY}",
+    403: "the service user lacks the permission: give license-manager's service user the enterprise "
+    "operator role in the LMS",
+    404: "it does not know the enterprise, or the enterprise is not active there, or LMS_URL is wrong",
+    413: "the batch is too large for it: lower LICENSE_EXPIRATION_BATCH_SIZE or BULK_UNLINK_BATCH_SIZE",
+}
+
+
+def judge(status: int, retry_after: float | None = None) -> None:
+    """Return for a 2xx; else raise what this status means (429 and a first 401 are dealt with before)."""
+    reason = f"http_{status}"
+    if 200 <= status < 300:
+        return
+    if status in (400, 422, 500):
+        raise BatchRefused(reason, f"the LMS answered {status}")
+    if status == 408 or status > 500:
+        raise Unavailable(reason, f"the LMS answered {status}", retry_after)
+    raise RunRefused(reason, f"the LMS answered {status}: {REMEDIES.get(status, 'check LMS_URL: this is not its API')}")
