@@ -30,7 +30,7 @@ UNLINK_PATH = "/enterprise/api/v1/enterprise-customer/{enterprise}/unlink_users/
 CONNECT_TIMEOUT = 10.0
 TOKEN_LEEWAY = 30.0
 RECENTLY = 5.0
-# Passed over by the LMS, which knows neither: what they answer tells whether the LMS works at all.
+# Nobody's, so passed over by the LMS: what it answers to them tells whether it works at all.
 NOBODYS_LICENSE = UUID("00000000-0000-4000-8000-000000000000")
 NOBODYS_EMAIL = "nobody@license-expiry.invalid"
 
@@ -159,12 +159,8 @@ class LmsClient:
 
         Returns when the LMS has confirmed it; raises as `downgrade` does.
         """
-
-        def body(addresses: Sequence[str]) -> dict[str, object]:
-            return {"user_emails": list(addresses), "is_relinkable": True}
-
-        path = UNLINK_PATH.format(enterprise=enterprise)
-        self._call("unlink", path, body(emails), body([NOBODYS_EMAIL]), guard)
+        body, probe = ({"user_emails": to, "is_relinkable": True} for to in (list(emails), [NOBODYS_EMAIL]))
+        self._call("unlink", UNLINK_PATH.format(enterprise=enterprise), body, probe, guard)
 
     def close(self) -> None:
         """Close the connections of all threads."""

@@ -114,7 +114,7 @@ def test_no_email_address_is_seen_anywhere(
     environment(**listed(*shown.unlink_enabled))
     lms.faults(Fault(kind="unlink", nth=1, status=503, times=1), Fault(kind="unlink", nth=3, status=500, times=1))
     heard: list[str] = []
-    with broker.monitor() as monitor:  # all that goes through Redis, not only what is left of it
+    with broker.monitor() as monitor:  # type: ignore[no-untyped-call]  # all that goes through Redis, not only what is left of it
         listening = threading.Thread(target=lambda: heard.extend(str(each) for each in hear(monitor)), daemon=True)
         listening.start()
         worker()

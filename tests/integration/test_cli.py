@@ -431,6 +431,7 @@ WINDOWS: list[tuple[str, list[str], set[datetime]]] = [
     ("before: a second earlier it is not", ["--expired-before", "2025-02-15T11:59:59Z"], {JANUARY}),
     ("both", ["--expired-after", "2025-02-01", "--expired-before", "2025-03-01"], {FEBRUARY}),
     ("without a zone it is UTC", ["--expired-after", "2025-03-15 12:00:00"], {MARCH}),
+    ("without dashes it is a date, not seconds since 1970", ["--expired-after", "20250216"], {MARCH}),
     ("a zone counts", ["--expired-after", "2025-03-15T13:00:00+01:00"], {MARCH}),
 ]
 

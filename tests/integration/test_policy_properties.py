@@ -119,12 +119,12 @@ licenses = with_oddities(
         "plan": st.integers(0, 5),
         "email": st.sampled_from([*LEARNERS, *LEARNERS, *NOBODY]),
         "lms_user_id": st.sampled_from([None, None, 1, 2, 3]),
+        "confirmed_after": st.sampled_from([None, None, None, *AFTER]),
     },
     status=st.sampled_from(["assigned", "unassigned", "revoked"]),
     renewed=st.just(True),
     unlinked=st.just(True),
     event_after=st.sampled_from(AFTER),
-    confirmed_after=st.sampled_from(AFTER),
     sent_by_run=st.just(True),
     held=st.tuples(st.sampled_from(HELD_AGO), st.sampled_from([RUN, OTHER_RUN])),
 )
