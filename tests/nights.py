@@ -27,6 +27,8 @@ from worker.models import DatabaseNow, HeldLicense, Run
 
 # What does not depend on the kind of database is tried on the quickest one alone.
 ON_SQLITE = pytest.mark.parametrize("engine_kind", ["sqlite"], indirect=True)
+# What depends on it, but not on the form of the UUIDs.
+ON_EACH = pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb"], indirect=True)
 ON_SERVERS = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
 
 Make = Callable[..., Deps]

@@ -1,6 +1,7 @@
 """The command license-expiry."""
 
 import functools
+import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from worker.ledger import Step
 from worker.models import ENDED, Run
 from worker.scope import scope_of
 from worker.settings import load_settings
+
+log = logging.getLogger(__name__)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -225,6 +228,8 @@ def _run_here(deps: Deps, enterprise: UUID, run_id: UUID) -> None:
         while more:
             try:
                 outcome = steps.attempt(deps, run_id, enterprise, step, owner, lambda _: None)
-            except LicenseExpiryError:
-                return  # the ledger has it, and the report shows it
+            except Exception as error:
+                if not isinstance(error, LicenseExpiryError):
+                    log.exception("run %s", run_id)
+                return  # the ledger has it, and the report shows it; the next enterprise is not to suffer
             more = outcome.more

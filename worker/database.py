@@ -51,8 +51,8 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._sessions = sessionmaker(engine, expire_on_commit=False)
-        self._copied: tuple[Table, list[str]] | None = None
+        self._sessions = sessionmaker(engine, expire_on_commit=False, execution_options={"synchronize_session": False})
+        self._history: tuple[Table, Table, list[str]] | None = None
 
     def transact(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction and commit.
@@ -88,17 +88,18 @@ class Database:
         if problems:
             raise Unusable("\n".join(["The database cannot be used:", *(f"  {each}" for each in problems)]))
 
-    def plan_history(self) -> tuple[Table, list[str]]:
-        """license-manager's history table of plans, and the names of the columns that a plan's row fills.
+    def plan_history(self) -> tuple[Table, Table, list[str]]:
+        """license-manager's tables of plans and of their history, and the names of the columns that both have.
 
         Looked at once: releases of license-manager differ in these columns.
         """
-        if self._copied is None:
-            metadata = MetaData()
-            plan = Table(PLAN_TABLE, metadata, autoload_with=self.engine, resolve_fks=False)
-            history = Table(PLAN_HISTORY_TABLE, metadata, autoload_with=self.engine, resolve_fks=False)
-            self._copied = history, [column.name for column in plan.columns if column.name in history.columns]
-        return self._copied
+        if self._history is None:
+            plan, history = (
+                Table(name, MetaData(), autoload_with=self.engine, resolve_fks=False)
+                for name in (PLAN_TABLE, PLAN_HISTORY_TABLE)
+            )
+            self._history = plan, history, [column.name for column in plan.columns if column.name in history.columns]
+        return self._history
 
     def _explain(self, error: DBAPIError) -> LicenseExpiryError:
         try:

@@ -104,6 +104,6 @@ def held_licenses(session: Session) -> Sequence[HeldLicense]:
 
 def changed(session: Session, statement: Any) -> bool:
     """Execute an UPDATE and tell whether it changed any row."""
-    result = session.execute(statement, execution_options={"synchronize_session": False})
+    result = session.execute(statement)
     assert isinstance(result, CursorResult)  # noqa: S101, for the type checker
     return result.rowcount > 0

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, insert, literal, literal_column, select, update
+from sqlalchemy import func, insert, literal, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from worker import ledger, policy, records
@@ -21,6 +21,7 @@ from worker.models import (
     DOWNGRADED_EVENT,
     UNLINKED_EVENT,
     DatabaseNow,
+    DjangoUUID,
     LicenseEvent,
     Run,
     SubscriptionPlan,
@@ -29,7 +30,6 @@ from worker.models import (
 from worker.scope import Scope, scope_of
 
 log = logging.getLogger(__name__)
-_NO_SYNC: Any = {"execution_options": {"synchronize_session": False}}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _mark_done_plans(database: Database, claim: Claim, scope: Scope) -> None:
     done = database.transact(lambda session: session.execute(policy.done_plans(scope)).all())
     if not done:
         return
-    history, copied = database.plan_history()
+    plan, history, copied = database.plan_history()
 
     def write(session: Session) -> None:
         this = (SubscriptionPlan.uuid.in_([row[0] for row in done]), SubscriptionPlan.expiration_processed.is_(False))
@@ -173,21 +173,20 @@ def _mark_done_plans(database: Database, claim: Claim, scope: Scope) -> None:
             return
         now = session.execute(select(DatabaseNow())).scalar_one()
         marked = {"expiration_processed": True, "modified": now}
-        session.execute(update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(plans)).values(marked), **_NO_SYNC)
-        row: policy.Rows = select(
-            *(literal_column(name) for name in copied), literal("~"), literal(now, UTCDateTime())
-        ).select_from(SubscriptionPlan)
-        names = [*copied, "history_type", "history_date"]
-        session.execute(insert(history).from_select(names, row.where(SubscriptionPlan.uuid.in_(plans))))
+        session.execute(update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(plans)).values(marked))
+        row: policy.Rows = select(*(plan.c[name] for name in copied), literal("~"), literal(now, UTCDateTime()))
+        row = row.where(type_coerce(plan.c.uuid, DjangoUUID()).in_(plans))
+        session.execute(insert(history).from_select([*copied, "history_type", "history_date"], row))
         more = Run.plans_processed + len(plans)
-        session.execute(update(Run).where(Run.id == claim.run.id).values(plans_processed=more), **_NO_SYNC)
+        session.execute(update(Run).where(Run.id == claim.run.id).values(plans_processed=more))
 
     claim.record(write)
 
 
 def _rehearse_downgrade(session: Session, scope: Scope) -> dict[str, int]:
     licenses = _count(session, policy.due_downgrades(scope)) + _count(session, policy.waiting_downgrades(scope))
-    return {"plans_processed": _count(session, policy.due_plans(scope)), "licenses_downgraded": licenses}
+    unmarked = policy.due_plans(scope).where(SubscriptionPlan.expiration_processed.is_(False))
+    return {"plans_processed": _count(session, unmarked), "licenses_downgraded": licenses}
 
 
 def _last_counts(deps: Deps, claim: Claim) -> dict[str, int]:

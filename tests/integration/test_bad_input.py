@@ -37,6 +37,8 @@ PASSWORD = "hunter2"
 RUN = ("run", "--here")
 TOMORROW = f"{datetime.now(UTC) + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"
 
+pytestmark = pytest.mark.timeout(60)  # what waits for ever is told soon
+
 Use = Callable[..., None]
 
 

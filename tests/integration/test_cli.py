@@ -55,6 +55,8 @@ LIST = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
 SETTINGS = (*Settings.model_fields, CONFIG_FILE_VARIABLE, "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE")
 QUEUE = "license_expiry"
 
+pytestmark = pytest.mark.timeout(60)  # what waits for ever is told soon
+
 # What is due in the demo's enterprises, the two largest left out: plans, downgrades, unlinks, protected.
 DUE = {
     "Alder Chain": (3, 15, 0, 0),

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from nights import ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, rows, run_of, together
+from nights import ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, rows, run_of, together
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
@@ -92,6 +92,7 @@ def _abandon(database: Database, run: Run) -> None:
 ENDS = {Phase.FINISHED: _finish, Phase.FAILED: _fail, Phase.ABANDONED: _abandon}
 
 
+@ON_EACH
 def test_an_ended_run_makes_room_for_the_next_one(database: Database, engine: Engine) -> None:
     enterprise = uuid4()
     for phase, end in ENDS.items():
@@ -105,6 +106,7 @@ def test_an_ended_run_makes_room_for_the_next_one(database: Database, engine: En
     assert ledger.open_run(database, enterprise, AS_OF).new
 
 
+@ON_EACH
 def test_a_run_is_new_although_the_answer_to_its_commit_was_lost(database: Database, engine: Engine) -> None:
     with lost_commit_answer(engine) as lost:
         opened = ledger.open_run(database, uuid4(), AS_OF)
@@ -145,6 +147,7 @@ CLAIMABLE = {
 }
 
 
+@ON_EACH
 def test_a_step_can_be_claimed_only_in_its_own_phases(database: Database) -> None:
     for phase in Phase:
         for step in Step:
@@ -159,6 +162,7 @@ def test_a_step_can_be_claimed_only_in_its_own_phases(database: Database) -> Non
             assert (untouched.phase, untouched.fence, untouched.owner) == (phase, 0, None)
 
 
+@ON_EACH
 def test_a_lapsed_lease_can_be_claimed_anew_and_an_unlapsed_one_not(database: Database, engine: Engine) -> None:
     run = open_run(database)
     first = claim(database, run, owner="w1")
@@ -177,6 +181,7 @@ def test_a_lapsed_lease_can_be_claimed_anew_and_an_unlapsed_one_not(database: Da
     assert claim(database, run, Step.UNLINK, owner="w4").run.fence == third.run.fence + 1 == 4
 
 
+@ON_EACH
 def test_a_released_run_can_be_claimed_at_once(database: Database) -> None:
     run = open_run(database)
     claim(database, run).release(HOUR, "the LMS is away")
@@ -337,6 +342,7 @@ def test_long_errors_are_cut_to_what_the_column_holds(database: Database) -> Non
 # Stalled runs
 
 
+@ON_EACH
 def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engine: Engine) -> None:
     queued, downgrading, handed_on = (open_run(database) for _ in range(3))
     claim(database, downgrading)
@@ -358,6 +364,7 @@ def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engi
     assert ledger.take_up_stalled(database) == ([], [])
 
 
+@ON_EACH
 def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database, engine: Engine) -> None:
     run = open_run(database)
     claim(database, run).release(0, "the LMS did not answer")
@@ -382,6 +389,7 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
         claim(database, run)
 
 
+@ON_EACH
 def test_progress_takes_a_run_back_to_its_full_patience(database: Database, engine: Engine) -> None:
     run = open_run(database)
     for _ in range(MAX_PUBLICATIONS):
@@ -410,6 +418,7 @@ def test_a_run_taken_up_by_many_at_once_is_published_once(database: Database, en
 # The throttle
 
 
+@ON_EACH
 def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database, engine: Engine) -> None:
     calls, apart = 16, 1000.0
     waits = together(calls, lambda _: ledger.seconds_to_next_call(database, 60 / apart))

@@ -240,6 +240,7 @@ WAITING = [
     waiting("downgraded for an earlier expiration date", ALONE, event(DOWNGRADED_EVENT, -US)),
     waiting("held", NOTHING, hold()),
     waiting("held last night", ALONE, hold(13 * HOUR)),
+    waiting("a colleague's too: their plan is named once", ALONE, colleague),
     waiting("a colleague who is held does not matter", ALONE, lambda s: s.world.hold(colleague(s))),
     waiting("force is for processed plans and makes no difference", ALONE, force=True),
     Case("renewed by a current plan, but not carried on into it", ALONE, renew(-100 * DAY)),

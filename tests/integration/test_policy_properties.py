@@ -96,27 +96,27 @@ def with_oddities(
 LEARNERS = ["ann@x.org", "Ann@X.org", " ann@x.org ", "ann@x.org\n", "bob@x.org", "BOB@x.org", "cyd@x.org", "dan@x.org"]
 NOBODY = ["", "  ", "\t", None]
 AGO = [100 * DAY, 90 * DAY + US, 90 * DAY, 30 * DAY, US, NOW, -US, -30 * DAY]
+CURRENT = [NOW, -US, -30 * DAY, -30 * DAY]
 OLD = [200 * DAY, 100 * DAY, 90 * DAY + US]
 AFTER = [DAY, NOW, -US, -30 * DAY]
 HELD_AGO = [NOW, 11 * HOUR, 12 * HOUR - US, 12 * HOUR]
 
-plans = with_oddities(
-    DrawnPlan,
-    1,
-    {
-        "customer": st.sampled_from([0, 0, 0, 1]),
-        "ago": st.sampled_from([*AGO, *OLD, *OLD]),
+
+def plans(ago: list[timedelta], customers: list[int]) -> st.SearchStrategy[Any]:
+    usual = {
+        "customer": st.sampled_from(customers),
+        "ago": st.sampled_from(ago),
         "processed": st.booleans(),
-        "renewal": st.sampled_from([None, None, None, None, "open", "open", *range(4)]),
-    },
-    since=st.sampled_from([NOW, -US]),
-    is_active=st.just(False),
-)
+        "renewal": st.sampled_from([None, None, None, "open", *range(4)]),
+    }
+    return with_oddities(DrawnPlan, 1, usual, since=st.sampled_from([NOW, -US]), is_active=st.just(False))
+
+
 licenses = with_oddities(
     DrawnLicense,
     2,
     {
-        "plan": st.integers(0, 5),
+        "plan": st.sampled_from([0, 0, 1, 1, 2, 3, 4, 5]),
         "email": st.sampled_from([*LEARNERS, *LEARNERS, *NOBODY]),
         "lms_user_id": st.sampled_from([None, None, 1, 2, 3]),
         "confirmed_after": st.sampled_from([None, None, None, *AFTER]),
@@ -131,7 +131,12 @@ licenses = with_oddities(
 databases = st.builds(
     Drawn,
     as_of=st.sampled_from(MOMENTS),
-    plans=st.lists(plans, min_size=3, max_size=8),
+    plans=st.builds(
+        lambda old, current, rest: [old, current, *rest],
+        plans(OLD, [0]),
+        plans(CURRENT, [0, 0, 0, 1]),
+        st.lists(plans([*AGO, *OLD], [0, 0, 0, 1]), max_size=6),
+    ),
     licenses=st.lists(licenses, min_size=6, max_size=20),
 )
 scopes = with_oddities(
@@ -219,7 +224,7 @@ def add_license(world: World, drawn: DrawnLicense) -> None:
         world.hold(license, *drawn.held)
 
 
-@drawn(max_examples=50)
+@drawn(max_examples=60)
 @given(database=databases, asked=st.lists(scopes, min_size=1, max_size=2))
 def test_every_answer_is_the_readings(engine: Engine, database: Drawn, asked: list[DrawnScope]) -> None:
     with laid_down(engine, database) as laid:

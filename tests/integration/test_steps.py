@@ -44,7 +44,7 @@ from nights import (
 )
 from sqlalchemy import Engine, QueuePool, update
 
-from simulator.data import DAY, Data
+from simulator.data import DAY, Agreement, Data
 from simulator.faults import Fault
 from simulator.journal import Journal
 from simulator.lms import Simulator
@@ -107,6 +107,16 @@ def meet(lms: Simulator, running: Future[Any], condition: Callable[[], Any]) -> 
     """Wait until a condition holds while something is running."""
     lms.wait_for(lambda: condition() or running.done())
     assert not running.done(), running.result()
+
+
+def add_plan(data: Data, laid: Laid, **columns: Any) -> UUID:
+    """Another plan of the enterprise, by default expired as long as the first."""
+    [agreement] = [
+        Agreement(row["uuid"], laid.enterprise, "x.example")
+        for row in rows(data.engine, "customeragreement")
+        if row["enterprise_customer_uuid"] == laid.enterprise
+    ]
+    return data.plan(agreement, **{"expires": data.now - 100 * DAY, **columns})
 
 
 # Calls
@@ -409,18 +419,11 @@ def test_a_hold_that_is_not_due_any_more_is_dropped_by_the_next_full_run(lms: Si
     assert set(held(engine)) == {bad}
     assert lms.journal.entries == []
     data = Data(engine, seed=2)
-    agreement = next(row["uuid"] for row in rows(engine, "customeragreement"))
-    _plan_of(data, agreement, laid, title="Another")
+    add_plan(data, laid, title="Another")
     ready(data, lms)
     [full] = night(deps).values()
     assert full.phase == Phase.FINISHED
     assert held(engine) == {}
-
-
-def _plan_of(data: Data, agreement: UUID, laid: Laid, **columns: Any) -> UUID:
-    from simulator.data import Agreement
-
-    return data.plan(Agreement(agreement, laid.enterprise, "x.example"), expires=data.now - 100 * DAY, **columns)
 
 
 @ON_SQLITE
@@ -487,6 +490,27 @@ def test_a_waiting_plans_learners_stay_untouched_where_unlinking_is_off(lms: Sim
     ready(data, lms)
     assert night(deps) == {}
     assert lms.journal.entries == []
+
+
+@ON_SQLITE
+def test_a_plan_that_waits_no_more_has_only_its_other_licenses_sent(lms: Simulator, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = make_test_deps(**unlinking(laid.enterprise))
+    engine = deps.database.engine
+    data = Data(engine, seed=2)
+    data.renewal(laid.plan, None)
+    current = add_plan(data, laid, expires=data.now + DAY, title="Current")
+    carried_on = data.license(laid.plan, "x@x.example", renewed_to=data.license(current, "x@x.example"))
+    ready(data, lms)
+    night(deps)
+    with engine.begin() as connection:  # the renewal is called off
+        connection.execute(table(engine, "subscriptionplanrenewal").delete())
+    lms.journal.clear()
+    [run] = night(deps).values()
+    assert (sent(lms, "downgrade"), sent(lms, "unlink")) == ([[str(carried_on)]], [])
+    assert counts(run) == {"plans": 1, "downgraded": 1, "held": 0, "unlinked": 0, "protected": 0}
+    assert processed(engine) == {laid.plan}
+    assert events(engine, DOWNGRADED_EVENT) == Counter(laid.licenses)
 
 
 # A rehearsal
@@ -650,12 +674,9 @@ def test_protection_is_asked_again_just_before_each_call(lms: Simulator, make_te
     with in_background(lms, lambda: finish(deps, laid.enterprise, run_id)) as running:
         meet(lms, running, lambda: lms.calls("unlink"))
         data = Data(engine, seed=2)
-        agreement = next(row["uuid"] for row in rows(engine, "customeragreement"))
         [address] = emails(engine, saved)
-        data.license(_plan_of(data, agreement, laid, title="New"), address.upper())
+        data.license(add_plan(data, laid, expires=data.now + DAY, title="New"), address.upper())
         data.flush()
-        new = next(row["uuid"] for row in rows(engine, "subscriptionplan") if row["title"] == "New")
-        change(engine, "subscriptionplan", new, expiration_date=data.now + DAY)
         lms.release()
         run = running.result()
     assert counts(run) | {"plans": 1} == {"plans": 1, "downgraded": 4, "held": 0, "unlinked": 3, "protected": 1}
@@ -810,9 +831,10 @@ def test_a_confirmation_from_before_the_plan_was_extended_counts_no_more(lms: Si
     night(deps)
     assert [row["license_uuid"] for row in rows(engine, Downgrade)] == [again]
     # Since then: the plan was extended, the learner went on, and the plan has expired for good.
+    now = deps.database.now()
     with engine.begin() as connection:
-        connection.execute(update(Downgrade).values(confirmed_at=deps.database.now() - 10 * DAY))
-    change(engine, "subscriptionplan", laid.plan, expiration_date=deps.database.now() - 5 * DAY)
+        connection.execute(update(Downgrade).values(confirmed_at=now - 10 * DAY))
+    change(engine, "subscriptionplan", laid.plan, expiration_date=now - 5 * DAY)
     change(engine, "license", bad, status="revoked")
     lms.journal.clear()
     lms.faults(Fault(kind="downgrade", status=503))
@@ -841,9 +863,9 @@ REFUSALS = [
     Refusal("downgrade", 404, "LMS_URL is wrong"),
     Refusal("downgrade", 302, "check LMS_URL"),  # a redirect is never taken for success
     Refusal("downgrade", 413, "lower LICENSE_EXPIRATION_BATCH_SIZE"),
-    Refusal("downgrade", 401, "check BACKEND_SERVICE_EDX_OAUTH2_KEY and _SECRET", calls=2),  # with one new token
-    Refusal("token", 401, "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET"),
-    Refusal("token", 403, "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET"),
+    Refusal("downgrade", 401, "BACKEND_SERVICE_EDX_OAUTH2_SECRET", calls=2),  # with one new token
+    Refusal("token", 401, "BACKEND_SERVICE_EDX_OAUTH2_SECRET"),
+    Refusal("token", 403, "BACKEND_SERVICE_EDX_OAUTH2_SECRET"),
 ]
 
 

@@ -14,6 +14,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# Whatever the database's default: a reason may be in any script.
+UTF8: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
 
 
@@ -47,6 +49,7 @@ def _create_run(uuid: sa.types.TypeEngine[Any], moment: UTCDateTime) -> None:
         sa.Column("error", sa.String(500)),
         sa.Column("opened_at", moment, nullable=False),
         sa.Column("ended_at", moment),
+        **UTF8,
     )
     op.create_index("license_expiry_run_enterprise", "license_expiry_run", ["enterprise_customer_uuid", "opened_at"])
     op.create_index("license_expiry_run_opened", "license_expiry_run", ["opened_at"])
@@ -70,6 +73,7 @@ def _create_the_rest(uuid: sa.types.TypeEngine[Any], moment: UTCDateTime) -> Non
         sa.Column("tries", sa.Integer, nullable=False),
         sa.Column("first_held_at", moment, nullable=False),
         sa.Column("as_of", moment, nullable=False),
+        **UTF8,
     )
     throttle = op.create_table(
         "license_expiry_throttle",
