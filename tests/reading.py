@@ -314,12 +314,14 @@ def _query(name: str, scope: Scope) -> policy.Rows:
 
 def pages_of(connection: Connection, page: Page, limit: int) -> Iterator[list[Row]]:
     """Read pages by key as a step does, up to the first that is not full."""
-    after, full = None, True
+    after, full, keys = None, True, set()
     while full:
         found = rows(connection, page(after))
         yield found
         full = len(found) == limit
         after = found[-1][0] if found else None
+        assert after not in keys, "a page comes again"
+        keys.add(after)
 
 
 def rows(connection: Connection, query: policy.Rows) -> list[Row]:

@@ -42,7 +42,7 @@ def _sentences(command: Callable[..., int]) -> Callable[..., None]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="license-expiry")
 def main() -> None:
-    r"""Downgrade the enrolments of expired licenses, then unlink their learners, enterprise by enterprise.
+    """Downgrade the enrolments of expired licenses, then unlink their learners, enterprise by enterprise.
 
     Settings come from the environment, or from the YAML file that LICENSE_EXPIRY_CFG names. Exit status: 0 all
     done, 1 something failed or is held, 2 wrong usage or settings.
@@ -52,7 +52,7 @@ def main() -> None:
     What would be:   license-expiry due
     A night, now:    license-expiry run
     What happened:   license-expiry status; license-expiry held
-    """
+    """  # noqa: D301, click's own mark
 
 
 @main.command("init-db")
@@ -62,8 +62,11 @@ def init_db(as_json: bool) -> int:
     """Make the ledger's tables in license-manager's database, or bring them up to date.
 
     Only tables named license_expiry_… are made or changed. Doing it again does no harm.
+
+    For example: license-expiry init-db && license-expiry due
     """
     database = Database(make_engine(load_settings().DATABASE_URL))
+    click.get_current_context().call_on_close(database.engine.dispose)
     database.check(ledger=False)
     migrations.upgrade(database.engine)
     report.show_json({"ledger": "ready"}) if as_json else report.out.print("The ledger's tables are ready.")
@@ -74,7 +77,10 @@ def init_db(as_json: bool) -> int:
 @as_json
 @_sentences
 def due(as_json: bool) -> int:
-    """Show what a night would do if it began now. Changes nothing, sends nothing."""
+    """Show what a night would do if it began now. Changes nothing, sends nothing.
+
+    For example: license-expiry due --json
+    """
     deps = _deps()
     scope = scope_of(deps.settings, dispatch.Request(), deps.database.now(), None)
     rows = report.due_rows(deps.database, scope)
@@ -114,14 +120,14 @@ def run(
     no_wait: bool,
     as_json: bool,
 ) -> int:
-    r"""Start a run for each enterprise with work due, and wait for the runs to end.
+    """Start a run for each enterprise with work due, and wait for the runs to end.
 
     \b
     The whole night:       license-expiry run
     One enterprise:        license-expiry run --enterprise 378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772
     A rehearsal:           license-expiry run --dry-run
     A plan, once more:     license-expiry run --plan UUID --force --reason "restored from backup"
-    """
+    """  # noqa: D301, click's own mark
     deps = _deps(broker=not here)
     request = dispatch.parse_request(
         dry_run=dry_run,
@@ -136,9 +142,11 @@ def run(
         report.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)
     if here:
         for each in started:
-            _run_here(deps, each.enterprise, each.run_id)
-    runs = report.watch(deps.database, [each.run_id for each in started], wait=not no_wait, quiet=as_json)
-    return report.show_runs(runs, as_json, "Nothing is due.")
+            _run_here(deps, each, request)
+    waiting = not no_wait and not here
+    runs = report.watch(deps.database, [each.run_id for each in started], wait=waiting, quiet=as_json)
+    status = report.show_runs(runs, as_json, "Nothing is due.")
+    return 1 if here and any(each.phase not in ENDED for each in runs) else status
 
 
 @main.command()
@@ -147,7 +155,10 @@ def run(
 @as_json
 @_sentences
 def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
-    """Show the newest run of each enterprise, or the runs of one."""
+    """Show the newest run of each enterprise, or the runs of one.
+
+    For example: license-expiry status --watch
+    """
     deps = _deps()
 
     def read() -> Sequence[Run]:
@@ -158,7 +169,9 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
         live = [each.id for each in runs if each.phase not in ENDED]
         report.watch(deps.database, live, wait=True, quiet=as_json)
         runs = read()
-    return report.show_runs(runs, as_json, "There were no runs yet.")
+    return report.show_runs(
+        runs, as_json, "There were no runs yet." if enterprise is None else f"Enterprise {enterprise} had no runs yet."
+    )
 
 
 @main.command()
@@ -168,6 +181,8 @@ def held(as_json: bool) -> int:
     """List the licenses that the LMS refuses, with the reason and how often they were tried.
 
     They are tried again next night. Their plan stays unprocessed and their learner linked; nobody else is held up.
+
+    For example: license-expiry held --json
     """
     licenses = _deps().database.transact(records.held_licenses)
     rows = [
@@ -215,21 +230,39 @@ def publisher() -> dispatch.Publish:
             connection.ensure_connection(max_retries=1, timeout=5)
     except (OperationalError, OSError) as error:
         raise Unusable(
-            f"The broker {connection.as_uri()} does not answer ({type(error).__name__}): check CELERY_BROKER_URL and "
-            "the broker; or use --here, which needs none"
+            f"The broker {connection.as_uri()} does not answer ({error}): check CELERY_BROKER_URL and the broker; or "
+            "use --here, which needs none"
         ) from None
-    return publish
+
+    def checked(enterprise: UUID, run_id: UUID) -> None:
+        try:
+            publish(enterprise, run_id)
+        except OperationalError as error:
+            raise Unusable(
+                f"The broker went away ({error}): check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: "
+                "reconcile publishes it again. For the enterprises after it, start anew"
+            ) from None
+
+    return checked
 
 
-def _run_here(deps: Deps, enterprise: UUID, run_id: UUID) -> None:
+def _run_here(deps: Deps, started: dispatch.Started, request: dispatch.Request) -> None:
+    """Do both steps of a run in this process; take up another's only when it asks for the same."""
+    run = deps.database.transact(lambda session: session.get_one(Run, started.run_id))
+    asked, live = (scope_of(deps.settings, each, run.as_of, started.enterprise) for each in (request, run))
+    if (asked, request.dry_run) != (live, run.dry_run):
+        report.err.print(f"Run {run.id} asks for something else: not taken up.", soft_wrap=True)
+        return
     owner = f"{socket.gethostname()}, process {os.getpid()}"
     for step in Step:
         more = True
         while more:
             try:
-                outcome = steps.attempt(deps, run_id, enterprise, step, owner, lambda _: None)
+                outcome = steps.attempt(deps, run.id, started.enterprise, step, owner, lambda _: None)
             except Exception as error:
                 if not isinstance(error, LicenseExpiryError):
-                    log.exception("run %s", run_id)
+                    log.exception("run %s", run.id)
                 return  # the ledger has it, and the report shows it; the next enterprise is not to suffer
+            if outcome.skipped and step is Step.UNLINK:
+                report.err.print(f"Not done here: {outcome.skipped}. Try again then.", soft_wrap=True)
             more = outcome.more

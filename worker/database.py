@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def make_engine(url: str, connections: int = 5) -> Engine:
-    """Make an engine; it connects when first used.
+    """Make an engine; it connects when first used. Raises Unusable when its driver is not installed.
 
     Parameters are hidden in its errors, because e-mail addresses are among them.
     """
@@ -38,7 +38,13 @@ def make_engine(url: str, connections: int = 5) -> Engine:
     options: dict[str, Any] = {} if kind == "sqlite" else {"pool_size": connections, "pool_recycle": 280}
     if kind in ("mysql", "mariadb"):
         options["isolation_level"] = "READ COMMITTED"  # no gap locks, on tables that others write too
-    engine = create_engine(url, hide_parameters=True, connect_args=_CONNECT_ARGUMENTS[kind], **options)
+    try:
+        engine = create_engine(url, hide_parameters=True, connect_args=_CONNECT_ARGUMENTS[kind], **options)
+    except ImportError as error:
+        extra = "postgresql" if kind == "postgresql" else "mysql"
+        raise Unusable(
+            f"DATABASE_URL: the driver {error.name} is not installed: pip install 'license-expiry[{extra}]'"
+        ) from error
     if kind == "sqlite":
         # A transaction that reads and then writes must lock first, or SQLite refuses it without waiting.
         event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
@@ -134,6 +140,6 @@ class Database:
 
 
 def _cannot_be_used(engine: Engine, error: DBAPIError) -> str:
-    where = engine.url.render_as_string(hide_password=True)
+    where = engine.url.set(query={}).render_as_string(hide_password=True)
     cause = " ".join(str(error.orig).split())
     return f"the database {where} cannot be used ({cause}): check DATABASE_URL, the account's rights and the server"

@@ -96,7 +96,7 @@ def start(deps: Deps, request: Request, enterprises: Iterable[UUID], publish: Pu
         if opened.new:
             publish(enterprise, opened.run_id)
         else:
-            log.warning("enterprise=%s has a live run already: run=%s", enterprise, opened.run_id)
+            log.info("enterprise=%s has a live run already: run=%s", enterprise, opened.run_id)
         started.append(Started(enterprise, opened.run_id, opened.new))
     if not named and not request.dry_run:
         started += [

@@ -238,7 +238,10 @@ class LmsClient:
         judge(response.status_code, retry_after(response))
 
     def _unthrottled(
-        self, send: Callable[[], requests.Response], guard: Callable[[], None] = lambda: None
+        self,
+        send: Callable[[], requests.Response],
+        guard: Callable[[], None] = lambda: None,
+        setting: str = "LMS_URL",
     ) -> requests.Response:
         """Send when no throttle stands in the way, and again for as long as the LMS answers 429, up to a cap."""
         waited = 0.0
@@ -254,7 +257,7 @@ class LmsClient:
             except requests.RequestException as error:
                 raise Unavailable(
                     "connection_error",
-                    f"the connection to the LMS failed ({type(error).__name__}): check LMS_URL",
+                    f"the connection to the LMS failed ({type(error).__name__}): check {setting}",
                 ) from error
             if response.status_code != 429:
                 return response
@@ -273,7 +276,8 @@ class LmsClient:
                 data=form,
                 auth=lambda request: request,  # else a netrc file's
                 timeout=(CONNECT_TIMEOUT, CONNECT_TIMEOUT),
-            )
+            ),
+            setting="SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)",
         )
         status = response.status_code
         if status == 408 or status >= 500:

@@ -18,6 +18,7 @@ from worker.models import ENDED, Phase, Run
 from worker.models import CustomerAgreement as Agreement
 from worker.scope import Scope
 
+WORK = ("plans", "downgrades", "unlinks")
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 15.0
 
@@ -29,6 +30,14 @@ def watch(database: Database, run_ids: Collection[UUID], *, wait: bool, quiet: b
     """Wait until these runs have ended, with a live table on a terminal and a line for each run elsewhere."""
     if not wait or not run_ids:
         return database.transact(lambda session: records.runs_by_id(session, run_ids))
+    try:
+        return _wait(database, run_ids, quiet)
+    except KeyboardInterrupt:
+        err.print("Stopped waiting. The runs go on; see them with: license-expiry status --watch", soft_wrap=True)
+        raise SystemExit(130) from None
+
+
+def _wait(database: Database, run_ids: Collection[UUID], quiet: bool) -> Sequence[Run]:
     runs: Sequence[Run] = ()
     if quiet or not out.is_terminal:
         told: set[UUID] = set()
@@ -126,7 +135,8 @@ def due_rows(database: Database, scope: Scope) -> list[dict[str, Any]]:
                     enterprise, {"enterprise_customer_uuid": str(enterprise), **dict.fromkeys(counts, 0)}
                 )
                 row[name] += count
-    return [rows[enterprise] for enterprise in sorted(rows)]
+    working = [enterprise for enterprise, row in rows.items() if any(row[name] for name in WORK)]
+    return [rows[enterprise] for enterprise in sorted(working)]
 
 
 def show_json(value: dict[str, Any]) -> None:

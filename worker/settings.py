@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -96,6 +97,10 @@ class CelerySettings(BaseSettings):
     def _known_broker(cls, value: str) -> str:
         if value and not value.startswith(_BROKERS):
             raise ValueError("must begin with redis://, rediss://, amqp:// or amqps://")
+        try:
+            _ = urlsplit(value).port
+        except ValueError:  # whose text may hold the password
+            raise ValueError("is not a URL; is a special character of the password not %-escaped?") from None
         return value
 
     @field_validator("CELERY_RESULT_BACKEND")
@@ -290,8 +295,10 @@ def load(model: type[S]) -> S:
         return model()
     except ValidationError as error:
         problems = [_problem(each, model) for each in error.errors()]
-    except Exception as error:  # the YAML parser's errors have no common base that is public
-        raise Unusable(f"{CONFIG_FILE_VARIABLE}: {path} cannot be read as YAML ({error})") from error
+    except Exception:  # the YAML parser's errors have no common base, and their text may hold a secret
+        raise Unusable(
+            f"{CONFIG_FILE_VARIABLE}: {path} is not a YAML mapping of settings. Write NAME: value, one on a line"
+        ) from None
     raise Unusable("\n".join(["These settings are wrong:", *(f"  {problem}" for problem in problems)]))
 
 

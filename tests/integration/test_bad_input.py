@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from nights import Laid, lay, rows, snapshot
 from sqlalchemy import Engine, MetaData, text
 
+import tasks
 from simulator.faults import Fault
 from simulator.lms import Simulator
 from simulator.processes import free_port
@@ -604,8 +605,8 @@ def test_a_broker_that_goes_away_while_runs_are_published_is_told(
     def publish(*_: UUID) -> None:
         raise OperationalError("Error 111 connecting to 127.0.0.1:6379. Connection refused.")
 
-    set_up(CELERY_BROKER_URL="redis://127.0.0.1:9/0")
-    monkeypatch.setattr(cli, "publisher", lambda: publish)
+    set_up(CELERY_BROKER_URL="memory://")
+    monkeypatch.setattr(tasks, "publish", publish)
     result = license_expiry("run", "--no-wait")
     assert result.exit_code in (1, 2)
     assert_told(result.output, "broker", "CELERY_BROKER_URL")

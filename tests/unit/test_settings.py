@@ -536,7 +536,7 @@ def test_a_file_that_is_no_yaml_mapping_is_named(env: Env, yaml: Yaml, content: 
     env()
     path = yaml(content)
     message = refused()
-    assert message.startswith(f"{CONFIG_FILE_VARIABLE}: {path} cannot be read as YAML")
+    assert message.startswith(f"{CONFIG_FILE_VARIABLE}: {path} is not a YAML mapping")
 
 
 # Secrets
