@@ -40,7 +40,8 @@ out = Console(highlight=False)
 @click.option("--once", is_flag=True, help="End after the night, with its exit status.")
 def main(once: bool) -> None:
     """Start all that a night needs, run one night, show what it did, and stay until Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, signal.default_int_handler)
     FOLDER.mkdir(exist_ok=True)
     try:
         with Processes(FOLDER.absolute(), ROOT) as processes:
@@ -91,19 +92,19 @@ def _prepare_database(settings: Settings, real_lms: bool) -> Demo | None:
     """Make data in an empty database, and the ledger's tables; return what the data shows, if it is the demo's."""
     database = Database(make_engine(settings.DATABASE_URL))
     database.now()  # says so in a sentence when nothing answers
-    if not inspect(database.engine).has_table("subscriptions_license"):
+    if not real_lms and not inspect(database.engine).has_table("subscriptions_license"):
         out.print("Making the data of 15 enterprises ...")
         create_tables(database.engine)
         data = Data(database.engine)
         demo(data, datetime.now(UTC))
         data.flush()
+    database.check(ledger=False)
     shown = read_demo(database.engine)
     if shown is None and not real_lms:
         raise Unusable(
             "DATABASE_URL: this database holds data that the demo did not make, and with a simulated LMS it would "
             "record downgrades that never happened. Set LMS_URL too, or point DATABASE_URL at an empty database"
         )
-    database.check(ledger=False)
     migrations.upgrade(database.engine)
     database.engine.dispose()
     if shown is not None:
@@ -172,7 +173,8 @@ def _status(runs: Sequence[Run], held: set[UUID], shown: Demo | None) -> int:
 
 
 def _invite(flower: str) -> None:
-    login = os.environ["FLOWER_BASIC_AUTH"]
+    own = os.environ["FLOWER_BASIC_AUTH"] != FLOWER_LOGIN
+    login = "USER:PASSWORD" if own else FLOWER_LOGIN
     out.print(f"\n[bold]Flower[/bold] is at {flower} (user and password: {login}). Start another night from it with:")
     out.print(f"  curl -u {login} -X POST {flower}/api/task/async-apply/license_expiry.run_nightly -d '{{}}'")
     out.print(f"Logs are in {FOLDER.absolute()}. Ctrl-C ends everything.", soft_wrap=True)

@@ -16,6 +16,14 @@ from worker.ledger import Step
 from worker.settings import retry_wait
 
 _BROKER_RETRY_SECONDS = 30
+# Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An argument that is not
+# known is to fail as a task does, and not where it is posted.
+TRIGGER: dict[str, Any] = {
+    "max_retries": 5,
+    "throws": (LicenseExpiryError,),
+    "reject_on_worker_lost": True,
+    "typing": False,
+}
 
 
 def build_chain(enterprise: UUID, run_id: UUID) -> Signature[Any]:
@@ -29,13 +37,13 @@ def publish(enterprise: UUID, run_id: UUID) -> None:
     build_chain(enterprise, run_id).apply_async()
 
 
-@shared_task(name="license_expiry.run_nightly", bind=True, max_retries=5, throws=(LicenseExpiryError,))
+@shared_task(name="license_expiry.run_nightly", bind=True, **TRIGGER)
 def run_nightly(self: Task[Any, Any], dry_run: bool = False) -> dict[str, Any]:
     """Open and publish a run for every enterprise with work due; return how many, and their ids."""
     return _start(self, dispatch.parse_request(dry_run=dry_run))
 
 
-@shared_task(name="license_expiry.run_enterprise", bind=True, max_retries=5, throws=(LicenseExpiryError,))
+@shared_task(name="license_expiry.run_enterprise", bind=True, **TRIGGER)
 def run_enterprise(
     self: Task[Any, Any],
     enterprise_customer_uuid: str,
@@ -100,7 +108,7 @@ def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_i
         nonlocal countdown
         if task.request.retries < deps.settings.TASK_MAX_RETRIES:
             wait = max(retry_wait(deps.settings.TASK_RETRY_SECONDS, task.request.retries), error.retry_after or 0)
-            longest = deps.settings.VISIBILITY_TIMEOUT_SECONDS / 2
+            longest = deps.settings.VISIBILITY_TIMEOUT_SECONDS - deps.settings.TASK_TIME_LIMIT_SECONDS
             countdown = int(min(wait * random.uniform(1.0, 1.2), longest))  # noqa: S311, jitter
         return countdown
 

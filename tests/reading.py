@@ -194,7 +194,14 @@ class Reading:
         return {each for each in alone if not self.is_confirmed(each) and not self.is_ripe(each.plan)}
 
     def due_unlinks(self) -> set[License]:
-        return {license for license in self.rehearsed_unlinks() if self.is_confirmed(license)}
+        """A learner stays linked for as long as another license of theirs is on the list of those not downgraded."""
+        kept = [license for license in self.world.licenses.values() if license.uuid in self.world.holds]
+        return {
+            license
+            for license in self.rehearsed_unlinks()
+            if self.is_confirmed(license)
+            and not any(held == license or held.is_same_learners(license) for held in kept)
+        }
 
     def rehearsed_unlinks(self) -> set[License]:
         """Also those whose downgrade is still to come in the same run."""

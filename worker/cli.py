@@ -9,9 +9,10 @@ from typing import Any
 from uuid import UUID
 
 import click
+from sqlalchemy.exc import DBAPIError
 
 from worker import dispatch, migrations, records, report, steps
-from worker.database import Database, make_engine
+from worker.database import Database, cannot_be_used, make_engine
 from worker.deps import Deps, make_deps
 from worker.errors import LicenseExpiryError, Unusable
 from worker.ledger import Step
@@ -68,7 +69,10 @@ def init_db(as_json: bool) -> int:
     database = Database(make_engine(load_settings().DATABASE_URL))
     click.get_current_context().call_on_close(database.engine.dispose)
     database.check(ledger=False)
-    migrations.upgrade(database.engine)
+    try:
+        migrations.upgrade(database.engine)
+    except DBAPIError as error:
+        raise Unusable(cannot_be_used(database.engine, error)) from error
     report.show_json({"ledger": "ready"}) if as_json else report.out.print("The ledger's tables are ready.")
     return 0
 
@@ -249,6 +253,8 @@ def publisher() -> dispatch.Publish:
 def _run_here(deps: Deps, started: dispatch.Started, request: dispatch.Request) -> None:
     """Do both steps of a run in this process; take up another's only when it asks for the same."""
     run = deps.database.transact(lambda session: session.get_one(Run, started.run_id))
+    if run.phase in ENDED:  # refused as it was opened
+        return
     asked, live = (scope_of(deps.settings, each, run.as_of, started.enterprise) for each in (request, run))
     if (asked, request.dry_run) != (live, run.dry_run):
         report.err.print(f"Run {run.id} asks for something else: not taken up.", soft_wrap=True)

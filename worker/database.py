@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, MetaData, Table, create_engine, event, inspect, select
@@ -90,7 +91,7 @@ class Database:
         try:
             problems = self._lacking(ledger)
         except DBAPIError as error:
-            raise Unusable(_cannot_be_used(self.engine, error)) from error
+            raise Unusable(cannot_be_used(self.engine, error)) from error
         if problems:
             raise Unusable("\n".join(["The database cannot be used:", *(f"  {each}" for each in problems)]))
 
@@ -100,10 +101,7 @@ class Database:
         Looked at once: releases of license-manager differ in these columns.
         """
         if self._history is None:
-            plan, history = (
-                Table(name, MetaData(), autoload_with=self.engine, resolve_fks=False)
-                for name in (PLAN_TABLE, PLAN_HISTORY_TABLE)
-            )
+            plan, history = (self.transact(partial(_reflect, name)) for name in (PLAN_TABLE, PLAN_HISTORY_TABLE))
             self._history = plan, history, [column.name for column in plan.columns if column.name in history.columns]
         return self._history
 
@@ -113,7 +111,7 @@ class Database:
         except Unusable as unusable:
             if not isinstance(unusable.__cause__, DBAPIError):
                 return unusable
-        sentence = _cannot_be_used(self.engine, error)
+        sentence = cannot_be_used(self.engine, error)
         return Unusable(sentence) if isinstance(error, ProgrammingError) else Unavailable("database", sentence)
 
     def _lacking(self, ledger: bool) -> list[str]:
@@ -139,7 +137,12 @@ class Database:
         return problems
 
 
-def _cannot_be_used(engine: Engine, error: DBAPIError) -> str:
+def _reflect(name: str, session: Session) -> Table:
+    return Table(name, MetaData(), autoload_with=session.connection(), resolve_fks=False)
+
+
+def cannot_be_used(engine: Engine, error: DBAPIError) -> str:
+    """One sentence about a database error, with neither a password nor a statement's parameters in it."""
     where = engine.url.set(query={}).render_as_string(hide_password=True)
     cause = " ".join(str(error.orig).split())
     return f"the database {where} cannot be used ({cause}): check DATABASE_URL, the account's rights and the server"

@@ -98,7 +98,7 @@ def start(deps: Deps, request: Request, enterprises: Iterable[UUID], publish: Pu
         else:
             log.info("enterprise=%s has a live run already: run=%s", enterprise, opened.run_id)
         started.append(Started(enterprise, opened.run_id, opened.new))
-    if not named and not request.dry_run:
+    if not named and request == Request():
         started += [
             Started(enterprise, ledger.record_refusal(deps.database, enterprise, as_of, sentence), new=True)
             for enterprise, sentence in strangers(deps).items()

@@ -58,7 +58,7 @@ def open_run(database: Database, enterprise: UUID, as_of: datetime, **request: A
     row |= {"id": run_id, "enterprise_customer_uuid": enterprise, "live": enterprise, "as_of": as_of}
     row |= {"phase": Phase.QUEUED, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(QUEUED_SECONDS)}
     query = select(Run.id).where(or_(Run.live == enterprise, Run.id == run_id))
-    while True:
+    for rest in range(5, -1, -1):
         try:
             database.transact(lambda session: session.execute(insert(Run).values(row)))
             return Opened(run_id, new=True)
@@ -66,6 +66,9 @@ def open_run(database: Database, enterprise: UUID, as_of: datetime, **request: A
             found = database.transact(lambda session: session.scalar(query))
             if found:  # our own, when only the answer to the commit was lost
                 return Opened(found, new=found == run_id)
+            if not rest:
+                raise
+    raise AssertionError("unreachable")
 
 
 def record_refusal(database: Database, enterprise: UUID, as_of: datetime, error: str) -> UUID:

@@ -50,11 +50,10 @@ class _Pause:
     """Until when no call may go out, over all child processes of a worker (they inherit the value by fork)."""
 
     def __init__(self) -> None:
-        self._until = multiprocessing.Value("d", 0.0)
+        self._until = multiprocessing.Value("d", 0.0, lock=False)  # a process killed with a lock in hand blocks all
 
     def extend(self, seconds: float) -> None:
-        with self._until.get_lock():
-            self._until.value = max(self._until.value, time.monotonic() + seconds)
+        self._until.value = max(self._until.value, time.monotonic() + seconds)
 
     def remaining(self) -> float:
         return max(0.0, float(self._until.value) - time.monotonic())
@@ -235,7 +234,8 @@ class LmsClient:
         if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
             self._auth.forget(response)
             response = self._unthrottled(send, ready)
-        judge(response.status_code, retry_after(response))
+        page = "html" in response.headers.get("Content-Type", "") and bool(response.content.strip())
+        judge(response.status_code, retry_after(response), page)
 
     def _unthrottled(
         self,
@@ -244,10 +244,12 @@ class LmsClient:
         setting: str = "LMS_URL",
     ) -> requests.Response:
         """Send when no throttle stands in the way, and again for as long as the LMS answers 429, up to a cap."""
-        waited = 0.0
+        deadline = time.monotonic() + self._patience.longest_throttle
         while True:
             time.sleep(self._pace())
             while pause := _throttled.remaining():
+                if time.monotonic() + pause > deadline:
+                    raise Unavailable("throttled", "the LMS has throttled us for too long", pause)
                 time.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311, so that not all go at once
             guard()
             try:
@@ -261,11 +263,7 @@ class LmsClient:
                 ) from error
             if response.status_code != 429:
                 return response
-            pause = max(retry_after(response) or 0.0, self._patience.first_wait)
-            waited += pause
-            if waited > self._patience.longest_throttle:
-                raise Unavailable("throttled", "the LMS has throttled us for too long", pause)
-            _throttled.extend(pause)
+            _throttled.extend(max(retry_after(response) or 0.0, self._patience.first_wait))
 
     def _fetch_token(self) -> tuple[str, float]:
         """Get a token and its lifetime in seconds by the client-credentials grant."""

@@ -15,9 +15,14 @@ REMEDIES = {
 }
 
 
-def judge(status: int, retry_after: float | None = None) -> None:
-    """Return for a 2xx; else raise what this status means (429 and a first 401 are dealt with before)."""
+def judge(status: int, retry_after: float | None = None, page: bool = False) -> None:
+    """Return for a 2xx; else raise what this status means (429 and a first 401 are dealt with before).
+
+    A web `page` is no success either: it comes from something in front of the LMS, a sign-in or a maintenance page.
+    """
     reason = f"http_{status}"
+    if 200 <= status < 300 and page:
+        raise RunRefused("not_the_lms", f"a web page came back with {status}, not the LMS's answer: check LMS_URL")
     if 200 <= status < 300:
         return
     if status in (400, 422, 500):

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, union
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, tuple_, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, License, LicenseEvent
@@ -67,13 +67,8 @@ def waiting_downgrades(scope: Scope, *columns: Any) -> Rows:
 
 def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: UUID | None) -> Rows:
     """Which licenses of one plan go into the next downgrade call? (uuid, whether it is on the held list)"""
-    if waiting:
-        page = waiting_downgrades(scope, License.uuid, _on_held_list()).where(Plan.uuid == plan)
-    else:
-        page = _licenses_of(plan, License.uuid, _on_held_list()).where(
-            License.subscription_plan_id == Plan.uuid, ~_sent(scope), ~_held(scope)
-        )
-    return _after(page, after, limit)
+    due = waiting_downgrades if waiting else due_downgrades
+    return _after(due(scope, License.uuid, _on_held_list()).where(Plan.uuid == plan), after, limit)
 
 
 def done_plans(scope: Scope) -> Rows:
@@ -84,7 +79,8 @@ def done_plans(scope: Scope) -> Rows:
 def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
     """Which licenses' learners are to be unlinked? (Not `downgraded`: those too whose downgrade the run is to do.)"""
     due = _unlinkable(scope, *columns).where(~_protected(scope))
-    return due.where(_confirmed()) if downgraded else due
+    # Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner.
+    return due.where(_confirmed(), ~_learner_held(HeldLicense.step == "downgrade")) if downgraded else due
 
 
 def protected(scope: Scope, *columns: Any) -> Rows:
@@ -238,7 +234,7 @@ def _unlinkable(scope: Scope, *columns: Any) -> Rows:
         License.renewed_to_id.is_(None),
         _mailbox(License) != "",
         ~unlinked,
-        ~_learner_held(scope),
+        ~_learner_held(_holds(scope)),
     )
 
 
@@ -254,20 +250,24 @@ def _protected(scope: Scope) -> ColumnElement[bool]:
     """Has the learner any license, of whatever status, in an active, current plan of the same customer?
 
     Wide on purpose, as license-manager has it: a plan counts as current through its expiration date inclusive.
+    Asked of two sets that do not depend on the row at hand, so that they are read once and not once per license.
     """
     other, plan = aliased(License), aliased(Plan)
 
-    def current(same_learner: ColumnElement[bool]) -> ColumnElement[bool]:
-        return _exists(
-            same_learner,
+    def among(mine: Any, theirs: Any) -> ColumnElement[bool]:
+        current = select(plan.customer_agreement_id, theirs).where(
+            theirs.is_not(None),
             plan.uuid == other.subscription_plan_id,
-            plan.customer_agreement_id == Plan.customer_agreement_id,
             plan.is_active.is_(True),
             plan.start_date <= scope.as_of,
             plan.expiration_date >= scope.as_of,
         )
+        if scope.enterprise is not None:
+            customer = select(Agreement.uuid).where(Agreement.enterprise_customer_uuid == scope.enterprise)
+            current = current.where(plan.customer_agreement_id.in_(customer.correlate(None)))
+        return and_(mine.is_not(None), tuple_(Plan.customer_agreement_id, mine).in_(current.correlate(None)))
 
-    return or_(current(_mailbox(other) == _mailbox(License)), current(other.lms_user_id == License.lms_user_id))
+    return or_(among(_mailbox(License), _mailbox(other)), among(License.lms_user_id, other.lms_user_id))
 
 
 def _holds(scope: Scope) -> ColumnElement[bool]:
@@ -279,11 +279,11 @@ def _held(scope: Scope) -> ColumnElement[bool]:
     return _exists(HeldLicense.license_uuid == License.uuid, _holds(scope))
 
 
-def _learner_held(scope: Scope) -> ColumnElement[bool]:
-    """Is this license, or another one of the same learner and customer, held? A held license keeps its learner."""
+def _learner_held(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Is this license, or another one of the same learner and customer, held so? A held license keeps its learner."""
     other, plan = aliased(License), aliased(Plan)
     return _exists(
-        _holds(scope),
+        *conditions,
         other.uuid == HeldLicense.license_uuid,
         plan.uuid == other.subscription_plan_id,
         plan.customer_agreement_id == Plan.customer_agreement_id,

@@ -32,6 +32,7 @@ from sqlalchemy.exc import ArgumentError
 from worker.errors import Unusable
 
 CONFIG_FILE_VARIABLE = "LICENSE_EXPIRY_CFG"
+CONNECT_SECONDS = 10
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -55,12 +56,15 @@ def retry_wait(first: int, attempt: int) -> int:
 
 
 def _in_order(value: int, info: ValidationInfo, above: Sequence[str], below: Sequence[str] = ()) -> int:
-    """Raise ValueError unless `value` lies between these settings (those that are not wrong by themselves)."""
+    """Raise ValueError unless `value` lies between these settings (those that are not wrong by themselves).
+
+    CONNECT_SECONDS above the lower ones: a call takes that much more than its time-out.
+    """
     for names, word, edge in ((above, "more", max), (below, "less", min)):
         known = {name: info.data[name] for name in names if name in info.data}
         limit = edge(known.values(), default=None)
-        if limit is not None and (value <= limit if word == "more" else value >= limit):
-            told = " and ".join(known)
+        if limit is not None and (value <= limit + CONNECT_SECONDS if word == "more" else value >= limit):
+            told = " and ".join(known) + (f" by {CONNECT_SECONDS} s" if word == "more" else "")
             raise ValueError(f"is {value}, but must be {word} than {told}, {limit}. Raise the one or lower the other")
     return value
 
@@ -82,7 +86,7 @@ class CelerySettings(BaseSettings):
         "A task is killed after this long; a step hands itself on after half of it", "3000", 3000
     )
     VISIBILITY_TIMEOUT_SECONDS: PositiveInt = _setting(
-        "After this long Redis gives a task that was not acknowledged to another worker", "3600", 3600
+        "After this long Redis gives a task that was not acknowledged to another worker", "4200", 4200
     )
 
     @field_validator("*", mode="before")

@@ -90,7 +90,6 @@ def downgrade(deps: Deps, claim: Claim, deadline: float) -> bool:
     """
     scope = _scope(deps, claim.run)
     if claim.run.dry_run:
-        claim.record(None, **deps.database.transact(lambda session: _rehearse_downgrade(session, scope)))
         return True
     size = deps.settings.LICENSE_EXPIRATION_BATCH_SIZE
 
@@ -126,8 +125,6 @@ def unlink(deps: Deps, claim: Claim, deadline: float) -> bool:
     """
     scope = _scope(deps, claim.run)
     if claim.run.dry_run:
-        due = policy.due_unlinks(scope, downgraded=False)
-        claim.record(learners_unlinked=deps.database.transact(lambda session: _count(session, due)))
         return True
     size = deps.settings.BULK_UNLINK_BATCH_SIZE
 
@@ -161,14 +158,13 @@ def _plans(session: Session, scope: Scope) -> list[Plan]:
 
 def _mark_done_plans(database: Database, claim: Claim, scope: Scope) -> None:
     """Mark the due plans with nothing left to confirm as license-manager does: the plan, and a row of its history."""
-    done = database.transact(lambda session: session.execute(policy.done_plans(scope)).all())
-    if not done:
+    unmarked = policy.done_plans(scope).where(SubscriptionPlan.expiration_processed.is_(False))
+    if not database.transact(lambda session: session.execute(unmarked).first()):
         return
     plan, history, copied = database.plan_history()
 
     def write(session: Session) -> None:
-        this = (SubscriptionPlan.uuid.in_([row[0] for row in done]), SubscriptionPlan.expiration_processed.is_(False))
-        plans = session.scalars(select(SubscriptionPlan.uuid).where(*this).with_for_update()).all()
+        plans = [row[0] for row in session.execute(unmarked)]  # once more: a plan may have been extended since
         if not plans:
             return
         now = session.execute(select(DatabaseNow())).scalar_one()
@@ -190,11 +186,19 @@ def _rehearse_downgrade(session: Session, scope: Scope) -> dict[str, int]:
 
 
 def _last_counts(deps: Deps, claim: Claim) -> dict[str, int]:
-    """What a step counts when it is done: for the unlink, those whom another license protected from it."""
-    if claim.step is not Step.UNLINK:
-        return {}
-    query = policy.protected(_scope(deps, claim.run))
-    return {"learners_protected": deps.database.transact(lambda session: _count(session, query))}
+    """What a step counts when it is done: those whom another license protected; and all, in a rehearsal."""
+    scope = _scope(deps, claim.run)
+
+    def work(session: Session) -> dict[str, int]:
+        if claim.step is Step.DOWNGRADE:
+            return _rehearse_downgrade(session, scope) if claim.run.dry_run else {}
+        counts = {"learners_protected": _count(session, policy.protected(scope))}
+        if claim.run.dry_run:
+            counts["learners_unlinked"] = _count(session, policy.due_unlinks(scope, downgraded=False))
+        return counts
+
+    claim.guard()
+    return deps.database.transact(work)
 
 
 def _insert_events(session: Session, licenses: Sequence[UUID], name: str) -> None:

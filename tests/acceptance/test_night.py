@@ -242,7 +242,7 @@ def test_a_run_survives_its_worker_process(
     lms.faults(Fault(kind="downgrade", nth=2, delay=60, times=1))
     times = {"BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS": 2, "BULK_UNLINK_REQUEST_TIMEOUT_SECONDS": 2}
     environment(
-        LEASE_SECONDS=3, LMS_PARALLEL_REQUESTS=1, LICENSE_EXPIRATION_BATCH_SIZE=10, **times, **listed(enterprise)
+        LEASE_SECONDS=13, LMS_PARALLEL_REQUESTS=1, LICENSE_EXPIRATION_BATCH_SIZE=10, **times, **listed(enterprise)
     )
     worker(concurrency=1)
     assert command("run", "--no-wait")[0] == 0
@@ -297,12 +297,12 @@ def test_a_step_longer_than_its_time_slice_hands_itself_on(
     (enterprise,) = lay(data, lms, licenses=12)
     lms.lms.latency = 1.0
     times = {"BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS": 3, "BULK_UNLINK_REQUEST_TIMEOUT_SECONDS": 3}
-    times |= {"LEASE_SECONDS": 5, "TASK_TIME_LIMIT_SECONDS": 6}
-    environment(LICENSE_EXPIRATION_BATCH_SIZE=2, LMS_PARALLEL_REQUESTS=1, **times, **listed(enterprise))
+    times |= {"LEASE_SECONDS": 14, "TASK_TIME_LIMIT_SECONDS": 15}
+    environment(LICENSE_EXPIRATION_BATCH_SIZE=1, LMS_PARALLEL_REQUESTS=1, **times, **listed(enterprise))
     worker()
     assert command("run")[0] == 0
     assert processes.log("worker").count("license_expiry.downgrade_enrollments[") > 2
-    assert len(lms.calls("downgrade")) == 6
+    assert len(lms.calls("downgrade")) == 12
     assert_order(lms.journal)
 
 

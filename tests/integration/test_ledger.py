@@ -1,14 +1,15 @@
 """Runs, claims on them and the throttle: one at a time, and nobody writes who has lost the run."""
 
+import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from nights import ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, rows, run_of, together
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, event, update
 from sqlalchemy.orm import Session
 
 from worker import dispatch, ledger, records
@@ -64,8 +65,8 @@ def test_twenty_triggers_at_once_open_one_run_and_all_are_told_its_id(database: 
 def test_an_opened_run_holds_what_was_asked_for(database: Database) -> None:
     plan, enterprise = uuid4(), uuid4()
     request = dispatch.parse_request(
-        force=True, reason="restored — Ærø", plan_uuids=[plan], expired_after="2025-01-01", expired_before=AS_OF
-    ).model_dump() | {"plan_uuids": [str(plan)]}
+        force=True, reason="restored — Ærø", plan_uuids=[plan], expired_after="2025-01-01"
+    ).model_dump() | {"plan_uuids": [str(plan)], "expired_before": AS_OF.astimezone(timezone(5 * timedelta(hours=1)))}
     run = open_run(database, enterprise, **request)
     assert (run.phase, run.live, run.as_of) == (Phase.QUEUED, enterprise, AS_OF)
     assert (run.dry_run, run.force, run.reason, run.plan_uuids) == (False, True, "restored — Ærø", [str(plan)])
@@ -413,6 +414,23 @@ def test_a_run_taken_up_by_many_at_once_is_published_once(database: Database, en
     taken = [run.id for each in outcomes if not isinstance(each, LicenseExpiryError) for run in each[0]]
     assert sorted(taken) == sorted(run.id for run in runs)
     assert {row["publications"] for row in rows(engine, Run)} == {1}
+
+
+@ON_SERVERS
+def test_of_two_that_find_the_same_stalled_run_one_publishes_it(database: Database, engine: Engine) -> None:
+    run = open_run(database)
+    lapse(engine, run.id)
+    barrier, this_thread = threading.Barrier(2), threading.local()
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def both_have_looked(_c: Any, _u: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE license_expiry_run") and not hasattr(this_thread, "waited"):
+            this_thread.waited = True
+            barrier.wait(30)
+
+    outcomes = together(2, lambda _: ledger.take_up_stalled(database))
+    assert [len(each[0]) for each in outcomes if not isinstance(each, LicenseExpiryError)] in ([0, 1], [1, 0])
+    assert (run_of(database, run.id).publications, run_of(database, run.id).fence) == (1, 1)
 
 
 # The throttle

@@ -7,10 +7,10 @@ not in a table of cases. A failure prints the smallest `Drawn` database and the 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +28,7 @@ US = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
 NOW = timedelta()
 STRANGER = UUID("0000cccc-0000-4000-8000-00000000cccc")
+REQUESTS = ("due_downgrades", "waiting_downgrades", "due_unlinks")
 TABLES = ("licenseevent", "license", "subscriptionplanrenewal", "subscriptionplan", "customeragreement")
 
 drawn = partial(
@@ -39,8 +40,18 @@ drawn = partial(
 )
 
 
-@dataclass(frozen=True)
-class DrawnLicense:
+class Terse:
+    """Shows itself by what it has of its own, so that a failure can be read."""
+
+    def __repr__(self) -> str:
+        own = ((each.name, getattr(self, each.name), each.default) for each in fields(cast(Any, self)))
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value, usual in own if value != usual)})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class DrawnLicense(Terse):
     plan: int
     email: str | None = "ann@x.org"
     lms_user_id: int | None = None
@@ -53,8 +64,8 @@ class DrawnLicense:
     held: tuple[timedelta, UUID] | None = None
 
 
-@dataclass(frozen=True)
-class DrawnPlan:
+@dataclass(frozen=True, repr=False)
+class DrawnPlan(Terse):
     ago: timedelta
     since: timedelta = 900 * DAY
     is_active: bool = True
@@ -62,22 +73,22 @@ class DrawnPlan:
     renewal: int | str | None = None  # the number of a plan, "open", or no renewal
 
 
-@dataclass(frozen=True)
-class DrawnCustomer:
+@dataclass(frozen=True, repr=False)
+class DrawnCustomer(Terse):
     """Licences and renewals name their plans by number."""
 
     plans: list[DrawnPlan]
     licenses: list[DrawnLicense]
 
 
-@dataclass(frozen=True)
-class Drawn:
+@dataclass(frozen=True, repr=False)
+class Drawn(Terse):
     as_of: datetime
     customers: list[DrawnCustomer]
 
 
-@dataclass(frozen=True)
-class DrawnScope:
+@dataclass(frozen=True, repr=False)
+class DrawnScope(Terse):
     unlink_after: timedelta = 90 * DAY
     enabled: tuple[int, ...] = tuple(range(6))
     enterprise: int | None = None
@@ -97,15 +108,16 @@ def with_oddities(
     """
     kinds = [{name: values[number % len(values)]} for name, values in odd.items() for number in range(8)]
     oddity: st.SearchStrategy[dict[str, Any]] = st.sampled_from([{}] * len(kinds) + kinds)
-    usually = [st.sampled_from(values) for values in usual.values()]
+    usually = {name: st.sampled_from(values) for name, values in usual.items()}
 
-    def build(*values: Any) -> Any:
-        given = dict(zip(usual, values, strict=False))
-        for each in values[len(usual) :]:
-            given |= each
+    @st.composite
+    def one(draw: st.DrawFn) -> Any:
+        given = {name: draw(values) for name, values in usually.items()}
+        for _ in range(most):
+            given |= draw(oddity)
         return of(**given)
 
-    return st.builds(build, *usually, *[oddity] * most)
+    return one()
 
 
 LEARNERS = ["ann@x.org", "Ann@X.org", " ann@x.org ", "ann@x.org\n", "bob@x.org", "BOB@x.org", "cyd@x.org", "dan@x.org"]
@@ -138,17 +150,21 @@ licenses = with_oddities(
     sent_by_run=[True],
     held=[(ago, run) for ago in HELD_AGO for run in (RUN, OTHER_RUN)],
 )
-customers = st.builds(
-    DrawnCustomer,
-    plans=st.builds(
-        lambda old, current, rest: [old, current, *rest],
-        plans(*OLD),
-        plans(*CURRENT),
-        st.lists(plans(*AGO, *OLD), max_size=3),
-    ),
-    licenses=st.lists(licenses, min_size=3, max_size=12),
-)
-databases = st.builds(Drawn, as_of=st.sampled_from(MOMENTS), customers=st.lists(customers, min_size=2, max_size=6))
+
+
+@st.composite
+def databases(draw: st.DrawFn) -> Drawn:
+    """Of each customer an old plan and a current one at least, and learners who may hold licences of both."""
+    customers = []
+    for _ in range(draw(st.integers(2, 5))):
+        drawn_plans = [draw(old_plans), draw(current_plans), *draw(more_plans)]
+        customers.append(DrawnCustomer(drawn_plans, draw(several_licenses)))
+    return Drawn(draw(st.sampled_from(MOMENTS)), customers)
+
+
+old_plans, current_plans = plans(*OLD), plans(*CURRENT)
+more_plans = st.lists(plans(*AGO, *OLD), max_size=3)
+several_licenses = st.lists(licenses, min_size=2, max_size=12)
 scopes = with_oddities(
     DrawnScope,
     2,
@@ -239,10 +255,11 @@ def add_license(world: World, plans: list[Plan], drawn: DrawnLicense) -> None:
 
 
 @drawn(max_examples=35)
-@given(database=databases, asked=scopes)
+@given(database=databases(), asked=scopes)
 def test_every_answer_is_the_readings(engine: Engine, database: Drawn, asked: DrawnScope) -> None:
     with laid_down(engine, database) as laid:
-        for scope in (laid.scope(DrawnScope()), laid.scope(asked)):  # a night over everything, and whatever is asked
+        for each in (DrawnScope(), asked, replace(asked, force=not asked.force)):  # a night over everything, and others
+            scope = laid.scope(each)
             found = answers_of(laid.connection, scope)
             assert found == Reading(laid.world, scope).answers()
             check_relations(found, laid.world, scope)
@@ -265,7 +282,7 @@ def check_relations(found: Answers, world: World, scope: Scope) -> None:
 
 
 @drawn(max_examples=20)
-@given(database=databases, asked=scopes, limit=st.integers(1, 4))
+@given(database=databases(), asked=scopes, limit=st.integers(1, 4))
 def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnScope, limit: int) -> None:
     with laid_down(engine, database) as laid:
         scope, world = laid.scope(asked), laid.world
@@ -289,7 +306,7 @@ def joined(pages: Iterator[list[Row]]) -> list[Row]:
 
 
 @drawn(max_examples=20)
-@given(database=databases, asked=scopes)
+@given(database=databases(), asked=scopes)
 def test_a_night_that_is_done_leaves_nothing_to_do(engine: Engine, database: Drawn, asked: DrawnScope) -> None:
     """Promise 5, and what a rehearsal says is what a night does."""
     with laid_down(engine, database) as laid:
@@ -306,8 +323,10 @@ def test_a_night_that_is_done_leaves_nothing_to_do(engine: Engine, database: Dra
         assert ask("due_unlinks")["due_unlinks"] == before["rehearsed_unlinks"]
 
         add_events(laid, uuids(before["rehearsed_unlinks"]), UNLINKED_EVENT)
-        again = answers_of(laid.connection, replace(scope, force=False), "due_enterprises")
-        assert again["due_enterprises"] == []
+        again = answers_of(laid.connection, replace(scope, force=False), *REQUESTS, "due_enterprises")
+        assert [again[name] for name in REQUESTS] == [[], [], []]
+        # What a forced run holds, an earlier one may have confirmed: its plan is then still to be marked.
+        assert again["due_enterprises"] == [] or scope.force
 
 
 def plans_with_held(world: World, scope: Scope) -> set[UUID]:
@@ -339,7 +358,7 @@ def add_events(laid: Laid, licenses: set[UUID], name: str) -> None:
 
 
 @drawn(max_examples=10)
-@given(database=databases, enterprises=st.frozensets(st.integers(0, 6)), named=st.frozensets(st.integers(0, 20)))
+@given(database=databases(), enterprises=st.frozensets(st.integers(0, 6)), named=st.frozensets(st.integers(0, 20)))
 def test_names_are_found(engine: Engine, database: Drawn, enterprises: frozenset[int], named: frozenset[int]) -> None:
     with laid_down(engine, database) as laid:
         customers, plans = laid.world.agreements, laid.world.plans

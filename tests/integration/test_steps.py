@@ -262,8 +262,8 @@ def test_a_step_goes_on_after_its_last_confirmed_batch(
     with pytest.raises(Unavailable, match="503"):
         attempt(deps, laid.enterprise, run_id, step, retry_in=lambda _: 60)
     stopped = run_of(deps.database, run_id)
-    confirmed = times_sent(lms, kind, 200)
-    assert len(confirmed) == 4
+    assert times_sent(lms, kind, 200).total() == 4
+    assert len(times_sent(lms, kind)) <= 4 + 2 * parallel  # the rest was left for later
     done = stopped.licenses_downgraded if kind == "downgrade" else stopped.learners_unlinked
     assert done == 4
     assert (stopped.phase, stopped.owner, stopped.retries) == (f"{kind.removesuffix('e')}ing", None, 1)
@@ -317,7 +317,9 @@ def test_of_a_thousand_licenses_three_are_held_and_the_others_done(
     break_enrollment(lms, laid, locked, "locked")
     break_enrollment(lms, laid, broken, "no_overview")
     addresses = emails(engine, locked, broken)
-    deps = make_test_deps(**unlinking(laid.enterprise))
+    # SQLite is slow to find who is protected, and lets one write at a time.
+    small = {"BULK_UNLINK_BATCH_SIZE": 500, "LMS_PARALLEL_REQUESTS": 1} if engine.dialect.name == "sqlite" else {}
+    deps = make_test_deps(**small, **unlinking(laid.enterprise))
     [run] = night(deps).values()
     assert (run.phase, run.error) == (Phase.FINISHED, None)
     assert counts(run) == {"plans": 0, "downgraded": 998, "held": 3, "unlinked": 997, "protected": 0}
@@ -722,11 +724,14 @@ def test_a_learner_stays_linked_while_another_license_of_theirs_is_held(lms: Sim
 
 
 @ON_SQLITE
-def test_a_worker_that_lost_its_run_in_the_middle_stops_sending(lms: Simulator, make_test_deps: Make) -> None:
+@pytest.mark.parametrize("answer", [200, 503])  # to the call that is in flight; the second would be tried again
+def test_a_worker_that_lost_its_run_in_the_middle_stops_sending(
+    answer: int, lms: Simulator, make_test_deps: Make
+) -> None:
     laid = lay(lms, licenses=10)
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
-    lms.faults(Fault(kind="downgrade", nth=2, delay=60))
+    lms.faults(Fault(kind="downgrade", nth=2, delay=60, status=answer, after_work=answer == 200))
     zombies = partial(attempt, deps, laid.enterprise, run_id, Step.DOWNGRADE, owner="zombie")
     with in_background(lms, zombies) as running:
         meet(lms, running, lambda: len(lms.calls("downgrade")) == 2)

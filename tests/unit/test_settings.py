@@ -96,7 +96,7 @@ def test_the_names_and_defaults_are_those_of_the_design() -> None:
         "TIME_ZONE": "UTC",
         "LEASE_SECONDS": 300,
         "TASK_TIME_LIMIT_SECONDS": 3000,
-        "VISIBILITY_TIMEOUT_SECONDS": 3600,
+        "VISIBILITY_TIMEOUT_SECONDS": 4200,
         "TASK_MAX_RETRIES": 5,
         "TASK_RETRY_SECONDS": 60,
     }
@@ -480,9 +480,9 @@ def test_time_outs_out_of_order_name_both_settings_and_the_remedy(
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"LEASE_SECONDS": "121"}, id="a lease just longer than a call"),
+        pytest.param({"LEASE_SECONDS": "131"}, id="a lease just longer than a call"),
         pytest.param({"LEASE_SECONDS": "2999"}, id="a lease just shorter than the task"),
-        pytest.param({"VISIBILITY_TIMEOUT_SECONDS": "3001"}, id="just visible in time"),
+        pytest.param({"VISIBILITY_TIMEOUT_SECONDS": "3011"}, id="just visible in time"),
         pytest.param({"TASK_RETRY_SECONDS": "1800"}, id="a wait of just half"),
         pytest.param({"TASK_MAX_RETRIES": "0"}, id="no retries"),
     ],
