@@ -107,8 +107,9 @@ def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_i
     def retry_in(error: Unavailable) -> int | None:
         nonlocal countdown
         if task.request.retries < deps.settings.TASK_MAX_RETRIES:
-            wait = max(retry_wait(deps.settings.TASK_RETRY_SECONDS, task.request.retries), error.retry_after or 0)
-            longest = deps.settings.VISIBILITY_TIMEOUT_SECONDS - deps.settings.TASK_TIME_LIMIT_SECONDS
+            settings = deps.settings
+            wait = max(retry_wait(settings.TASK_RETRY_SECONDS, task.request.retries), error.retry_after or 0)
+            longest = settings.VISIBILITY_TIMEOUT_SECONDS - settings.TASK_TIME_LIMIT_SECONDS
             countdown = int(min(wait * random.uniform(1.0, 1.2), longest))  # noqa: S311, jitter
         return countdown
 

@@ -71,6 +71,7 @@ class World:
     events: list[tuple[UUID, str, datetime]] = field(default_factory=list)
     confirmations: list[tuple[UUID, UUID, datetime]] = field(default_factory=list)
     holds: dict[UUID, tuple[UUID, datetime]] = field(default_factory=dict)
+    undowngraded: set[UUID] = field(default_factory=set)
 
     def customer(self) -> UUID:
         agreement = self.data.agreement()
@@ -119,8 +120,10 @@ class World:
         """Let the ledger have the downgrade confirmed, so long after the plan's expiration date."""
         self.confirmations.append((license.uuid, run, license.plan.expires + after))
 
-    def hold(self, license: License, ago: timedelta = timedelta(), run: UUID = OTHER_RUN) -> None:
+    def hold(self, license: License, ago: timedelta = timedelta(), run: UUID = OTHER_RUN, step: str = "unlink") -> None:
         self.holds[license.uuid] = (run, self.as_of - ago)
+        if step == "downgrade":
+            self.undowngraded.add(license.uuid)
 
     def confirmation_rows(self) -> list[dict[str, Any]]:
         return [
@@ -129,10 +132,10 @@ class World:
         ]
 
     def hold_rows(self) -> list[dict[str, Any]]:
-        rest = {"step": "downgrade", "reason": "refused", "tries": 1}
+        rest = {"reason": "refused", "tries": 1}
         return [
             {"license_uuid": uuid, "run_id": run, "as_of": at, "enterprise_customer_uuid": self._customer(uuid)}
-            | {"first_held_at": at, **rest}
+            | {"first_held_at": at, "step": "downgrade" if uuid in self.undowngraded else "unlink", **rest}
             for uuid, (run, at) in self.holds.items()
         ]
 
@@ -195,7 +198,7 @@ class Reading:
 
     def due_unlinks(self) -> set[License]:
         """A learner stays linked for as long as another license of theirs is on the list of those not downgraded."""
-        kept = [license for license in self.world.licenses.values() if license.uuid in self.world.holds]
+        kept = [license for license in self.world.licenses.values() if license.uuid in self.world.undowngraded]
         return {
             license
             for license in self.rehearsed_unlinks()

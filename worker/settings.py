@@ -11,14 +11,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from pydantic import (
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -258,12 +251,12 @@ class Settings(CelerySettings):
     @field_validator("TASK_RETRY_SECONDS")
     @classmethod
     def _well_under_the_visibility_timeout(cls, value: int, info: ValidationInfo) -> int:
-        wait = retry_wait(value, info.data.get("TASK_MAX_RETRIES", 0))
-        visibility = info.data.get("VISIBILITY_TIMEOUT_SECONDS")
-        if visibility is not None and wait * 2 > visibility:
+        wait = retry_wait(value, info.data.get("TASK_MAX_RETRIES", 0)) * 6 // 5  # the jitter of a retry
+        limit, visibility = (info.data.get(f"{name}_SECONDS") for name in ("TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT"))
+        if limit is not None and visibility is not None and wait + limit > visibility:
             raise ValueError(
-                f"leads to a wait of {wait} s, which must be at most half of VISIBILITY_TIMEOUT_SECONDS, {visibility}. "
-                "Lower it, or raise the other"
+                f"is {value}, which leads to a wait of {wait} s; that and TASK_TIME_LIMIT_SECONDS, {limit}, must be at "
+                f"most VISIBILITY_TIMEOUT_SECONDS, {visibility}. Lower it, or raise the last"
             )
         return value
 

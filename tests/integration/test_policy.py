@@ -111,9 +111,9 @@ def other(ago: timedelta = -10 * DAY, elsewhere: bool = False, **given: Any) -> 
     return add
 
 
-def hold_other(held_ago: timedelta = NOW, **given: Any) -> More:
+def hold_other(held_ago: timedelta = NOW, step: str = "unlink", **given: Any) -> More:
     """Another licence, in another expired plan, that is held."""
-    return lambda s: s.world.hold(other(50 * DAY, **given)(s), held_ago)
+    return lambda s: s.world.hold(other(50 * DAY, **given)(s), held_ago, step=step)
 
 
 def colleague(s: Situation) -> License:
@@ -308,6 +308,7 @@ HELD = [
     Case("and revoked since: the plan is done", DONE, hold(), status="revoked"),
     processed("the learner's other licence", NOTHING, hold_other()),
     processed("the learner's other licence, last night", UNLINK, hold_other(13 * HOUR)),
+    processed("last week, and never downgraded since", UNLINK - {"due_unlinks"}, hold_other(7 * DAY, "downgrade")),
     processed("under the e-mail in another case", NOTHING, hold_other(email="ANN@example.org")),
     processed("under the e-mail with spaces", NOTHING, hold_other(email=" ann@example.org ")),
     processed("under the same user", NOTHING, hold_other(email="ann@new.example", lms_user_id=7), lms_user_id=7),

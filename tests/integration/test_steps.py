@@ -687,6 +687,31 @@ def test_protection_is_asked_again_just_before_each_call(lms: Simulator, make_te
 
 
 @ON_SQLITE
+def test_nobody_is_unlinked_who_came_due_after_the_downgrades(lms: Simulator, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = make_test_deps(**unlinking(laid.enterprise))
+    engine = deps.database.engine
+    data = Data(engine, seed=2)
+    data.renewal(laid.plan, None)
+    current = add_plan(data, laid, expires=data.now + DAY, title="Current")
+    known = data.license(laid.plan, "known@x.example")
+    data.license(current, "known@x.example")
+    ready(data, lms)
+    run_id = reach(deps, laid, "unlink")
+    late = Data(engine, seed=3)
+    assigned = late.license(laid.plan, "late@x.example", status="assigned")
+    ready(late, lms)
+    change(engine, "subscriptionplan", current, is_active=False)  # which protected one of them
+    run = finish(deps, laid.enterprise, run_id)
+    assert counts(run) == {"plans": 0, "downgraded": 2, "held": 0, "unlinked": 2, "protected": 0}
+    assert events(engine, UNLINKED_EVENT) == Counter(laid.licenses)
+    lms.journal.clear()
+    [run] = night(deps).values()
+    assert times_sent(lms, "downgrade") == Counter(texts([known, assigned]))
+    assert events(engine, UNLINKED_EVENT) == Counter([*laid.licenses, known, assigned])
+
+
+@ON_SQLITE
 def test_an_address_is_sent_once_in_a_call_and_as_the_license_has_it(lms: Simulator, make_test_deps: Make) -> None:
     assert lms.lms.engine is not None
     data = Data(lms.lms.engine)

@@ -482,8 +482,8 @@ def test_time_outs_out_of_order_name_both_settings_and_the_remedy(
     [
         pytest.param({"LEASE_SECONDS": "131"}, id="a lease just longer than a call"),
         pytest.param({"LEASE_SECONDS": "2999"}, id="a lease just shorter than the task"),
-        pytest.param({"VISIBILITY_TIMEOUT_SECONDS": "3011"}, id="just visible in time"),
-        pytest.param({"TASK_RETRY_SECONDS": "1800"}, id="a wait of just half"),
+        pytest.param({"VISIBILITY_TIMEOUT_SECONDS": "4200"}, id="just visible in time"),
+        pytest.param({"TASK_RETRY_SECONDS": "1000"}, id="a wait that just fits"),
         pytest.param({"TASK_MAX_RETRIES": "0"}, id="no retries"),
     ],
 )
