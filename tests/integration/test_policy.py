@@ -50,6 +50,7 @@ DONE: Fate = frozenset({"due_plans", "done_plans"})
 ALONE: Fate = frozenset({"waiting_plans", "waiting_downgrades", "rehearsed_unlinks"})
 DOWNGRADE_FIRST: Fate = DOWNGRADE | {"rehearsed_unlinks"}
 UNLINK: Fate = frozenset({"due_unlinks", "rehearsed_unlinks"})
+KEPT: Fate = frozenset({"rehearsed_unlinks"})  # unless this very run downgrades what keeps the learner linked
 PROTECTED: Fate = frozenset({"protected"})
 
 OF_PLAN = ("ago", "since", "is_active", "processed")
@@ -96,8 +97,8 @@ def confirm(after: timedelta = DAY, run: UUID = OTHER_RUN) -> More:
     return lambda s: s.world.confirm(s.license, after, run)
 
 
-def hold(ago: timedelta = NOW, run: UUID = OTHER_RUN) -> More:
-    return lambda s: s.world.hold(s.license, ago, run)
+def hold(ago: timedelta = NOW, run: UUID = OTHER_RUN, step: str = "unlink") -> More:
+    return lambda s: s.world.hold(s.license, ago, run, step)
 
 
 def other(ago: timedelta = -10 * DAY, elsewhere: bool = False, **given: Any) -> Callable[[Situation], License]:
@@ -308,7 +309,25 @@ HELD = [
     Case("and revoked since: the plan is done", DONE, hold(), status="revoked"),
     processed("the learner's other licence", NOTHING, hold_other()),
     processed("the learner's other licence, last night", UNLINK, hold_other(13 * HOUR)),
-    processed("last week, and never downgraded since", UNLINK - {"due_unlinks"}, hold_other(7 * DAY, "downgrade")),
+    Case("by last night's downgrade: tried again", DOWNGRADE_FIRST, hold(13 * HOUR, step="downgrade")),
+    processed("by last week's downgrade, and its plan marked by hand", KEPT, hold(7 * DAY, step="downgrade")),
+    processed("the other, by last week's downgrade, never downgraded since", KEPT, hold_other(7 * DAY, "downgrade")),
+    processed("the other, by this night's downgrade", NOTHING, hold_other(HOUR, "downgrade")),
+    processed(
+        "the same user's, by last week's downgrade",
+        KEPT,
+        hold_other(7 * DAY, "downgrade", email=None, lms_user_id=7),
+        lms_user_id=7,
+    ),
+    processed(
+        "at another customer, by last week's downgrade",
+        UNLINK,
+        hold_other(7 * DAY, "downgrade", elsewhere=True, lms_user_id=7),
+        lms_user_id=7,
+    ),
+    processed(
+        "another learner's, by last week's downgrade", UNLINK, hold_other(7 * DAY, "downgrade", email="bob@example.org")
+    ),
     processed("under the e-mail in another case", NOTHING, hold_other(email="ANN@example.org")),
     processed("under the e-mail with spaces", NOTHING, hold_other(email=" ann@example.org ")),
     processed("under the same user", NOTHING, hold_other(email="ann@new.example", lms_user_id=7), lms_user_id=7),
@@ -338,6 +357,12 @@ SCOPED = [
     Case("its chain goes on outside the narrowing, to a current plan", ALONE, renew(-DAY), plan_uuids=this_plan),
     processed("protection comes from any plan", PROTECTED, other(), plan_uuids=this_plan),
     processed("a held licence of any plan keeps its learner", NOTHING, hold_other(), plan_uuids=this_plan),
+    processed(
+        "one never downgraded, of any plan, keeps its learner",
+        KEPT,
+        hold_other(7 * DAY, "downgrade"),
+        plan_uuids=this_plan,
+    ),
     Case("no run yet: what would be due", DOWNGRADE_FIRST, run_id=None),
     Case("no run yet: held is held", NOTHING, hold(), run_id=None),
 ]
@@ -352,6 +377,7 @@ FORCED = [
     forced("what another run holds", DOWNGRADE | UNLINK, hold()),
     forced("but not what this run holds", NOTHING, hold(run=RUN)),
     forced("a learner's whose other licence another run holds", DOWNGRADE | UNLINK, hold_other()),
+    forced("a learner's whose other licence was never downgraded", DOWNGRADE | KEPT, hold_other(HOUR, "downgrade")),
     forced(
         "sent or held by this run, to the last: nothing left to do now", NOTHING, hold(run=RUN), confirm_colleague(RUN)
     ),
@@ -536,7 +562,9 @@ def test_due_enterprises_are_those_with_anything_due(engine: Engine) -> None:
     situations = lay_down_cases(engine, [case for case in EXPIRED + WAITING + HELD if not case.asked], WHOLE_SECOND)
     customers = frozenset(customer for situation in situations for customer in situation.world.agreements)
     night = scope_of(situations[0].world, unlink_enabled=customers)
-    questions = (policy.due_plans, policy.due_downgrades, policy.waiting_downgrades, policy.due_unlinks)
+    # Also who is kept linked by a licence that is not due any more: a full run drops that from the list.
+    unlinks = partial(policy.due_unlinks, downgraded=False)
+    questions = (policy.due_plans, policy.due_downgrades, policy.waiting_downgrades, unlinks)
 
     with engine.connect() as connection:
         due = [customer for (customer,) in rows(connection, policy.due_enterprises(night))]

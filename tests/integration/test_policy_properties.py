@@ -61,7 +61,7 @@ class DrawnLicense(Terse):
     event_after: timedelta | None = None
     confirmed_after: timedelta | None = None
     sent_by_run: bool = False
-    held: tuple[timedelta, UUID] | None = None
+    held: tuple[timedelta, UUID, str] | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,7 +106,7 @@ def with_oddities(
 
     An oddity is drawn half of the time, and each kind of it as often as any other.
     """
-    kinds = [{name: values[number % len(values)]} for name, values in odd.items() for number in range(8)]
+    kinds = [{name: values[number % len(values)]} for name, values in odd.items() for number in range(16)]
     oddity: st.SearchStrategy[dict[str, Any]] = st.sampled_from([{}] * len(kinds) + kinds)
     usually = {name: st.sampled_from(values) for name, values in usual.items()}
 
@@ -126,7 +126,7 @@ AGO = [100 * DAY, 90 * DAY + US, 90 * DAY, 30 * DAY, US, NOW, -US, -30 * DAY]
 CURRENT = [NOW, -US, -30 * DAY, -30 * DAY]
 OLD = [200 * DAY, 100 * DAY, 90 * DAY + US]
 AFTER = [DAY, NOW, -US, -30 * DAY]
-HELD_AGO = [NOW, 11 * HOUR, 12 * HOUR - US, 12 * HOUR]
+HELD_AGO = [NOW, 12 * HOUR - US, 12 * HOUR, 7 * DAY]
 
 
 def plans(*ago: timedelta) -> st.SearchStrategy[DrawnPlan]:
@@ -148,7 +148,7 @@ licenses = with_oddities(
     unlinked=[True],
     event_after=AFTER,
     sent_by_run=[True],
-    held=[(ago, run) for ago in HELD_AGO for run in (RUN, OTHER_RUN)],
+    held=[(ago, run, step) for ago in HELD_AGO for run in (OTHER_RUN, RUN) for step in ("unlink", "downgrade")],
 )
 
 
@@ -277,8 +277,16 @@ def check_relations(found: Answers, world: World, scope: Scope) -> None:
     assert not of["waiting_plans"] & of["due_plans"]
     assert not of["waiting_downgrades"] & of["due_downgrades"]
     assert {row[1] for row in found["due_downgrades"]} <= of["due_plans"] - of["done_plans"]
-    # Who is to be unlinked in this run was downgraded before, or is by this very run.
-    assert of["rehearsed_unlinks"] - of["due_unlinks"] <= of["due_downgrades"] | of["waiting_downgrades"]
+    # Who is to be unlinked in this run was downgraded before, or is by this very run; or else is kept.
+    to_come = of["rehearsed_unlinks"] - of["due_unlinks"]
+    assert to_come - kept_linked(world, world.undowngraded) <= of["due_downgrades"] | of["waiting_downgrades"]
+    assert not of["due_unlinks"] & kept_linked(world, world.undowngraded)
+
+
+def kept_linked(world: World, undowngraded: set[UUID]) -> set[UUID]:
+    """The licences of all learners of whom one is on the list as not downgraded."""
+    held = [world.licenses[uuid] for uuid in undowngraded]
+    return {each.uuid for each in world.licenses.values() if any(each == h or each.is_same_learners(h) for h in held)}
 
 
 @drawn(max_examples=20)
@@ -320,13 +328,17 @@ def test_a_night_that_is_done_leaves_nothing_to_do(engine: Engine, database: Dra
         assert uuids(before["due_plans"]) <= uuids(after["done_plans"]) | plans_with_held(laid.world, scope)
 
         mark_processed(laid, after)
-        assert ask("due_unlinks")["due_unlinks"] == before["rehearsed_unlinks"]
+        sent = uuids(before["due_downgrades"]) | uuids(before["waiting_downgrades"])
+        kept = kept_linked(laid.world, laid.world.undowngraded - sent)
+        unlinks = ask("due_unlinks")["due_unlinks"]
+        assert unlinks == [row for row in before["rehearsed_unlinks"] if row[0] not in kept]
 
-        add_events(laid, uuids(before["rehearsed_unlinks"]), UNLINKED_EVENT)
+        add_events(laid, uuids(unlinks), UNLINKED_EVENT)
         again = answers_of(laid.connection, replace(scope, force=False), *REQUESTS, "due_enterprises")
         assert [again[name] for name in REQUESTS] == [[], [], []]
-        # What a forced run holds, an earlier one may have confirmed: its plan is then still to be marked.
-        assert again["due_enterprises"] == [] or scope.force
+        # A forced run may hold what an earlier one confirmed, whose plan is then still to be marked; and who is kept
+        # linked by a licence that is not due any more is due until a full run has dropped that from the list.
+        assert again["due_enterprises"] == [] or scope.force or kept
 
 
 def plans_with_held(world: World, scope: Scope) -> set[UUID]:
@@ -335,7 +347,9 @@ def plans_with_held(world: World, scope: Scope) -> set[UUID]:
 
 
 def downgrade(laid: Laid, due: Answers) -> None:
-    """As the step records it: in the ledger, and as events where a plan waits."""
+    """As the step records it: in the ledger, and as events where a plan waits; what was held is so no more."""
+    sent = uuids(due["due_downgrades"]) | uuids(due["waiting_downgrades"])
+    laid.connection.execute(delete(models.HeldLicense).where(models.HeldLicense.license_uuid.in_(sent)))
     confirmed = [
         {"license_uuid": license, "run_id": RUN, "enterprise_customer_uuid": customer, "confirmed_at": laid.world.as_of}
         for license, _, customer in due["due_downgrades"]
