@@ -8,7 +8,7 @@ of the policy; `answers_of` and `pages_of` put the same questions to the policy 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -318,7 +318,9 @@ def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
     return {name: sorted(rows(connection, _query(name, scope))) for name in names or (*QUERIES, *LICENSE_QUERIES)}
 
 
+@cache
 def _query(name: str, scope: Scope) -> policy.Rows:
+    """A query is a function of its scope; and building it takes SQLAlchemy far longer than asking it here."""
     return QUERIES[name](scope) if name in QUERIES else LICENSE_QUERIES[name](scope, *COLUMNS)
 
 

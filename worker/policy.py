@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, tuple_, union
+from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, tuple_, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, License, LicenseEvent
@@ -80,7 +80,7 @@ def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
     """Which licenses' learners are to be unlinked? (Not `downgraded`: those too whose downgrade the run is to do.)"""
     due = _unlinkable(scope, *columns).where(~_protected(scope))
     # Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner.
-    return due.where(_confirmed(), ~_learner_held(HeldLicense.step == "downgrade")) if downgraded else due
+    return due.where(_confirmed(), ~_learner_held(scope, HeldLicense.step == "downgrade")) if downgraded else due
 
 
 def protected(scope: Scope, *columns: Any) -> Rows:
@@ -234,7 +234,7 @@ def _unlinkable(scope: Scope, *columns: Any) -> Rows:
         License.renewed_to_id.is_(None),
         _mailbox(License) != "",
         ~unlinked,
-        ~_learner_held(_holds(scope)),
+        ~_learner_held(scope, _holds(scope)),
     )
 
 
@@ -250,24 +250,35 @@ def _protected(scope: Scope) -> ColumnElement[bool]:
     """Has the learner any license, of whatever status, in an active, current plan of the same customer?
 
     Wide on purpose, as license-manager has it: a plan counts as current through its expiration date inclusive.
-    Asked of two sets that do not depend on the row at hand, so that they are read once and not once per license.
     """
     other, plan = aliased(License), aliased(Plan)
+    return _learner_among(
+        scope,
+        other,
+        plan,
+        plan.is_active.is_(True),
+        plan.start_date <= scope.as_of,
+        plan.expiration_date >= scope.as_of,
+    )
+
+
+def _learner_among(scope: Scope, other: Any, plan: Any, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Has the learner at hand another license, of the same customer, such as these conditions say?
+
+    Asked of two sets that do not depend on the license at hand, so that they are read once and not once for each.
+    """
 
     def among(mine: Any, theirs: Any) -> ColumnElement[bool]:
-        current = select(plan.customer_agreement_id, theirs).where(
-            theirs.is_not(None),
-            plan.uuid == other.subscription_plan_id,
-            plan.is_active.is_(True),
-            plan.start_date <= scope.as_of,
-            plan.expiration_date >= scope.as_of,
+        those = select(plan.customer_agreement_id, theirs).where(
+            theirs.is_not(None), plan.uuid == other.subscription_plan_id, *conditions
         )
         if scope.enterprise is not None:
             customer = select(Agreement.uuid).where(Agreement.enterprise_customer_uuid == scope.enterprise)
-            current = current.where(plan.customer_agreement_id.in_(customer.correlate(None)))
-        return and_(mine.is_not(None), tuple_(Plan.customer_agreement_id, mine).in_(current.correlate(None)))
+            those = those.where(plan.customer_agreement_id.in_(customer.correlate(None)))
+        return and_(mine.is_not(None), tuple_(Plan.customer_agreement_id, mine).in_(those.correlate(None)))
 
-    return or_(among(_mailbox(License), _mailbox(other)), among(License.lms_user_id, other.lms_user_id))
+    either = or_(among(_mailbox(License), _mailbox(other)), among(License.lms_user_id, other.lms_user_id))
+    return case((either, 1), else_=0) == 1  # never NULL: for a NOT IN that might be, SQLite reads the set every time
 
 
 def _holds(scope: Scope) -> ColumnElement[bool]:
@@ -279,16 +290,10 @@ def _held(scope: Scope) -> ColumnElement[bool]:
     return _exists(HeldLicense.license_uuid == License.uuid, _holds(scope))
 
 
-def _learner_held(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+def _learner_held(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
     """Is this license, or another one of the same learner and customer, held so? A held license keeps its learner."""
     other, plan = aliased(License), aliased(Plan)
-    return _exists(
-        *conditions,
-        other.uuid == HeldLicense.license_uuid,
-        plan.uuid == other.subscription_plan_id,
-        plan.customer_agreement_id == Plan.customer_agreement_id,
-        or_(_mailbox(other) == _mailbox(License), other.lms_user_id == License.lms_user_id),
-    )
+    return _learner_among(scope, other, plan, other.uuid == HeldLicense.license_uuid, how)
 
 
 def _on_held_list() -> ColumnElement[bool]:
