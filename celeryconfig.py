@@ -56,27 +56,36 @@ worker_prefetch_multiplier = 1
 worker_cancel_long_running_tasks_on_connection_loss = False
 task_time_limit = _s.TASK_TIME_LIMIT_SECONDS
 broker_connection_retry_on_startup = True
-broker_transport_options: dict[str, Any] = (
-    {"visibility_timeout": _s.VISIBILITY_TIMEOUT_SECONDS, "socket_keepalive": True, "health_check_interval": 25}
-    if _s.CELERY_BROKER_URL.startswith("redis")
-    else {}
-)
-result_backend_transport_options = broker_transport_options
+# A message that could not be handed over at once is tried again for half a minute: a restart of the broker is sat out.
+task_publish_retry_policy = {"max_retries": 12, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 4}
+_redis: dict[str, Any] = {
+    "visibility_timeout": _s.VISIBILITY_TIMEOUT_SECONDS,
+    "global_keyprefix": "license_expiry:",  # not to share unacknowledged messages with another app in this database
+    "socket_timeout": 30,
+    "socket_connect_timeout": 10,
+    "socket_keepalive": True,
+    "health_check_interval": 25,
+}
+_options = {"redis": _redis, "rediss": _redis, "amqp": {"confirm_publish": True}, "amqps": {"confirm_publish": True}}
+broker_transport_options = _options.get(_s.CELERY_BROKER_URL.partition(":")[0], {})
+result_backend_transport_options = _redis
+redis_socket_timeout = _redis["socket_timeout"]
+redis_socket_connect_timeout = _redis["socket_connect_timeout"]
+redis_socket_keepalive = True
+redis_backend_health_check_interval = _redis["health_check_interval"]
 
 # For Flower.
 worker_send_task_events = True
 task_send_sent_event = True
 task_track_started = True
 
+# Nothing here expires: that is judged by the clock of each worker, and one that is wrong by an hour would do nothing.
+# What has piled up meanwhile is a query each.
 beat_schedule = {
     "nightly": {
         "task": "license_expiry.run_nightly",
         "schedule": _nightly(_s),
-        "options": {"expires": 12 * 3600},
+        "options": {"headers": {"scheduled": True}},
     },
-    "reconcile": {
-        "task": "license_expiry.reconcile",
-        "schedule": 300.0,
-        "options": {"expires": 300},
-    },
+    "reconcile": {"task": "license_expiry.reconcile", "schedule": 300.0},
 }

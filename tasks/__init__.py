@@ -2,20 +2,25 @@
 
 import os
 import random
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from celery import Task, chain, shared_task
+from celery import Task, chain, current_app, shared_task
 from celery.canvas import Signature
+from celery.schedules import crontab
+from celery.signals import worker_shutting_down
 from kombu.exceptions import OperationalError
 
-from worker import dispatch, records, steps
-from worker.deps import get_deps
+from worker import dispatch, records, steps, waits
+from worker.deps import Deps, get_deps
 from worker.errors import LicenseExpiryError, Unavailable
 from worker.ledger import Step
 from worker.settings import retry_wait
 
 _BROKER_RETRY_SECONDS = 30
+# How far beat's clock may be ahead of the database's without its night being taken for that of the day before.
+BEAT_AHEAD = timedelta(minutes=1)
 # Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An argument that is not
 # known is to fail as a task does, and not where it is posted.
 TRIGGER: dict[str, Any] = {
@@ -37,10 +42,39 @@ def publish(enterprise: UUID, run_id: UUID) -> None:
     build_chain(enterprise, run_id).apply_async()
 
 
+@worker_shutting_down.connect
+def hand_back(**_: Any) -> None:
+    """Let the steps of a worker that is told to end finish their batch and hand the rest back."""
+    waits.stop()
+
+
+def latest_night(schedule: crontab, now: datetime) -> datetime | None:
+    """The last moment (UTC) up to `now` that NIGHTLY_SCHEDULE names, in the last four years; None without one."""
+    for back in (timedelta(minutes=5), timedelta(hours=2), *map(timedelta, (2, 9, 33, 367, 1462))):
+        latest, following = None, _following_night(schedule, now - back)
+        while following <= now:
+            latest, following = following, _following_night(schedule, following)
+        if latest:
+            return latest
+    return None
+
+
+def _following_night(schedule: crontab, moment: datetime) -> datetime:
+    start, wait, _ = schedule.remaining_delta(moment)
+    following: datetime = (start + wait).astimezone(UTC)
+    if following <= moment:  # in the hour that comes twice when summer time ends, crontab sees the first
+        return _following_night(schedule, moment + timedelta(hours=1))
+    return following
+
+
 @shared_task(name="license_expiry.run_nightly", bind=True, **TRIGGER)
 def run_nightly(self: Task[Any, Any], dry_run: bool = False) -> dict[str, Any]:
-    """Open and publish a run for every enterprise with work due; return how many, and their ids."""
-    return _start(self, dispatch.parse_request(dry_run=dry_run))
+    """Open and publish a run for every enterprise with work due; return how many, and their ids.
+
+    Sent by beat, it starts the scheduled night, once; by anybody else, one more pass.
+    """
+    request = dispatch.parse_request(dry_run=dry_run)
+    return _start(self, request, scheduled=bool((self.request.headers or {}).get("scheduled")))
 
 
 @shared_task(name="license_expiry.run_enterprise", bind=True, **TRIGGER)
@@ -81,15 +115,31 @@ def unlink_learners(self: Task[Any, Any], enterprise_customer_uuid: str, run_id:
 
 @shared_task(name="license_expiry.reconcile", throws=(LicenseExpiryError,))
 def reconcile() -> dict[str, int]:
-    """Take up runs that were let down: a worker died, or the broker lost the chain."""
-    return dispatch.take_up_stalled(get_deps(), publish)
+    """Take up runs that were let down (a worker died, the broker lost the chain), and the night that beat missed."""
+    deps = get_deps()
+    counts = dispatch.take_up_stalled(deps, publish)
+    latest = _latest_night(deps)
+    return counts | {"nights": dispatch.make_good(deps, latest, publish) if latest else 0}
 
 
-def _start(task: Task[Any, Any], request: dispatch.Request, *enterprises: UUID) -> dict[str, Any]:
+def _latest_night(deps: Deps, leeway: timedelta = timedelta()) -> datetime | None:
+    return latest_night(current_app.conf.beat_schedule["nightly"]["schedule"], deps.database.now() + leeway)
+
+
+def _start(
+    task: Task[Any, Any], request: dispatch.Request, *enterprises: UUID, scheduled: bool = False
+) -> dict[str, Any]:
+    deps = get_deps()
     try:
-        started = dispatch.start(get_deps(), request, enterprises, publish)
+        moment = _latest_night(deps, BEAT_AHEAD) if scheduled else None
+        if moment:
+            started = dispatch.start_scheduled(deps, moment, publish)
+        else:
+            started = dispatch.start(deps, request, enterprises, publish)
     except (Unavailable, OperationalError) as error:
         raise task.retry(exc=error, countdown=_BROKER_RETRY_SECONDS * 2**task.request.retries) from error
+    if started is None:
+        return {"runs": [], "detail": f"the night of {moment} had begun before"}
     return {
         "runs": [
             {"run_id": str(run.run_id), "enterprise_customer_uuid": str(run.enterprise), "already_live": not run.new}
@@ -121,10 +171,10 @@ def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_i
             raise
         raise task.retry(exc=error, countdown=countdown) from error
     names = {"enterprise_customer_uuid": enterprise_customer_uuid, "run_id": run_id}
-    if outcome.skipped or outcome.run is None:
-        return {**names, "skipped": outcome.skipped}
     if outcome.more:
         raise task.replace(task.si(**names))
+    if outcome.run is None:
+        return {**names, "skipped": outcome.skipped}
     if step is Step.DOWNGRADE and not task.request.chain:  # posted by hand, alone: its run goes on all the same
         unlink_learners.apply_async(kwargs=names)
     return records.describe(outcome.run)

@@ -1,24 +1,22 @@
 """What the tests share: databases of their own on each engine, and where the real services are."""
 
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, settings
-from services import ENGINES, SERVERS, missing
-from sqlalchemy import Engine, create_engine, make_url, text
+from services import ENGINES, SERVERS, create_database, drop_database, missing
+from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import NullPool
 
 from simulator.lms import Simulator
 from simulator.schema import create_tables
 from worker import migrations
 from worker.database import make_engine
 from worker.deps import Deps, make_deps
-from worker.lms import Patience
 from worker.settings import Settings
+from worker.waits import Patience
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
@@ -36,20 +34,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _new_database(kind: str) -> Iterator[str]:
-    server = make_url(SERVERS[kind])
-    admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    name = f"license_expiry_test_{uuid.uuid4().hex[:12]}"
     try:
-        with admin.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
+        url = create_database(SERVERS[kind])
     except OperationalError as error:
         missing(kind, f"start it, or set TEST_{kind.split('-')[0].upper()}_URL ({type(error.orig).__name__})")
     try:
-        yield server.set(database=name).render_as_string(hide_password=False)
+        yield url
     finally:
-        with admin.connect() as connection:
-            force = " WITH (FORCE)" if kind == "postgresql" else ""
-            connection.execute(text(f"DROP DATABASE {name}{force}"))
+        drop_database(SERVERS[kind], url)
 
 
 @pytest.fixture(params=ENGINES)

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from worker import records
+from worker import records, waits
 from worker.database import Database
 from worker.deps import Deps
 from worker.errors import BatchRefused
@@ -68,7 +68,8 @@ def drive(
 ) -> bool:
     """Keep calls in flight until the batches are used up, something fails for good, or the deadline comes.
 
-    A failure stops what has not been sent; what is in flight is awaited and recorded before the failure is raised.
+    A shutdown of the worker counts as the deadline. A failure stops what has not been sent; what is in flight is
+    awaited and recorded before the failure is raised. Returns whether the batches are used up.
     """
     split: deque[Batch] = deque()
     in_flight: dict[Future[None], Batch] = {}
@@ -77,7 +78,7 @@ def drive(
     while True:
         try:
             while not failure and not exhausted and len(in_flight) < deps.settings.LMS_PARALLEL_REQUESTS:
-                if time.monotonic() >= deadline:
+                if waits.stopping() or time.monotonic() >= deadline:
                     break
                 batch = split.popleft() if split else next(batches, None)
                 exhausted = batch is None

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from uuid import UUID
 import click
 from sqlalchemy.exc import DBAPIError
 
-from worker import dispatch, migrations, records, report, steps
+from worker import dispatch, migrations, records, report, steps, waits
 from worker.database import Database, cannot_be_used, make_engine
 from worker.deps import Deps, make_deps
 from worker.errors import LicenseExpiryError, Unusable
@@ -145,6 +146,8 @@ def run(
     for other in (each for each in started if not each.new):
         report.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)
     if here:
+        for end in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(end, _stop_here)
         for each in started:
             _run_here(deps, each, request)
     waiting = not no_wait and not here
@@ -250,6 +253,11 @@ def publisher() -> dispatch.Publish:
     return checked
 
 
+def _stop_here(*_: Any) -> None:
+    report.err.print("Ending after the calls in flight. What is left stays live: run --here again goes on with it.")
+    waits.stop()
+
+
 def _run_here(deps: Deps, started: dispatch.Started, request: dispatch.Request) -> None:
     """Do both steps of a run in this process; take up another's only when it asks for the same."""
     run = deps.database.transact(lambda session: session.get_one(Run, started.run_id))
@@ -262,7 +270,7 @@ def _run_here(deps: Deps, started: dispatch.Started, request: dispatch.Request) 
     owner = f"{socket.gethostname()}, process {os.getpid()}"
     for step in Step:
         more = True
-        while more:
+        while more and not waits.stopping():
             try:
                 outcome = steps.attempt(deps, run.id, started.enterprise, step, owner, lambda _: None)
             except Exception as error:

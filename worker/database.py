@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine, MetaData, Table, create_engine, event, inspect, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, NoSuchTableError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    NoSuchTableError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
@@ -18,8 +25,12 @@ from worker.models import DatabaseNow, Ledger, LicenseManager
 PLAN_TABLE = "subscriptions_subscriptionplan"
 PLAN_HISTORY_TABLE = "subscriptions_historicalsubscriptionplan"
 
-TRIES = 4
+TRIES = 8  # with waits that double up to 5 seconds: some 15 seconds, so that a restart is sat out
 CONNECT_TIMEOUT = 10
+# A process that is frozen within a transaction keeps its locks: the server is to end such a one, and others not to
+# wait for it for ever. No transaction of ours is ever idle for as long.
+IDLE_SECONDS = 60
+LOCK_SECONDS = 10
 _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "sqlite": {"timeout": 30},
     "postgresql": {"connect_timeout": CONNECT_TIMEOUT},
@@ -36,7 +47,7 @@ def make_engine(url: str, connections: int = 5) -> Engine:
     Parameters are hidden in its errors, because e-mail addresses are among them.
     """
     kind = make_url(url).get_backend_name()
-    options: dict[str, Any] = {} if kind == "sqlite" else {"pool_size": connections, "pool_recycle": 280}
+    options: dict[str, Any] = {} if kind == "sqlite" else {"pool_size": connections, "pool_recycle": IDLE_SECONDS - 10}
     if kind in ("mysql", "mariadb"):
         options["isolation_level"] = "READ COMMITTED"  # no gap locks, on tables that others write too
     try:
@@ -50,7 +61,18 @@ def make_engine(url: str, connections: int = 5) -> Engine:
         # A transaction that reads and then writes must lock first, or SQLite refuses it without waiting.
         event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    else:
+        event.listen(engine, "connect", partial(_limit_waits, kind))
     return engine
+
+
+def _limit_waits(kind: str, connection: Any, _: Any) -> None:
+    limits = f"SESSION wait_timeout = {IDLE_SECONDS}, innodb_lock_wait_timeout = {LOCK_SECONDS}"
+    if kind == "postgresql":
+        limits = f"idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'; SET lock_timeout = '{LOCK_SECONDS}s'"
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET {limits}")
+    connection.commit()
 
 
 class Database:
@@ -71,10 +93,10 @@ class Database:
             try:
                 with self._sessions.begin() as session:
                     return work(session)
-            except (OperationalError, InterfaceError) as error:
+            except (OperationalError, InterfaceError, InternalError) as error:
                 if attempt == TRIES:
                     raise self._explain(error) from error
-                time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)  # noqa: S311, jitter
+                time.sleep(random.uniform(0.5, 1.0) * min(5.0, 0.2 * 2**attempt))  # noqa: S311, jitter
             except ProgrammingError as error:
                 raise self._explain(error) from error
         raise AssertionError("unreachable")

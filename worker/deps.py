@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 
-from worker import ledger
+from worker import ledger, waits
 from worker.database import Database, make_engine
-from worker.lms import LmsClient, Patience
+from worker.lms import LmsClient
 from worker.settings import Settings, load_settings
+from worker.waits import Patience
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def make_deps(settings: Settings, patience: Patience | None = None) -> Deps:
         downgrade_timeout=settings.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS,
         unlink_timeout=settings.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS,
         patience=patience,
+        sleep=waits.sleep,
         pace=partial(ledger.seconds_to_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
     )
     executor = ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms")

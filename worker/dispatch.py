@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
-from worker import ledger, policy
+from worker import ledger, nights, policy
 from worker.database import Database
 from worker.deps import Deps
 from worker.errors import BadArgument
@@ -104,6 +104,28 @@ def start(deps: Deps, request: Request, enterprises: Iterable[UUID], publish: Pu
             for enterprise, sentence in strangers(deps).items()
         ]
     return started
+
+
+def start_scheduled(deps: Deps, scheduled_for: datetime, publish: Publish) -> list[Started] | None:
+    """Start the night that is scheduled for this moment, as `start` does; None when it had begun before."""
+    if not nights.begin(deps.database, scheduled_for):
+        return None
+    try:
+        started = start(deps, Request(), (), publish)
+    except Exception:
+        nights.let_down(deps.database, scheduled_for)
+        raise
+    nights.opened(deps.database, scheduled_for)
+    return started
+
+
+def make_good(deps: Deps, latest: datetime, publish: Publish) -> int:
+    """Start the `latest` scheduled night if nobody has, and go on with those let down; return how many these were."""
+    begun = 0
+    for scheduled_for in nights.overdue(deps.database, latest):
+        log.warning("making good the night of %s, which was missed or let down", scheduled_for.isoformat())
+        begun += start_scheduled(deps, scheduled_for, publish) is not None
+    return begun
 
 
 def due_enterprises(deps: Deps, request: Request, named: frozenset[UUID], as_of: datetime) -> list[UUID]:

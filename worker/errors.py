@@ -7,6 +7,7 @@
     ├── BatchRefused           the LMS refuses this batch: split it; a license that stands alone is held
     ├── RunRefused             give up on this run: the LMS will refuse every call of it
     ├── NotClaimed             another worker has the run, or it is past this step: end quietly
+    ├── Stopping               this worker is being shut down: hand the run back
     └── LeaseLost              the run was taken over while we held it: send nothing, record nothing
 
 `reason` is a stable code that is kept in the ledger: `http_<status>`, `connection_error`, `timeout`,
@@ -31,7 +32,11 @@ class NotClaimed(LicenseExpiryError):
 
 
 class LeaseLost(LicenseExpiryError):
-    """This claim is no longer the run's newest one."""
+    """This claim is no longer the run's newest one, or may not be."""
+
+
+class Stopping(LicenseExpiryError):
+    """This worker is being shut down; nothing more is to be begun."""
 
 
 class ReasonedError(LicenseExpiryError):

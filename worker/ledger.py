@@ -5,6 +5,7 @@ fencing number; `Claim.guard` checks and renews it before each LMS call, and eve
 condition that the fencing number is still its own.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -92,9 +93,14 @@ class Claim:
         self._recorded = run.recorded
         self._doing, self._done = _PHASES[step][1:]
 
-    def guard(self) -> None:
-        """Check that the run is still ours and renew the lease: to be called right before each LMS call."""
+    def guard(self) -> float:
+        """Check that the run is still ours and renew the lease: to be called right before each LMS call.
+
+        Returns until when (of time.monotonic) the lease surely lasts: whoever was frozen since must not send.
+        """
+        asked = time.monotonic()
         self._database.transact(lambda session: self._set(session))
+        return asked + self._lease_seconds
 
     def record(self, write: Callable[[Session], None] | None = None, **counts: int) -> None:
         """Record an outcome: add to the run's counts and `write` what it changes, all or nothing.
@@ -168,9 +174,10 @@ def claim(database: Database, run_id: UUID, enterprise: UUID, step: Step, owner:
     `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew.
     """
     ready, doing, _ = _PHASES[step]
+    owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
 
     def work(session: Session) -> tuple[bool, Run | None]:
-        free = or_(Run.owner.is_(None), Run.lease_until < DatabaseNow())
+        free = or_(Run.owner.is_(None), Run.owner == owner, Run.lease_until < DatabaseNow())
         claimed = changed(
             session,
             update(Run)
@@ -192,31 +199,34 @@ def claim(database: Database, run_id: UUID, enterprise: UUID, step: Step, owner:
 def take_up_stalled(database: Database) -> tuple[list[Run], list[UUID]]:
     """Find live runs that were let down; return those to be published again, and the ids of those given up.
 
-    The fencing number rises, so that a worker that wakes too late is shut out at once.
+    The fencing number rises, so that a worker that wakes too late is shut out at once. Each run has a transaction of
+    its own: one that a frozen process keeps locked holds up no other.
     """
+    stalled = select(Run).where(Run.live.is_not(None), Run.lease_until < DatabaseNow()).order_by(Run.opened_at)
+    again, given_up = [], []
+    for run in database.transact(lambda session: session.scalars(stalled).all()):
+        over = run.publications >= MAX_PUBLICATIONS
+        values: dict[str, Any] = {"owner": None, "fence": run.fence + 1} | (_abandoned(run) if over else _waiting(run))
+        unchanged = (Run.fence == run.fence, Run.phase == run.phase, Run.publications == run.publications)
+        taking = update(Run).where(Run.id == run.id, Run.lease_until < DatabaseNow(), *unchanged).values(values)
+        if not database.transact(lambda session: changed(session, taking)):  # noqa: B023, run at once
+            continue
+        if over:
+            given_up.append(run.id)
+        else:
+            again.append(run)
+    return again, given_up
 
-    def work(session: Session) -> tuple[list[Run], list[UUID]]:
-        again, given_up = [], []
-        stalled = select(Run).where(Run.live.is_not(None), Run.lease_until < DatabaseNow())
-        for run in session.scalars(stalled.order_by(Run.opened_at)):
-            values: dict[str, Any] = {"owner": None, "fence": run.fence + 1}
-            if run.publications < MAX_PUBLICATIONS:
-                wait = DatabaseNow(QUEUED_SECONDS * 2**run.publications)
-                values |= {"publications": run.publications + 1, "lease_until": wait}
-            else:
-                why = f"given up while {run.phase}: taken up {run.publications} times without getting further"
-                error = why if run.error is None else f"{why}; last: {run.error}"
-                values |= {"phase": Phase.ABANDONED, "live": None, "lease_until": None, "error": error[:500]}
-                values |= {"ended_at": DatabaseNow()}
-            unchanged = (Run.fence == run.fence, Run.phase == run.phase, Run.publications == run.publications)
-            if changed(session, update(Run).where(Run.id == run.id, *unchanged).values(values)):
-                if run.publications < MAX_PUBLICATIONS:
-                    again.append(run)
-                else:
-                    given_up.append(run.id)
-        return again, given_up
 
-    return database.transact(work)
+def _waiting(run: Run) -> dict[str, Any]:
+    return {"publications": run.publications + 1, "lease_until": DatabaseNow(QUEUED_SECONDS * 2**run.publications)}
+
+
+def _abandoned(run: Run) -> dict[str, Any]:
+    why = f"given up while {run.phase}: taken up {run.publications} times without getting further"
+    error = why if run.error is None else f"{why}; last: {run.error}"
+    ended = {"phase": Phase.ABANDONED, "live": None, "lease_until": None, "ended_at": DatabaseNow()}
+    return ended | {"error": error[:500]}
 
 
 def seconds_to_next_call(database: Database, per_minute: float | None) -> float:

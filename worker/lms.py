@@ -5,23 +5,23 @@ Nothing of a request's or an answer's body is ever put into a message: bodies ho
 """
 
 import json
-import multiprocessing
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from math import inf
 from uuid import UUID
 
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
-from worker.errors import BatchRefused, RunRefused, Unavailable
+from worker.errors import BatchRefused, LeaseLost, RunRefused, Unavailable
 from worker.outcomes import CREDENTIALS_REMEDY, judge
+from worker.waits import Patience, Pause
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
 DOWNGRADE_PATH = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
@@ -35,31 +35,10 @@ NOBODYS_LICENSE = UUID("00000000-0000-4000-8000-000000000000")
 NOBODYS_EMAIL = "nobody@license-expiry.invalid"
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long the client bears with the LMS before it says Unavailable; seconds."""
+Guard = Callable[[], float]
+"""Asked right before anything is sent: until when, on time.monotonic, we may send; what it raises ends the call."""
 
-    tries: int = 4
-    tries_on_500: int = 2
-    first_wait: float = 1.0
-    longest_wait: float = 60.0
-    longest_throttle: float = 600.0
-
-
-class _Pause:
-    """Until when no call may go out, over all child processes of a worker (they inherit the value by fork)."""
-
-    def __init__(self) -> None:
-        self._until = multiprocessing.Value("d", 0.0, lock=False)  # a process killed with a lock in hand blocks all
-
-    def extend(self, seconds: float) -> None:
-        self._until.value = max(self._until.value, time.monotonic() + seconds)
-
-    def remaining(self) -> float:
-        return max(0.0, float(self._until.value) - time.monotonic())
-
-
-_throttled = _Pause()
+_throttled = Pause()
 
 
 def retry_after(response: requests.Response) -> float | None:
@@ -108,11 +87,24 @@ class _Session(requests.Session):
         return None
 
 
+class _Body(BytesIO):
+    """The bytes of a call. They leave only in time: a process may have been frozen since its guard was asked."""
+
+    def __init__(self, data: bytes, until: float) -> None:
+        super().__init__(data)
+        self._until = until
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.monotonic() >= self._until:
+            raise LeaseLost("the lease lapsed between its check and the call: nothing was sent")
+        return super().read(size)
+
+
 class LmsClient:
     """The LMS as this worker's service user sees it; safe to share between threads, one session for each.
 
-    `pace` returns the seconds that the next call has to wait (for LMS_REQUESTS_PER_MINUTE). Each call takes a
-    `guard`, called right before anything is sent; what it raises ends the call.
+    `pace` returns the seconds that the next call has to wait (for LMS_REQUESTS_PER_MINUTE); `sleep` is how all waits
+    are spent, and what it raises ends the call. Each call takes a `guard`, see `Guard`.
     """
 
     def __init__(
@@ -125,6 +117,7 @@ class LmsClient:
         downgrade_timeout: float = 120,
         unlink_timeout: float = 120,
         pace: Callable[[], float] = lambda: 0.0,
+        sleep: Callable[[float], None] | None = None,
         patience: Patience | None = None,
     ) -> None:
         self._url = url
@@ -132,13 +125,14 @@ class LmsClient:
         self._credentials = {"client_id": key, "client_secret": secret}
         self._timeouts = {"downgrade": downgrade_timeout, "unlink": unlink_timeout}
         self._pace = pace
+        self._sleep = sleep or time.sleep
         self._patience = patience or Patience()
         self._auth = _JwtAuth(self._fetch_token)
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._answered: dict[str, float] = {}
 
-    def downgrade(self, licenses: Sequence[UUID], modified_after: datetime | None, guard: Callable[[], None]) -> None:
+    def downgrade(self, licenses: Sequence[UUID], modified_after: datetime | None, guard: Guard) -> None:
         """Have the LMS move the enrolments of these licenses to audit.
 
         Returns when the LMS has confirmed it; raises BatchRefused, RunRefused, Unavailable, or what `guard`
@@ -153,7 +147,7 @@ class LmsClient:
 
         self._call("downgrade", DOWNGRADE_PATH, body(licenses), body([NOBODYS_LICENSE]), guard)
 
-    def unlink(self, enterprise: UUID, emails: Sequence[str], guard: Callable[[], None]) -> None:
+    def unlink(self, enterprise: UUID, emails: Sequence[str], guard: Guard) -> None:
         """Have the LMS unlink these learners from the enterprise, so that they may be linked again later.
 
         Returns when the LMS has confirmed it; raises as `downgrade` does.
@@ -166,7 +160,7 @@ class LmsClient:
         for session in self._sessions:
             session.close()
 
-    def _call(self, kind: str, path: str, body: object, probe: object, guard: Callable[[], None]) -> None:
+    def _call(self, kind: str, path: str, body: object, probe: object, guard: Guard) -> None:
         """Send `body`; where it is refused, make sure that the LMS takes this kind of call at all.
 
         Without that, an LMS that refuses everything would have every license held, one by one.
@@ -182,17 +176,18 @@ class LmsClient:
                     raise Unavailable(error.reason, "the LMS refuses even a call that concerns nobody") from error
             raise refused
 
-    def _persist(self, kind: str, path: str, body: object, guard: Callable[[], None]) -> None:
+    def _persist(self, kind: str, path: str, body: object, guard: Guard) -> None:
         """Send `body` until it is taken, refused for good, or the tries in place are used up."""
         patience = self._patience
         backoff = wait_exponential_jitter(multiplier=patience.first_wait, max=patience.longest_wait)
         refusals, barred = 0, False
 
-        def bar() -> None:
+        def bar() -> float:
             nonlocal barred
             barred = True  # until the guard says otherwise: what it raises is not tried again
-            guard()
+            until = guard()
             barred = False
+            return until
 
         def again(error: BaseException) -> bool:
             return not barred and isinstance(error, Unavailable | BatchRefused)
@@ -209,26 +204,29 @@ class LmsClient:
                 return error.reason != "http_500" or refusals >= patience.tries_on_500
             return state.attempt_number >= patience.tries or getattr(error, "reason", "") == "throttled"
 
-        for attempt in Retrying(retry=retry_if_exception(again), wait=wait, stop=spent, reraise=True):
+        retrying = Retrying(retry=retry_if_exception(again), wait=wait, stop=spent, sleep=self._sleep, reraise=True)
+        for attempt in retrying:
             with attempt:
                 self._attempt(kind, path, body, bar)
         self._answered[path] = time.monotonic()
 
-    def _attempt(self, kind: str, path: str, body: object, guard: Callable[[], None]) -> None:
-        data = json.dumps(body)
+    def _attempt(self, kind: str, path: str, body: object, guard: Guard) -> None:
+        data = json.dumps(body).encode()
+        until = inf
 
         def send() -> requests.Response:
             return self._session().post(
                 self._url + path,
-                data=data,
+                data=_Body(data, until),
                 headers={"Content-Type": "application/json"},
                 auth=self._auth,
                 timeout=(CONNECT_TIMEOUT, self._timeouts[kind]),
             )
 
         def ready() -> None:
+            nonlocal until
             self._auth.ready()
-            guard()  # last, because a token may take its time
+            until = guard()  # last, because a token may take its time
 
         response = self._unthrottled(send, ready)
         if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
@@ -240,18 +238,18 @@ class LmsClient:
     def _unthrottled(
         self,
         send: Callable[[], requests.Response],
-        guard: Callable[[], None] = lambda: None,
+        ready: Callable[[], None] = lambda: None,
         setting: str = "LMS_URL",
     ) -> requests.Response:
         """Send when no throttle stands in the way, and again for as long as the LMS answers 429, up to a cap."""
         deadline = time.monotonic() + self._patience.longest_throttle
         while True:
-            time.sleep(self._pace())
+            self._sleep(self._pace())
             while pause := _throttled.remaining():
                 if time.monotonic() + pause > deadline:
                     raise Unavailable("throttled", "the LMS has throttled us for too long", pause)
-                time.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311, so that not all go at once
-            guard()
+                self._sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311, so that not all go at once
+            ready()
             try:
                 response = send()
             except requests.Timeout as error:

@@ -252,6 +252,17 @@ class HeldLicense(Ledger):
     as_of: Mapped[datetime]
 
 
+class Night(Ledger):
+    """A scheduled night that has begun; `lease_until` is set until all of its runs are opened, in `tries` tries."""
+
+    __tablename__ = "license_expiry_night"
+
+    scheduled_for: Mapped[datetime] = mapped_column(primary_key=True)
+    opened_at: Mapped[datetime]
+    lease_until: Mapped[datetime | None]
+    tries: Mapped[int]
+
+
 class Throttle(Ledger):
     """One row: when the next LMS call of all workers may go out, under LMS_REQUESTS_PER_MINUTE."""
 

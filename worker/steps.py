@@ -15,7 +15,7 @@ from worker import ledger, policy, records
 from worker.batches import Batch, Plan, drive, pages
 from worker.database import Database
 from worker.deps import Deps
-from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, RunRefused, Unavailable
+from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, RunRefused, Stopping, Unavailable
 from worker.ledger import Claim, Step
 from worker.models import (
     DOWNGRADED_EVENT,
@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 class Outcome:
     """What an attempt at a step came to.
 
-    `skipped` says why nothing was done; `more` that the time slice ended and the step is to be taken up again.
+    `skipped` says why nothing was done; `more` that the step is to be taken up again, because its time slice ended or
+    the worker is being shut down.
     """
 
     run: Run | None
@@ -69,6 +70,9 @@ def attempt(
         claim.advance(**_last_counts(deps, claim)) if done else claim.release()
     except LeaseLost as reason:
         return Outcome(None, skipped=str(reason))
+    except Stopping:
+        _settle(claim.release)
+        return Outcome(None, more=True)
     except Unavailable as error:
         seconds = retry_in(error)
         _settle(claim.fail, str(error)) if seconds is None else _settle(claim.release, seconds, str(error))

@@ -25,9 +25,9 @@ from simulator.schema import create_tables
 from worker import cli, migrations
 from worker.database import PLAN_HISTORY_TABLE, make_engine
 from worker.deps import make_deps
-from worker.lms import Patience
 from worker.models import Ledger, LicenseManager, Run
 from worker.settings import CONFIG_FILE_VARIABLE, Settings
+from worker.waits import Patience
 
 COMMAND = Path(sys.executable).with_name("license-expiry")
 LIST = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"

@@ -95,6 +95,37 @@ def test_of_two_that_lock_each_other_out_both_come_through(database: Database, p
     assert numbers(plain) == [2, 2]
 
 
+@ON_SERVERS
+def test_a_process_that_is_frozen_within_a_transaction_loses_its_locks(
+    database_url: str, plain: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(database_module, "LOCK_SECONDS", 1)
+    frozen, awake = (Database(make_engine(database_url)) for _ in range(2))
+    has_lock, thaw = threading.Event(), threading.Event()
+    tries: list[int] = []
+
+    def freezes(session: Session) -> None:
+        add_one(session, 1)
+        tries.append(1)
+        if len(tries) == 1:
+            has_lock.set()
+            assert thaw.wait(60)
+
+    def goes_on() -> None:
+        assert has_lock.wait(30)
+        awake.transact(lambda session: add_one(session, 1))
+        assert numbers(plain) == [1, 0], "what the frozen one had done is undone"
+        thaw.set()
+
+    acts: list[Callable[[], None]] = [lambda: frozen.transact(freezes), goes_on]
+    assert together(2, lambda number: acts[number]()) == [None, None]
+    assert len(tries) == 2, "it notices, and does all of it again"
+    assert numbers(plain) == [2, 0]
+    for each in (frozen, awake):
+        each.engine.dispose()
+
+
 @ON_SQLITE
 def test_a_write_lock_of_another_is_waited_for(
     database_url: str, plain: Engine, monkeypatch: pytest.MonkeyPatch
@@ -325,9 +356,9 @@ def test_the_wrong_database_is_recognised(plain: Engine) -> None:
     with pytest.raises(Unusable) as caught:
         Database(plain).check()
     tables = {line.split()[1] for line in str(caught.value).splitlines()[1:]}
-    assert len(tables) == 6 + 4
+    assert len(tables) == 6 + 5
     assert str(caught.value).count(WHOSE) == 6
-    assert str(caught.value).count(INIT_DB) == 4
+    assert str(caught.value).count(INIT_DB) == 5
 
 
 # Privacy

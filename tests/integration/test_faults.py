@@ -48,8 +48,8 @@ from worker import lms as lms_module
 from worker.deps import Deps
 from worker.errors import LicenseExpiryError
 from worker.ledger import Step
-from worker.lms import Patience
 from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
+from worker.waits import Patience
 
 
 def purge(engine: Engine, *licenses: UUID, status: str = "revoked") -> None:

@@ -168,15 +168,15 @@ def test_a_lapsed_lease_can_be_claimed_anew_and_an_unlapsed_one_not(database: Da
     run = open_run(database)
     first = claim(database, run, owner="w1")
     assert seconds_left(database, run) == pytest.approx(LEASE, abs=30)
-    with pytest.raises(NotClaimed, match="w1 has it until"):
+    with pytest.raises(NotClaimed, match=r"w1 \(\w+\) has it until"):
         claim(database, run, owner="w2")
     lapse(engine, run.id)
     second = claim(database, run, owner="w2")
     assert (first.run.fence, second.run.fence) == (1, 2)
-    assert run_of(database, run.id).owner == "w2"
+    assert run_of(database, run.id).owner == second.run.owner
     second.advance()
     third = claim(database, run, Step.UNLINK, owner="w3")
-    with pytest.raises(NotClaimed, match="w3 has it until"):
+    with pytest.raises(NotClaimed, match=r"w3 \(\w+\) has it until"):
         claim(database, run, Step.UNLINK, owner="w4")
     lapse(engine, run.id)
     assert claim(database, run, Step.UNLINK, owner="w4").run.fence == third.run.fence + 1 == 4
@@ -192,7 +192,7 @@ def test_a_released_run_can_be_claimed_at_once(database: Database) -> None:
     # The broker has it for so long before reconcile thinks it lost.
     assert seconds_left(database, run) == pytest.approx(HOUR + QUEUED_SECONDS, abs=30)
     again = claim(database, run, owner="w2")
-    assert (again.run.fence, again.run.owner) == (2, "w2")
+    assert (again.run.fence, str(again.run.owner).split()[0]) == (2, "w2")
     again.release()
     assert run_of(database, run.id).retries == 1  # handing itself on is no retry
     claim(database, run).advance()
@@ -254,7 +254,7 @@ def test_a_zombie_can_do_nothing(database: Database, engine: Engine) -> None:
         zombie.record(licenses_downgraded=1)
         lose(database, run)
         before = [row for row in rows(engine, Run) if row["id"] == run.id]
-        deeds: dict[str, Callable[[], None]] = {
+        deeds: dict[str, Callable[[], object]] = {
             "guard": zombie.guard,
             "record": partial(zombie.record, write_downgrade(run, uuid4()), licenses_downgraded=1),
             "advance": zombie.advance,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -20,6 +21,7 @@ import pytest
 from sqlalchemy import Engine, create_engine
 
 import worker.lms
+import worker.waits
 from simulator.data import Data
 from simulator.faults import Fault
 from simulator.journal import Entry, Kind
@@ -27,7 +29,8 @@ from simulator.lms import Simulator
 from simulator.schema import create_tables
 from simulator.state import Enrollment
 from worker.errors import BatchRefused, LeaseLost, ReasonedError, RunRefused, Unavailable
-from worker.lms import DOWNGRADE_PATH, NOBODYS_EMAIL, NOBODYS_LICENSE, UNLINK_PATH, LmsClient, Patience
+from worker.lms import DOWNGRADE_PATH, NOBODYS_EMAIL, NOBODYS_LICENSE, UNLINK_PATH, Guard, LmsClient
+from worker.waits import Patience
 
 PATIENCE = Patience(first_wait=0.001, longest_wait=0.002, longest_throttle=5.0)
 NOW = datetime.now(UTC)
@@ -60,7 +63,7 @@ def customer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Customer]:
 
 @pytest.fixture(autouse=True)
 def no_pause_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.lms, "_throttled", worker.lms._Pause())
+    monkeypatch.setattr(worker.lms, "_throttled", worker.waits.Pause())
 
 
 @pytest.fixture
@@ -88,8 +91,8 @@ def client(lms: Simulator, connect: Callable[..., LmsClient]) -> LmsClient:
     return connect(lms.url)
 
 
-def nothing() -> None:
-    pass
+def nothing() -> float:
+    return inf
 
 
 @pytest.fixture
@@ -801,17 +804,18 @@ def test_an_lms_that_refuses_everything_is_unavailable_and_nothing_is_split(
 # The guard
 
 
-class Guard:
+class Asked:
     """Notes how much had been sent each time it was asked; raises at its so-many-th time, and never again."""
 
     def __init__(self, sent: Callable[[], int], error: BaseException | None = None, at: int = 1) -> None:
         self.seen: list[int] = []
         self._sent, self._error, self._at = sent, error, at
 
-    def __call__(self) -> None:
+    def __call__(self) -> float:
         self.seen.append(self._sent())
         if self._error is not None and len(self.seen) == self._at:
             raise self._error
+        return inf
 
 
 @pytest.mark.parametrize(
@@ -834,7 +838,7 @@ def test_the_guard_is_asked_before_each_send_and_what_it_raises_ends_the_call(
     faults: list[dict[str, Any]],
     sends: int,
 ) -> None:
-    def call(guard: Callable[[], None]) -> None:
+    def call(guard: Guard) -> None:
         lms.journal.clear()
         lms.faults(*(Fault(kind, **fault) for fault in faults))
         client._answered.clear()
@@ -846,7 +850,7 @@ def test_the_guard_is_asked_before_each_send_and_what_it_raises_ends_the_call(
     def sent() -> int:
         return len(lms.calls(kind))
 
-    asked = Guard(sent)
+    asked = Asked(sent)
     found = outcome(lambda: call(asked))
     assert found is None or found[0] is BatchRefused
     assert sent() == sends
@@ -854,7 +858,7 @@ def test_the_guard_is_asked_before_each_send_and_what_it_raises_ends_the_call(
     for number, sent_before in enumerate(asked.seen, start=1):
         error = LeaseLost(f"at {number}")
         with pytest.raises(LeaseLost) as caught:
-            call(Guard(sent, error, number))
+            call(Asked(sent, error, number))
         assert caught.value is error
         assert sent() == sent_before
 
@@ -872,7 +876,7 @@ def test_the_guard_is_asked_before_each_send_and_what_it_raises_ends_the_call(
 def test_whatever_the_guard_raises_ends_the_call_with_nothing_sent(
     lms: Simulator, client: LmsClient, error: BaseException
 ) -> None:
-    guard = Guard(lambda: len(lms.calls("downgrade")), error)
+    guard = Asked(lambda: len(lms.calls("downgrade")), error)
     with pytest.raises(type(error)):
         client.downgrade([uuid4()], None, guard)
     assert (lms.calls("downgrade"), len(guard.seen)) == ([], 1)
@@ -883,9 +887,10 @@ def test_a_lease_that_is_lost_while_the_token_comes_stops_the_call(
 ) -> None:
     lost = threading.Event()
 
-    def guard() -> None:
+    def guard() -> float:
         if lost.is_set():
             raise LeaseLost
+        return inf
 
     lms.faults(Fault("token", delay=60))
     with ThreadPoolExecutor(1) as thread:
@@ -896,6 +901,21 @@ def test_a_lease_that_is_lost_while_the_token_comes_stops_the_call(
         with pytest.raises(LeaseLost):
             call.result(30)
     assert lms.calls("downgrade") == []
+
+
+@pytest.mark.parametrize("late", [0.0, 100.0], ids=["just now", "long ago"])
+def test_a_process_that_was_frozen_after_its_guard_sends_nothing(
+    lms: Simulator, client: LmsClient, customer: Customer, late: float
+) -> None:
+    client.downgrade(customer.licenses, None, nothing)  # has its token, and a connection
+    lms.journal.clear()
+    with pytest.raises(LeaseLost):
+        client.downgrade(customer.licenses, None, lambda: time.monotonic() - late)
+    with pytest.raises(LeaseLost):
+        client.unlink(customer.enterprise, EMAILS, lambda: time.monotonic() - late)
+    assert lms.calls() == []
+    client.unlink(customer.enterprise, EMAILS, lambda: time.monotonic() + 60)
+    assert len(lms.calls("unlink")) == 1, "and the next claim is not hindered"
 
 
 # Connections

@@ -20,7 +20,7 @@ from worker.database import Database, make_engine
 from worker.models import Downgrade, HeldLicense, Ledger, License, Run, Throttle
 
 UuidForm = Literal["char32", "native"]
-OURS = {f"license_expiry_{name}" for name in ("run", "downgrade", "held", "throttle", "alembic_version")}
+OURS = {f"license_expiry_{name}" for name in ("run", "downgrade", "held", "night", "throttle", "alembic_version")}
 MARIADB = pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid"], indirect=True)
 UUIDS = {
     "license_expiry_run": ("id", "enterprise_customer_uuid", "live"),

@@ -356,6 +356,8 @@ def test_an_answer_can_be_cut_short(client: Client, lms: Simulator, enterprise: 
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         client.unlink(enterprise, [GOOD])
     assert GOOD not in lms.state.linked[enterprise]
+    [entry] = lms.calls("unlink")
+    assert (entry.status, entry.dropped, entry.worked) == (200, "truncated", True)
 
 
 def test_a_redirect_that_is_followed_ends_on_a_page_that_answers_200(
@@ -379,6 +381,34 @@ def test_a_client_that_gives_up_leaves_the_lms_at_work(client: Client, lms: Simu
     lms.release()
     lms.wait_for(lambda: entry.end)
     assert modes(lms, license) == [["audit"]]
+
+
+@pytest.mark.parametrize(("status", "answered"), [(None, 200), (504, 504)])
+def test_an_answer_can_be_late_for_work_that_is_done(
+    client: Client, lms: Simulator, enterprise: UUID, status: int | None, answered: int
+) -> None:
+    license = enroll(lms, enterprise)
+    lms.faults(Fault("downgrade", delay=60, status=status, after_work=True))
+    with pytest.raises(requests.Timeout):
+        client.downgrade(license, timeout=0.1)
+    client.session.close()
+    [entry] = lms.calls("downgrade")
+    lms.wait_for(lambda: entry.client_gone)
+    assert (modes(lms, license), entry.worked) == ([["audit"]], True)
+    assert (entry.end, entry.status, lms.journal.in_flight) == (None, None, 1)
+    lms.release()
+    lms.wait_for(lambda: entry.end)
+    assert (entry.status, lms.journal.in_flight) == (answered, 0)
+    assert entry.gone is not None
+    assert entry.end is not None
+    assert entry.start < entry.gone < entry.end
+
+
+def test_a_late_answer_reaches_a_client_that_waits(client: Client, lms: Simulator, enterprise: UUID) -> None:
+    lms.faults(Fault("unlink", delay=0.05, after_work=True))
+    assert client.unlink(enterprise, [GOOD]).status_code == 200
+    [entry] = lms.calls("unlink")
+    assert (entry.worked, entry.client_gone) == (True, False)
 
 
 @pytest.mark.parametrize("wrong", [[{"knd": "token"}], [{"kind": "x"}], [{"drop": "x"}], [{"every": 0}], [7], 7])

@@ -96,9 +96,38 @@ def test_the_visibility_timeout_is_the_settings_and_outlasts_a_task(config: Conf
     assert made["task_time_limit"] < 4200
 
 
-@pytest.mark.parametrize("broker", ["amqp://r", "memory://", ""])
-def test_other_brokers_get_no_options_of_redis(config: Config, broker: str) -> None:
-    assert config(CELERY_BROKER_URL=broker)["broker_transport_options"] == {}
+@pytest.mark.parametrize(
+    ("broker", "options"),
+    [
+        pytest.param("amqp://r", {"confirm_publish": True}, id="a RabbitMQ says that it has a message"),
+        pytest.param("amqps://r", {"confirm_publish": True}, id="with TLS"),
+        pytest.param("memory://", {}, id="none in memory"),
+        pytest.param("", {}, id="none set"),
+    ],
+)
+def test_other_brokers_get_no_options_of_redis(config: Config, broker: str, options: dict[str, Any]) -> None:
+    assert config(CELERY_BROKER_URL=broker)["broker_transport_options"] == options
+
+
+@pytest.mark.parametrize("broker", ["redis://r/5", "rediss://r/5"])
+def test_a_redis_that_is_frozen_or_gone_is_noticed_and_its_keys_are_our_own(config: Config, broker: str) -> None:
+    made = config(CELERY_BROKER_URL=broker)
+    options = made["broker_transport_options"]
+    assert 0 < options["socket_connect_timeout"] <= options["socket_timeout"] <= 60
+    assert 0 < options["health_check_interval"] <= 60
+    assert options["socket_keepalive"] is True
+    assert options["global_keyprefix"] == "license_expiry:"
+    assert made["result_backend_transport_options"]["global_keyprefix"] == "license_expiry:"
+    assert made["redis_socket_timeout"] == options["socket_timeout"]
+
+
+def test_a_message_is_handed_over_again_for_as_long_as_a_broker_takes_to_restart(config: Config) -> None:
+    policy = config()["task_publish_retry_policy"]
+    waits = [
+        min(policy["interval_start"] + number * policy["interval_step"], policy["interval_max"])
+        for number in range(policy["max_retries"])
+    ]
+    assert 20 <= sum(waits) <= 60
 
 
 @pytest.mark.parametrize(
@@ -140,8 +169,10 @@ def test_beat_starts_the_night_when_told_and_reconciles_every_few_minutes(config
     }
     nightly = schedule["nightly"]["schedule"]
     assert (nightly.minute, nightly.hour, nightly.day_of_week) == ({30}, {3}, {1, 2, 3, 4, 5})
+    assert schedule["nightly"]["options"]["headers"] == {"scheduled": True}, "so that it is begun once"
     assert schedule["reconcile"]["schedule"] == 300
-    assert schedule["reconcile"]["options"]["expires"] <= 300, "an outage leaves no heap of them"
+    for entry in schedule.values():
+        assert "expires" not in entry.get("options", {}), "a worker whose clock is wrong would drop it"
 
 
 def test_the_night_is_in_the_time_zone_that_was_set(config: Config) -> None:

@@ -65,7 +65,8 @@ def test_celery_settings_load_our_settings_and_errors_alone() -> None:
 
 def test_policy_and_the_client_know_nothing_of_each_other() -> None:
     assert "worker.lms" not in loaded_by("worker.policy")
-    assert of(OURS, loaded_by("worker.lms")) == {"worker", "worker.lms", "worker.errors", "worker.outcomes"}
+    client = {"worker.lms", "worker.errors", "worker.outcomes", "worker.waits"}
+    assert of(OURS, loaded_by("worker.lms")) == {"worker"} | client
 
 
 def test_importing_the_tasks_reads_no_settings_and_no_simulator() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,10 @@ import pytest
 import requests
 import tenacity.nap
 
-from worker import errors, lms
+from worker import errors, lms, waits
 from worker.errors import BatchRefused, LeaseLost, ReasonedError, RunRefused, Unavailable
-from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE, RECENTLY, LmsClient, Patience, retry_after
+from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE, RECENTLY, LmsClient, retry_after
+from worker.waits import Patience
 
 LICENSE = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
 ENTERPRISE = UUID("7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11")
@@ -78,7 +80,7 @@ class Wire:
     def send(self, request: requests.PreparedRequest, timeout: Any) -> requests.Response:
         for_token = str(request.url).endswith(lms.TOKEN_PATH)
         script, sent = (self.tokens, self.token_calls) if for_token else (self.script, self.calls)
-        text = request.body.decode() if isinstance(request.body, bytes) else str(request.body)
+        text = str(request.body) if for_token else request.body.read().decode()  # type: ignore[union-attr]
         self.log.append(("token" if for_token else "send", self.clock.now))
         sent.append(Sent(str(request.url), dict(request.headers), text, timeout, self.clock.now))
         assert len(sent) < ENDLESS, "the client never gives up"
@@ -102,8 +104,9 @@ class Wire:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(lms, "time", clock)
+    monkeypatch.setattr(waits, "time", clock)
     monkeypatch.setattr(tenacity.nap, "time", clock)
-    monkeypatch.setattr(lms, "_throttled", lms._Pause())
+    monkeypatch.setattr(lms, "_throttled", waits.Pause())
     return clock
 
 
@@ -123,8 +126,8 @@ def client(wire: Wire) -> Iterator[LmsClient]:
     client.close()
 
 
-def nothing() -> None:
-    pass
+def nothing() -> float:
+    return inf
 
 
 def downgrade(client: LmsClient) -> None:
@@ -366,7 +369,7 @@ def test_a_throttle_that_says_at_once_for_ever_is_given_up_too(client: LmsClient
 
 
 def test_a_child_process_shares_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    pause = lms._Pause()
+    pause = waits.Pause()
     assert pause.remaining() == 0.0
     child = multiprocessing.get_context("fork").Process(target=pause.extend, args=(600.0,))
     child.start()
@@ -376,7 +379,7 @@ def test_a_child_process_shares_the_pause(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_short_pause_does_not_cut_a_longer_one() -> None:
-    pause = lms._Pause()
+    pause = waits.Pause()
     pause.extend(600.0)
     pause.extend(1.0)
     assert pause.remaining() > 500.0
@@ -473,7 +476,12 @@ def test_before_each_send_come_the_pace_the_pause_and_last_the_guard(wire: Wire,
     downgrade(client)  # has its token
     wire.log.clear()
     wire.says(throttled(100), 503, 200)
-    client.downgrade([LICENSE], None, lambda: wire.log.append(("guard", clock.now)))
+
+    def guard() -> float:
+        wire.log.append(("guard", clock.now))
+        return inf
+
+    client.downgrade([LICENSE], None, guard)
     log = [event for event, after in zip(wire.log, [*wire.log[1:], None], strict=True) if event != after]
     assert [name for name, _ in log] == ["pace", "guard", "send"] * 3
     moments = [moment for _, moment in log]
@@ -492,9 +500,10 @@ def test_a_token_is_paced_too(wire: Wire, clock: Clock) -> None:
 def test_the_lease_that_is_lost_during_a_pause_stops_the_call(client: LmsClient, wire: Wire, clock: Clock) -> None:
     start = clock.now
 
-    def guard() -> None:
+    def guard() -> float:
         if clock.now > start + 300:
             raise LeaseLost
+        return inf
 
     wire.says(throttled(400), 200)
     with pytest.raises(LeaseLost):
@@ -507,9 +516,10 @@ def test_the_lease_that_is_lost_while_a_token_is_fetched_stops_the_call(
 ) -> None:
     start = clock.now
 
-    def guard() -> None:
+    def guard() -> float:
         if clock.now > start + 300:
             raise LeaseLost
+        return inf
 
     wire.tokens.insert(0, throttled(400))  # the token is asked for within the call, and waits longer than a lease
     with pytest.raises(LeaseLost):

@@ -1,0 +1,137 @@
+"""Scheduled nights: begun once, found when missed, gone on with when let down."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from nights import ON_EACH, ON_SQLITE, Make, lay, lost_commit_answer, rows, together, unlinking
+from sqlalchemy import Engine, update
+
+from simulator.lms import Simulator
+from worker import dispatch, nights
+from worker.database import Database
+from worker.errors import Unavailable
+from worker.models import DatabaseNow, Night, Run
+from worker.nights import MAX_TRIES
+
+TONIGHT = datetime(2026, 6, 2, 2, 0, tzinfo=UTC)
+LAST_NIGHT = TONIGHT - timedelta(days=1)
+
+
+@pytest.fixture
+def database(engine: Engine) -> Database:
+    return Database(engine)
+
+
+def lapse(engine: Engine, scheduled_for: datetime) -> None:
+    """Let whoever has this night have been silent for too long."""
+    with engine.begin() as connection:
+        night = update(Night).where(Night.scheduled_for == scheduled_for, Night.lease_until.is_not(None))
+        connection.execute(night.values(lease_until=DatabaseNow(-1)))
+
+
+@ON_EACH
+def test_of_many_that_begin_a_night_one_does(database: Database, engine: Engine) -> None:
+    assert sorted(together(12, lambda _: nights.begin(database, TONIGHT)), key=str) == [False] * 11 + [True]
+    [night] = rows(engine, Night)
+    assert (night["scheduled_for"], night["tries"]) == (TONIGHT, 1)
+    assert nights.begin(database, LAST_NIGHT), "each night is one of its own"
+
+
+@ON_EACH
+def test_a_night_that_was_let_down_is_taken_up_by_one_and_one_whose_runs_are_open_by_none(
+    database: Database, engine: Engine
+) -> None:
+    assert nights.begin(database, TONIGHT)
+    assert not nights.begin(database, TONIGHT), "somebody is at it"
+    lapse(engine, TONIGHT)
+    assert sorted(together(6, lambda _: nights.begin(database, TONIGHT)), key=str) == [False] * 5 + [True]
+    nights.let_down(database, TONIGHT)
+    assert nights.begin(database, TONIGHT), "whoever knows that it failed need not wait"
+    nights.opened(database, TONIGHT)
+    lapse(engine, TONIGHT)
+    assert not nights.begin(database, TONIGHT)
+    assert nights.overdue(database, TONIGHT) == []
+
+
+@ON_SQLITE
+def test_a_night_that_is_let_down_again_and_again_is_given_up(database: Database, engine: Engine) -> None:
+    for _ in range(MAX_TRIES):
+        assert nights.begin(database, TONIGHT)
+        lapse(engine, TONIGHT)
+    assert not nights.begin(database, TONIGHT)
+    assert nights.overdue(database, TONIGHT) == []
+    assert nights.overdue(database, TONIGHT + timedelta(days=1)) == [TONIGHT + timedelta(days=1)]
+
+
+@ON_SQLITE
+def test_what_is_lost_with_the_answer_to_a_commit_costs_one_lease(database: Database, engine: Engine) -> None:
+    with lost_commit_answer(engine):
+        assert not nights.begin(database, TONIGHT), "it cannot know that the row is its own"
+    lapse(engine, TONIGHT)
+    assert nights.overdue(database, TONIGHT) == [TONIGHT]
+    assert nights.begin(database, TONIGHT)
+
+
+@ON_EACH
+def test_a_new_ledger_makes_no_night_good_and_a_later_missed_one_is(database: Database, engine: Engine) -> None:
+    assert nights.overdue(database, LAST_NIGHT) == []
+    assert nights.overdue(database, LAST_NIGHT) == []
+    assert nights.overdue(database, TONIGHT) == [TONIGHT]
+    assert nights.overdue(database, TONIGHT) == [TONIGHT], "until somebody begins it"
+    assert nights.begin(database, TONIGHT)
+    assert nights.overdue(database, TONIGHT) == []
+
+
+@ON_SQLITE
+def test_a_missed_night_is_made_good_once_however_many_were_missed(
+    engine: Engine, lms: Simulator, make_test_deps: Make
+) -> None:
+    first, second = lay(lms, seed=1), lay(lms, seed=2)
+    deps = make_test_deps(**unlinking(first.enterprise, second.enterprise))
+    published: list[UUID] = []
+
+    def publish(enterprise: UUID, _: UUID) -> None:
+        published.append(enterprise)
+
+    assert dispatch.make_good(deps, LAST_NIGHT - timedelta(days=30), publish) == 0
+    assert sorted(together(4, lambda _: dispatch.make_good(deps, TONIGHT, publish)), key=str) == [0, 0, 0, 1]
+    assert dispatch.start_scheduled(deps, TONIGHT, publish) is None, "beat's own message comes at last"
+    assert sorted(published) == sorted([first.enterprise, second.enterprise])
+    assert len(rows(engine, Run)) == 2
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("error", [Unavailable("database", "away"), ConnectionError("the broker is away")])
+def test_a_night_that_could_not_be_opened_whole_is_gone_on_with(
+    engine: Engine, lms: Simulator, make_test_deps: Make, error: Exception
+) -> None:
+    enterprises = {lay(lms, seed=seed).enterprise for seed in (1, 2, 3)}
+    deps = make_test_deps()
+    published: list[UUID] = []
+
+    def publish(enterprise: UUID, _: UUID) -> None:
+        if len(published) == 1:
+            raise error
+        published.append(enterprise)
+
+    def publish_all(enterprise: UUID, _: UUID) -> None:
+        published.append(enterprise)
+
+    with pytest.raises(type(error)):
+        dispatch.start_scheduled(deps, TONIGHT, publish)
+    started = dispatch.start_scheduled(deps, TONIGHT, publish_all)
+    assert started is not None, "the next one to come may go on at once"
+    assert {each.enterprise for each in started} == enterprises
+    assert len(rows(engine, Run)) == 3, "and opens no second run of anybody"
+    assert len(published) == 2, "the one whose message was lost is published by reconcile"
+    assert dispatch.start_scheduled(deps, TONIGHT, publish_all) is None
+
+
+@ON_SQLITE
+def test_a_night_of_an_empty_database_is_one_all_the_same(engine: Engine, make_test_deps: Make) -> None:
+    deps: Any = make_test_deps()
+    assert dispatch.start_scheduled(deps, TONIGHT, lambda *_: None) == []
+    [night] = rows(engine, Night)
+    assert night["lease_until"] is None

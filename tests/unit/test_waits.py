@@ -1,0 +1,60 @@
+"""Waits that end with the worker, whose processes all learn of it."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from worker import waits
+from worker.errors import Stopping
+
+
+@pytest.fixture(autouse=True)
+def started_anew() -> Iterator[None]:
+    waits._stopping.value = 0
+    yield
+    waits._stopping.value = 0
+
+
+def test_a_sleep_lasts_as_long_as_it_is_told() -> None:
+    begun = time.monotonic()
+    waits.sleep(0.05)
+    assert time.monotonic() - begun >= 0.05
+    waits.sleep(0)
+
+
+def test_a_worker_that_is_being_shut_down_sleeps_no_more() -> None:
+    waits.stop()
+    for seconds in (0, 600):
+        with pytest.raises(Stopping):
+            waits.sleep(seconds)
+
+
+def test_a_shutdown_ends_a_long_sleep() -> None:
+    timer = threading.Timer(0.05, waits.stop)
+    timer.start()
+    with pytest.raises(Stopping):
+        waits.sleep(600)
+    timer.join()
+
+
+def test_what_the_parent_is_told_its_children_know() -> None:
+    ready, told = os.pipe()
+
+    def child() -> None:
+        os.write(told, b".")
+        try:
+            waits.sleep(600)
+        except Stopping:
+            os._exit(7)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    os.read(ready, 1)
+    assert not waits.stopping()
+    waits.stop()
+    process.join(30)
+    assert process.exitcode == 7

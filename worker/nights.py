@@ -1,0 +1,65 @@
+"""Scheduled nights: each is begun once, by whoever comes first, and one that nobody began is found.
+
+A night is begun by inserting its row: the primary key decides between two beats, a beat and `reconcile`, or a
+message that came twice. It has a lease until all of its runs are opened, as a run has.
+"""
+
+from datetime import datetime
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from worker.database import Database
+from worker.models import DatabaseNow, Night
+from worker.records import changed
+
+LEASE_SECONDS = 300
+MAX_TRIES = 6
+_LET_DOWN = (Night.lease_until < DatabaseNow(), Night.tries < MAX_TRIES)
+
+
+def begin(database: Database, scheduled_for: datetime) -> bool:
+    """Take up the night of this moment; return whether it is ours to open its runs.
+
+    It is when nobody has begun it, or when whoever did has let it down (MAX_TRIES times at most).
+    """
+    row = {"scheduled_for": scheduled_for, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(LEASE_SECONDS)}
+    try:
+        database.transact(lambda session: session.execute(insert(Night).values(row | {"tries": 1})))
+        return True
+    except IntegrityError:
+        again = update(Night).where(Night.scheduled_for == scheduled_for, *_LET_DOWN)
+        again = again.values(tries=Night.tries + 1, lease_until=DatabaseNow(LEASE_SECONDS))
+        return database.transact(lambda session: changed(session, again))
+
+
+def opened(database: Database, scheduled_for: datetime) -> None:
+    """Note that all runs of this night are opened."""
+    _set_lease(database, scheduled_for, None)
+
+
+def let_down(database: Database, scheduled_for: datetime) -> None:
+    """Let anybody take this night up again: not all of its runs could be opened."""
+    _set_lease(database, scheduled_for, DatabaseNow(-1))
+
+
+def overdue(database: Database, latest: datetime) -> list[datetime]:
+    """Which nights may have runs to be opened: those let down half-way, and the `latest` scheduled one if missed.
+
+    A ledger that knows of no night yet is new: the latest one is then noted as before its time, and not made good.
+    """
+
+    def work(session: Session) -> list[datetime]:
+        found = list(session.scalars(select(Night.scheduled_for).where(*_LET_DOWN)))
+        return found if session.get(Night, latest) else [*found, latest]
+
+    anything = select(Night.scheduled_for).limit(1)
+    if database.transact(lambda session: session.scalar(anything)) is None and begin(database, latest):
+        opened(database, latest)
+    return database.transact(work)
+
+
+def _set_lease(database: Database, scheduled_for: datetime, until: DatabaseNow | None) -> None:
+    night = update(Night).where(Night.scheduled_for == scheduled_for)
+    database.transact(lambda session: session.execute(night.values(lease_until=until)))
