@@ -14,7 +14,8 @@ class Fault:
     It meets a request when each of `kind`, `enterprise`, `license` and `email` that is given fits; without
     a `kind`, any token, downgrade or unlink request. Of those it strikes the `nth`, or those from the `first`
     to the `last`, or from the first on every so-many-th (`every`), and at most `times` in all. What it does:
-    wait `delay` seconds (or until released), then
+    wait `delay` seconds (or until released; with `after_work` it waits once the work is done, so that a client
+    that times out does so after that, and the request is in flight until then), and
 
     - `drop="before"`: close the connection with nothing done; `drop="after"`: do the work, then close it;
     - `status` (with `headers` and `body`): answer that with nothing done, or with `after_work` once it is;

@@ -37,12 +37,14 @@ class Handler(RequestHandler):
         fault = pick(lms.faults, entry) or Fault()
         answer: Answer | None = None
         try:
-            await lms.delay(fault.delay)
+            await lms.delay(0 if fault.after_work else fault.delay)
             if fault.drop != "before":
                 answer = await self.answer(entry, fault)
+            await lms.delay(fault.delay if fault.after_work else 0)
         finally:
             # Before a byte leaves: whoever has the answer can be sure that its end is in the journal.
-            lms.journal.finish(entry, answer.status if answer and not fault.drop else None, fault.drop)
+            dropped = fault.drop or ("truncated" if answer and fault.truncate else None)
+            lms.journal.finish(entry, answer.status if answer and not fault.drop else None, dropped)
         if answer is None or fault.drop:
             self.detach().close()
         elif fault.truncate:
@@ -83,8 +85,8 @@ class Handler(RequestHandler):
 
     def on_connection_close(self) -> None:
         """Note that the client did not wait for the answer."""
-        if self.entry is not None and self.entry.end is None:
-            self.entry.client_gone = True
+        if self.entry is not None:
+            self.lms.journal.leave(self.entry)
 
     def log_exception(self, *_: Any) -> None:
         """Log that something broke here, and nothing of the request."""

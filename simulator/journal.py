@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any, Literal
 
 Kind = Literal["token", "downgrade", "unlink", "other"]
+Dropped = Literal["before", "after", "truncated"]
 KINDS: tuple[Kind, ...] = ("token", "downgrade", "unlink", "other")
 
 
@@ -17,7 +18,9 @@ class Entry:
 
     `start` and `end` count on one counter, so the order of all starts and ends is total: A was answered
     before B came in when `A.end < B.start`. `worked` says that the LMS did what was asked, whatever it
-    answered (all but the locked ones, where it would say 422); `client_gone` that the client did not wait.
+    answered (all but the locked ones, where it would say 422); `dropped` that the connection was closed before
+    or after the work, or in the midst of the answer; `client_gone` that the client did not wait, and `gone` when
+    on the same counter it left.
     """
 
     kind: Kind
@@ -34,14 +37,19 @@ class Entry:
     end: int | None = None
     ended_at: datetime | None = None
     status: int | None = None
-    dropped: Literal["before", "after"] | None = None
+    dropped: Dropped | None = None
     worked: bool = False
-    client_gone: bool = False
+    gone: int | None = None
 
     @property
     def enterprise(self) -> str | None:
         """Give the one enterprise that the request is about; None for none, and for several."""
         return self.enterprises[0] if len(self.enterprises) == 1 else None
+
+    @property
+    def client_gone(self) -> bool:
+        """Say whether the client left before the answer."""
+        return self.gone is not None
 
     def to_json(self) -> dict[str, Any]:
         """Give the entry as JSON can carry it, moments as ISO 8601."""
@@ -49,7 +57,7 @@ class Entry:
             "started_at": self.started_at.isoformat(),
             "ended_at": self.ended_at.isoformat() if self.ended_at else None,
         }
-        return {**asdict(self), **times, "enterprise": self.enterprise}
+        return {**asdict(self), **times, "enterprise": self.enterprise, "client_gone": self.client_gone}
 
 
 class Journal:
@@ -88,7 +96,14 @@ class Journal:
             self.changed.notify_all()
         return entry
 
-    def finish(self, entry: Entry, status: int | None, dropped: Literal["before", "after"] | None) -> None:
+    def leave(self, entry: Entry) -> None:
+        """Note that a client hangs up; once it is answered, that means nothing."""
+        with self.changed:
+            if entry.end is None and entry.gone is None:
+                entry.gone = next(self._numbers)
+                self.changed.notify_all()
+
+    def finish(self, entry: Entry, status: int | None, dropped: Dropped | None) -> None:
         """Note that a request is answered, or dropped; to be called before the answer leaves."""
         with self.changed:
             self.in_flight -= 1

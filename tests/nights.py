@@ -1,8 +1,9 @@
 """A night in this process: rows laid down, runs carried through both steps, and what came of it."""
 
+import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from simulator.data import DAY, Data
 from simulator.journal import Entry, Journal
 from simulator.lms import Simulator
 from simulator.schema import table
+from simulator.showcase import MALFORMED_EMAIL
 from worker import dispatch, ledger, steps
 from worker.database import Database
 from worker.deps import Deps
@@ -245,6 +247,14 @@ def emails(engine: Engine, *licenses: UUID) -> list[str]:
     """The e-mails of licenses, in their order."""
     of = {row["uuid"]: row["user_email"] for row in rows(engine, "license")}
     return [of[license] for license in licenses]
+
+
+def scan(texts: Mapping[str, str], engine: Engine) -> list[str]:
+    """The places among these, and in the ledger's tables, where an e-mail address of the test's data stands."""
+    ledgers = [name for name in inspect(engine).get_table_names() if name.startswith("license_expiry")]
+    places = {**texts, **{name: str(raw(engine, f"SELECT * FROM {name}")) for name in ledgers}}
+    address = re.compile(r"[\w.+-]+@[\w-]+\.example|" + re.escape(MALFORMED_EMAIL))
+    return [name for name, content in places.items() if address.search(content)]
 
 
 # What came of it, at the LMS

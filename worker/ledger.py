@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -130,23 +131,20 @@ class Claim:
         def work(session: Session) -> None:
             self._set(session, **values)
             if self._done in ENDED and not self.run.dry_run:
-                records.clean_up(session, self.run)
+                records.drop_confirmations(session, self.run.enterprise_customer_uuid)
+                records.drop_holds(session, self.run)
 
         self._database.transact(work)
 
     def fail(self, error: str) -> None:
         """End the run as failed, with one sentence."""
-        self._database.transact(
-            lambda session: self._set(
-                session,
-                phase=Phase.FAILED,
-                live=None,
-                owner=None,
-                lease_until=None,
-                ended_at=DatabaseNow(),
-                error=error[:500],
-            )
-        )
+        ended = {"phase": Phase.FAILED, "live": None, "owner": None, "lease_until": None, "ended_at": DatabaseNow()}
+
+        def work(session: Session) -> None:
+            self._set(session, **ended, error=error[:500])
+            records.drop_confirmations(session, self.run.enterprise_customer_uuid)
+
+        self._database.transact(work)
 
     def release(self, seconds: int = 0, error: str | None = None) -> None:
         """Give the run back: the step is to be taken up again in so many seconds, because of `error` if any."""
@@ -203,30 +201,28 @@ def take_up_stalled(database: Database) -> tuple[list[Run], list[UUID]]:
     its own: one that a frozen process keeps locked holds up no other.
     """
     stalled = select(Run).where(Run.live.is_not(None), Run.lease_until < DatabaseNow()).order_by(Run.opened_at)
-    again, given_up = [], []
-    for run in database.transact(lambda session: session.scalars(stalled).all()):
-        over = run.publications >= MAX_PUBLICATIONS
-        values: dict[str, Any] = {"owner": None, "fence": run.fence + 1} | (_abandoned(run) if over else _waiting(run))
-        unchanged = (Run.fence == run.fence, Run.phase == run.phase, Run.publications == run.publications)
-        taking = update(Run).where(Run.id == run.id, Run.lease_until < DatabaseNow(), *unchanged).values(values)
-        if not database.transact(lambda session: changed(session, taking)):  # noqa: B023, run at once
-            continue
-        if over:
-            given_up.append(run.id)
-        else:
-            again.append(run)
-    return again, given_up
+    found = database.transact(lambda session: session.scalars(stalled).all())
+    taken = [run for run in found if database.transact(partial(_take_up, run=run))]
+    again = [run for run in taken if run.publications < MAX_PUBLICATIONS]
+    return again, [run.id for run in taken if run.publications >= MAX_PUBLICATIONS]
 
 
-def _waiting(run: Run) -> dict[str, Any]:
-    return {"publications": run.publications + 1, "lease_until": DatabaseNow(QUEUED_SECONDS * 2**run.publications)}
-
-
-def _abandoned(run: Run) -> dict[str, Any]:
-    why = f"given up while {run.phase}: taken up {run.publications} times without getting further"
-    error = why if run.error is None else f"{why}; last: {run.error}"
-    ended = {"phase": Phase.ABANDONED, "live": None, "lease_until": None, "ended_at": DatabaseNow()}
-    return ended | {"error": error[:500]}
+def _take_up(session: Session, run: Run) -> bool:
+    values: dict[str, Any] = {"owner": None, "fence": run.fence + 1}
+    if run.publications < MAX_PUBLICATIONS:
+        values["publications"] = run.publications + 1
+        values["lease_until"] = DatabaseNow(QUEUED_SECONDS * 2**run.publications)
+    else:
+        why = f"given up while {run.phase}: taken up {run.publications} times without getting further"
+        error = why if run.error is None else f"{why}; last: {run.error}"
+        values |= {"phase": Phase.ABANDONED, "live": None, "lease_until": None, "error": error[:500]}
+        values |= {"ended_at": DatabaseNow()}
+    unchanged = (Run.fence == run.fence, Run.phase == run.phase, Run.publications == run.publications)
+    lapsed = update(Run).where(Run.id == run.id, Run.lease_until < DatabaseNow(), *unchanged)
+    taken = changed(session, lapsed.values(values))
+    if taken and "ended_at" in values:
+        records.drop_confirmations(session, run.enterprise_customer_uuid)
+    return taken
 
 
 def seconds_to_next_call(database: Database, per_minute: float | None) -> float:

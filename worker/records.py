@@ -45,20 +45,23 @@ def confirm_downgrades(session: Session, run: Run, licenses: Sequence[UUID]) -> 
     session.execute(insert(Downgrade), [{"license_uuid": uuid, **row} for uuid in licenses])
 
 
-def clean_up(session: Session, run: Run) -> None:
-    """Drop confirmations that their plan's mark now stands for, and holds that were up and not due any more."""
+def drop_confirmations(session: Session, enterprise: UUID) -> None:
+    """Drop the confirmations that their plan's mark now stands for: to be done however a run ends."""
     processed = (
         select(License.uuid)
         .join(SubscriptionPlan, SubscriptionPlan.uuid == License.subscription_plan_id)
         .where(SubscriptionPlan.expiration_processed.is_(True), License.uuid == Downgrade.license_uuid)
     )
-    enterprise = run.enterprise_customer_uuid
     session.execute(delete(Downgrade).where(Downgrade.enterprise_customer_uuid == enterprise, processed.exists()))
+
+
+def drop_holds(session: Session, run: Run) -> None:
+    """Drop the holds that were up and that this run, if it looked at all plans, did not find due any more."""
     narrowed = (run.plan_uuids, run.expired_after, run.expired_before) != (None, None, None)
     if not narrowed:
         session.execute(
             delete(HeldLicense).where(
-                HeldLicense.enterprise_customer_uuid == enterprise,
+                HeldLicense.enterprise_customer_uuid == run.enterprise_customer_uuid,
                 HeldLicense.run_id != run.id,
                 HeldLicense.as_of <= run.as_of - HOLD,
             )

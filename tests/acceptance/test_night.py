@@ -1,7 +1,6 @@
 """A night through a real broker and a real prefork worker, and what must hold after any night."""
 
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -13,8 +12,8 @@ from uuid import UUID
 import pytest
 import redis
 import requests
-from nights import assert_order
-from sqlalchemy import Engine, inspect, select, text
+from nights import assert_order, scan
+from sqlalchemy import Engine, select
 from waiting import eventually
 
 from simulator.data import Data
@@ -87,16 +86,6 @@ def test_the_demo_night_is_in_order_and_a_second_one_sends_nothing(
     assert command("held")[1]["held"][0]["reason"] == "http_400"
 
 
-def scan(engine: Engine, texts: dict[str, str]) -> list[str]:
-    """The places among these, and in the ledger's tables, where an e-mail address of the test's data stands."""
-    with engine.connect() as connection:
-        for name in inspect(engine).get_table_names():
-            if name.startswith("license_expiry"):
-                texts[name] = str(connection.execute(text(f"SELECT * FROM {name}")).all())
-    address = re.compile(r"[\w.+-]+@[\w-]+\.example|" + re.escape(MALFORMED_EMAIL))
-    return [name for name, content in texts.items() if address.search(content)]
-
-
 @WORKER_SQLITE
 def test_no_email_address_is_seen_anywhere(
     engine: Engine,
@@ -127,8 +116,8 @@ def test_no_email_address_is_seen_anywhere(
     assert any(page.startswith("/task/") for page in pages)
     assert "unlink_learners" in "".join(heard)
     logs = {name: processes.log(name) for name in ("worker", "flower", "redis")}
-    assert scan(engine, {**pages, **logs, "Redis": "\n".join(heard)}) == []
-    assert scan(engine, {"the scan itself": f"To: {MALFORMED_EMAIL}"}) == ["the scan itself"]
+    assert scan({**pages, **logs, "Redis": "\n".join(heard)}, engine) == []
+    assert scan({"the scan itself": f"To: {MALFORMED_EMAIL}"}, engine) == ["the scan itself"]
 
 
 def hear(monitor: Any) -> Any:

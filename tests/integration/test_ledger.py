@@ -12,6 +12,7 @@ from nights import ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, ro
 from sqlalchemy import Engine, event, update
 from sqlalchemy.orm import Session
 
+from simulator.data import Data
 from worker import dispatch, ledger, records
 from worker.database import Database
 from worker.errors import BadArgument, LeaseLost, LicenseExpiryError, NotClaimed
@@ -404,6 +405,21 @@ def test_progress_takes_a_run_back_to_its_full_patience(database: Database, engi
     lapse(engine, run.id)
     again, given_up = ledger.take_up_stalled(database)
     assert ([each.id for each in again], given_up) == ([run.id], [])
+
+
+@ON_EACH
+def test_however_a_run_ends_confirmations_that_a_plan_s_mark_stands_for_are_dropped(
+    database: Database, engine: Engine
+) -> None:
+    for end in ENDS.values():
+        data = Data(engine, seed=len(rows(engine, Run)) + 1, now=AS_OF)
+        agreement = data.agreement()
+        marked = data.license(data.plan(agreement, expires=AS_OF - timedelta(days=3), expiration_processed=True))
+        data.flush()
+        run = open_run(database, agreement.enterprise_customer_uuid)
+        database.transact(partial(records.confirm_downgrades, run=run, licenses=[marked]))
+        end(database, run)
+        assert rows(engine, Downgrade) == [], end
 
 
 def test_a_run_taken_up_by_many_at_once_is_published_once(database: Database, engine: Engine) -> None:

@@ -80,7 +80,7 @@ def test_confirmations_are_kept_until_their_plan_is_marked(database: Database, e
         (unmarked, run.id, AS_OF),
         (others, other.id, AS_OF),
     }
-    database.transact(lambda session: records.clean_up(session, run))
+    database.transact(lambda session: records.drop_confirmations(session, ours.enterprise_customer_uuid))
     assert {row["license_uuid"] for row in rows(engine, Downgrade)} == {unmarked, others}
 
 
@@ -93,7 +93,7 @@ def test_holds_that_were_up_and_not_tried_are_dropped(database: Database, engine
     recent, of_another = uuid4(), uuid4()
     hold(database, make_run(enterprise, AS_OF + timedelta(microseconds=1)), recent)
     hold(database, make_run(), of_another)
-    database.transact(lambda session: records.clean_up(session, run))
+    database.transact(lambda session: records.drop_holds(session, run))
     assert set(held(engine)) == {tried, recent, of_another}
 
 
@@ -110,9 +110,9 @@ def test_a_narrowed_run_drops_no_hold(database: Database, engine: Engine) -> Non
     enterprise, license = uuid4(), uuid4()
     hold(database, make_run(enterprise), license)
     for request in NARROWED:
-        database.transact(partial(records.clean_up, run=make_run(enterprise, LATER, **request)))
+        database.transact(partial(records.drop_holds, run=make_run(enterprise, LATER, **request)))
         assert set(held(engine)) == {license}, request
-    database.transact(lambda session: records.clean_up(session, make_run(enterprise, LATER)))
+    database.transact(lambda session: records.drop_holds(session, make_run(enterprise, LATER)))
     assert held(engine) == {}
 
 

@@ -37,9 +37,7 @@ def utc(text: str) -> datetime:
         pytest.param("0 2 * * *", "Asia/Kolkata", "2026-11-24 12:00:00", "2026-11-23 20:30", id="in its time zone"),
         pytest.param("0 2 * * *", "Europe/Paris", "2026-07-01 12:00:00", "2026-07-01 00:00", id="in summer time"),
         pytest.param("0 2 * * *", "Europe/Paris", "2026-12-01 12:00:00", "2026-12-01 01:00", id="in winter time"),
-        pytest.param(
-            "*/10 * * * *", "Europe/Paris", "2026-10-25 02:05:00", "2026-10-25 02:00", id="the hour twice"
-        ),
+        pytest.param("*/10 * * * *", "Europe/Paris", "2026-10-25 02:05:00", "2026-10-25 02:00", id="the hour twice"),
     ],
 )
 def test_the_last_night(text: str, zone: str, now: str, expected: str) -> None:
