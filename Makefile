@@ -7,12 +7,13 @@ T ?= tests
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format lock clean
+.PHONY: help setup run test chaos check lint format lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run ONCE=1 ends after one night; make test T=tests/unit runs one part"
+	@echo "  make chaos SEED=2 FAULTS=1000 plays longer; ENGINE=mariadb NIGHT=7 plays one night again"
 
 setup: $(READY)  ## Make the environment, in .venv
 
@@ -31,6 +32,10 @@ run: setup  ## Run a night end to end on this machine, and stay until Ctrl-C
 
 test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails)
 	@$(BIN)/python -m pytest -n auto --dist loadscope $(T)
+
+chaos: setup  ## Kill, freeze and cut off real processes at random; the promises must hold
+	@PYTHONPATH=tests:. $(BIN)/python -m chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),50) \
+	  --engine $(or $(ENGINE),both) $(if $(NIGHT),--night $(NIGHT)) $(if $(POINTS),--points $(POINTS))
 
 check: setup  ## Run ruff, mypy and the import rules
 	@$(BIN)/ruff check .

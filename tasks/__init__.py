@@ -9,10 +9,9 @@ from uuid import UUID
 from celery import Task, chain, current_app, shared_task
 from celery.canvas import Signature
 from celery.schedules import crontab
-from celery.signals import worker_shutting_down
 from kombu.exceptions import OperationalError
 
-from worker import dispatch, records, steps, waits
+from worker import dispatch, records, steps
 from worker.deps import Deps, get_deps
 from worker.errors import LicenseExpiryError, Unavailable
 from worker.ledger import Step
@@ -40,12 +39,6 @@ def build_chain(enterprise: UUID, run_id: UUID) -> Signature[Any]:
 def publish(enterprise: UUID, run_id: UUID) -> None:
     """Hand a run's chain to the broker. Raises kombu's OperationalError when that does not answer."""
     build_chain(enterprise, run_id).apply_async()
-
-
-@worker_shutting_down.connect
-def hand_back(**_: Any) -> None:
-    """Let the steps of a worker that is told to end finish their batch and hand the rest back."""
-    waits.stop()
 
 
 def latest_night(schedule: crontab, now: datetime) -> datetime | None:

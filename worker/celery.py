@@ -4,10 +4,13 @@ import sys
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, worker_init
+from celery.signals import beat_init, worker_init, worker_shutting_down
 
+from worker import settings, waits
 from worker.errors import Unusable
 from worker.settings import load_settings
+
+SHUTDOWN_SECONDS = 20
 
 app = Celery("license_expiry")
 app.config_from_object("celeryconfig")
@@ -22,3 +25,16 @@ def refuse_wrong_settings(**_: Any) -> None:
     except Unusable as error:
         print(error, file=sys.stderr)  # noqa: T201, before any logging
         raise SystemExit(2) from None
+
+
+@worker_shutting_down.connect
+def hand_back(**_: Any) -> None:
+    """Let the steps of a worker that is told to end finish the calls in flight and hand the rest back.
+
+    Celery's own shutdown can hang, on a child that never learns of it or on a broker that is away: it is cut short
+    once all calls have had their time.
+    """
+    waits.stop()
+    given = load_settings()
+    calls = max(given.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, given.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
+    waits.end_within(settings.CONNECT_SECONDS + calls + SHUTDOWN_SECONDS)

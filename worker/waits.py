@@ -4,11 +4,16 @@ Both values are made before the fork, so that what one process of a worker learn
 lock: a process killed with a lock in hand would block the others.
 """
 
+import logging
 import multiprocessing
+import os
+import threading
 import time
 from dataclasses import dataclass
 
 from worker.errors import Stopping
+
+log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _stopping = multiprocessing.Value("b", 0, lock=False)
@@ -48,6 +53,18 @@ def stop() -> None:
 def stopping() -> bool:
     """Is this worker being shut down?"""
     return bool(_stopping.value)
+
+
+def end_within(seconds: float) -> None:
+    """End this process after so many seconds, whatever it is doing then; its children end with it."""
+    timer = threading.Timer(seconds, _end, [seconds])
+    timer.daemon = True
+    timer.start()
+
+
+def _end(seconds: float) -> None:
+    log.error("not shut down within %d seconds: ended. What was under way is taken up again.", seconds)
+    os._exit(1)
 
 
 def sleep(seconds: float) -> None:

@@ -58,3 +58,15 @@ def test_what_the_parent_is_told_its_children_know() -> None:
     waits.stop()
     process.join(30)
     assert process.exitcode == 7
+
+
+def test_a_process_that_does_not_end_is_ended() -> None:
+    def hangs() -> None:
+        waits.end_within(0.05)
+        while True:
+            time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hangs)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 1
