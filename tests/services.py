@@ -1,6 +1,8 @@
-"""Where the real services are, what becomes of a test when one is missing, and databases on their servers."""
+"""Where the real services are, what becomes of a test when one is missing, and databases and vhosts on them."""
 
 import os
+import shutil
+import subprocess
 import uuid
 from typing import NoReturn
 
@@ -12,6 +14,7 @@ POSTGRES_URL = os.environ.get("TEST_POSTGRES_URL", "postgresql+psycopg://postgre
 MARIADB_URL = os.environ.get("TEST_MARIADB_URL", "mysql+pymysql://root@127.0.0.1:3306/")
 SERVERS = {"postgresql": POSTGRES_URL, "mariadb": MARIADB_URL, "mariadb-uuid": MARIADB_URL}
 ENGINES = ["sqlite", *SERVERS]
+RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672/"
 
 
 def missing(service: str, remedy: str) -> NoReturn:
@@ -40,3 +43,25 @@ def _administer(server: str, statement: str) -> None:
     engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         connection.execute(text(statement))
+
+
+def create_vhost() -> str:
+    """Make a vhost of its own on this machine's RabbitMQ; give its URL."""
+    name = f"license_expiry_test_{uuid.uuid4().hex[:12]}"
+    _control("add_vhost", name)
+    _control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+    return RABBITMQ_URL + name
+
+
+def delete_vhost(url: str) -> None:
+    """Delete a vhost that `create_vhost` made."""
+    _control("delete_vhost", url.rpartition("/")[2])
+
+
+def _control(*arguments: str) -> None:
+    control = shutil.which("rabbitmqctl")
+    if control is None:
+        missing("rabbitmq", "install rabbitmq-server")
+    done = subprocess.run([control, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        missing("rabbitmq", f"start rabbitmq-server, as root ({' '.join(done.stderr.split())[:200]})")

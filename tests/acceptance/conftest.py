@@ -1,22 +1,20 @@
-"""Real processes: a Redis of the test's own, worker, beat and Flower, and the simulated LMS beside them."""
+"""Real processes: a broker of the test's own, worker, beat and Flower, and the simulated LMS beside them."""
 
 import shutil
-import sys
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from services import missing
+from outside import CELERY, OPERATOR, ROOT
+from services import create_vhost, delete_vhost, missing
 from sqlalchemy import Engine
 
 from simulator.data import Data
 from simulator.lms import Simulator
 from simulator.processes import Processes, free_port, listens
-
-ROOT = Path(__file__).parents[2]
-CELERY = [sys.executable, "-m", "celery", "-A", "worker"]
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 
 @pytest.fixture
-def broker(processes: Processes, tmp_path: Path) -> redis.Redis:
+def redis_server(processes: Processes, tmp_path: Path) -> redis.Redis:
     """A Redis of the test's own."""
     server = shutil.which("redis-server")
     if server is None:
@@ -39,20 +37,32 @@ def broker(processes: Processes, tmp_path: Path) -> redis.Redis:
 
 
 @pytest.fixture
+def broker(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a broker of the test's own: a Redis, or with the parameter "rabbitmq" a vhost of a RabbitMQ."""
+    if getattr(request, "param", "redis") == "rabbitmq":
+        url = create_vhost()
+        yield url
+        delete_vhost(url)
+    else:
+        client: redis.Redis = request.getfixturevalue("redis_server")
+        yield f"redis://127.0.0.1:{client.connection_pool.connection_kwargs['port']}/0"
+
+
+@pytest.fixture
 def environment(
-    monkeypatch: pytest.MonkeyPatch, database_url: str, lms: Simulator, broker: redis.Redis
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database_url: str, lms: Simulator, broker: str
 ) -> Callable[..., None]:
     """Sets the settings of all processes that are started from now on; more by name."""
 
     def set_environment(**more: Any) -> None:
-        port = broker.connection_pool.connection_kwargs["port"]
         given = {
             "DATABASE_URL": database_url,
-            "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
+            "CELERY_BROKER_URL": broker,
             "LMS_URL": lms.url,
             "BACKEND_SERVICE_EDX_OAUTH2_KEY": lms.client_id,
             "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
-            "FLOWER_BASIC_AUTH": "operator:secret",
+            "FLOWER_BASIC_AUTH": ":".join(OPERATOR),
+            "PYTHONPATH": f"{tmp_path}:{ROOT}/tests",  # where a test's own app is
         }
         for name, value in (given | more).items():
             monkeypatch.setenv(name, str(value))
@@ -60,15 +70,39 @@ def environment(
     return set_environment
 
 
-@pytest.fixture
-def worker(processes: Processes) -> Callable[..., Any]:
-    """Starts a real prefork worker and comes back when it is ready; give the concurrency."""
+Start = Callable[..., subprocess.Popen[bytes]]
 
-    def start(concurrency: int = 2, name: str = "worker") -> Any:
-        command = [*CELERY, "worker", "--loglevel=INFO", f"--concurrency={concurrency}", f"--hostname={name}@%h"]
+
+@pytest.fixture
+def worker(processes: Processes) -> Start:
+    """Starts a real prefork worker and comes back when it is ready; give the concurrency, a name, another app."""
+
+    def start(concurrency: int = 2, name: str = "worker", app: str = "worker") -> subprocess.Popen[bytes]:
+        command = [*CELERY, app, "worker", "--loglevel=INFO", f"--concurrency={concurrency}", f"--hostname={name}@%h"]
         return processes.start(name, command, lambda: " ready." in processes.log(name))
 
     return start
+
+
+@pytest.fixture
+def beat(processes: Processes, tmp_path: Path) -> Start:
+    """Starts a real beat whose schedule file does not exist yet, and which reconciles twice a second."""
+
+    def start(name: str = "beat", app: str = "hurried") -> subprocess.Popen[bytes]:
+        command = [*CELERY, app, "beat", "--loglevel=INFO", f"--schedule={tmp_path}/{name}"]
+        return processes.start(name, command, lambda: "beat: Starting" in processes.log(name))
+
+    return start
+
+
+@pytest.fixture
+def flower(processes: Processes, environment: Callable[..., None]) -> str:
+    """A real Flower with a password; its address."""
+    environment()
+    port = free_port()
+    start = [*CELERY, "worker", "flower", "--address=127.0.0.1", f"--port={port}", "--enable-events"]
+    processes.start("flower", start, lambda: listens(port))
+    return f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture

@@ -1,0 +1,62 @@
+"""A run of which every worker dies is given up, and nobody else suffers."""
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from nights import assert_order
+from outside import WORKER_SQLITE, command, ended, lay, leases_of, listed, runs
+from sqlalchemy import Engine
+from waiting import eventually
+
+from simulator.data import Data
+from simulator.lms import Simulator
+from worker.ledger import MAX_PUBLICATIONS
+from worker.models import Phase
+
+# Kills the process that is to downgrade any of these licenses.
+DEADLY = """
+import os
+import signal
+
+from hurried import app
+from worker.lms import LmsClient
+
+downgrade = LmsClient.downgrade
+
+
+def die(self, licenses, *arguments):
+    if {deadly!r} & set(map(str, licenses)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    downgrade(self, licenses, *arguments)
+
+
+LmsClient.downgrade = die
+"""
+
+
+@WORKER_SQLITE
+def test_a_run_that_kills_every_worker_is_given_up_and_nobody_else_suffers(
+    engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, tmp_path: Path
+) -> None:
+    deadly, *others = lay(data, lms, enterprises=3)
+    licenses = {str(UUID(int=number)) for number, whose in lms.state.licenses.items() if whose == deadly}
+    (tmp_path / "deadly.py").write_text(DEADLY.format(deadly=licenses))
+    environment(**leases_of(3), **listed(deadly, *others))
+    started = worker(app="deadly")
+    beat()
+    assert command("run", "--no-wait", hurried=True)[0] == 0
+    eventually(lambda: ended(engine), seconds=150, what="that run, given up")
+    phases = {run.enterprise_customer_uuid: run.phase for run in runs(engine)}
+    assert phases == {deadly: Phase.ABANDONED} | dict.fromkeys(others, Phase.FINISHED)
+    assert lms.calls("unlink", deadly) == []
+    assert_order(lms.journal)
+
+    [told] = command("status", "--enterprise", str(deadly), hurried=True)[1]["runs"]
+    why = f"given up while downgrading: taken up {MAX_PUBLICATIONS} times without getting further"
+    assert (told["phase"], told["error"]) == ("abandoned", why)
+
+    (new,) = lay(Data(engine, seed=2), lms)
+    status, night = command("run", "--enterprise", str(new), hurried=True)
+    assert (status, [run["phase"] for run in night["runs"]]) == (0, ["finished"])
+    assert started.poll() is None, "the same worker"

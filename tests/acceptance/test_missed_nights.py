@@ -1,0 +1,182 @@
+"""Nights that nobody began, or not to their end, are made good once; two beats begin one night."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nights import assert_order, rows
+from outside import WORKER_SQLITE, kill_all_of, lay, listed, post, runs
+from sqlalchemy import Engine, insert
+from waiting import eventually
+
+from simulator.data import DAY, Data
+from simulator.faults import Fault
+from simulator.lms import Simulator
+from simulator.processes import Processes
+from worker.models import Night, Phase
+
+# Kills the process that opens a run when two are opened, once.
+DYING_DISPATCHER = """
+import os
+import signal
+from pathlib import Path
+
+import worker.ledger
+from hurried import app
+
+open_run = worker.ledger.open_run
+opened = []
+died = Path("{died}")
+
+
+def open_two_and_die(*arguments, **request):
+    opened.append(open_run(*arguments, **request))
+    if len(opened) == 2 and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return opened[-1]
+
+
+worker.ledger.open_run = open_two_and_die
+"""
+
+
+def a_minute_ago() -> datetime:
+    """The whole minute before this one."""
+    return datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=1)
+
+
+def at(moment: datetime) -> dict[str, str]:
+    """The setting that has the night begin at this time of the day."""
+    return {"NIGHTLY_SCHEDULE": f"{moment.minute} {moment.hour} * * *"}
+
+
+def note_an_older_night(engine: Engine, moment: datetime) -> datetime:
+    """A night that was opened to its end, so that the ledger is not a new one."""
+    with engine.begin() as connection:
+        connection.execute(insert(Night).values(scheduled_for=moment, opened_at=moment, tries=1))
+    return moment
+
+
+def nights(engine: Engine) -> list[tuple[datetime, int]]:
+    """The nights that are opened to their end, each with the number of tries."""
+    return [(row["scheduled_for"], row["tries"]) for row in rows(engine, Night) if row["lease_until"] is None]
+
+
+@pytest.fixture
+def reconciled(processes: Processes) -> Callable[[], None]:
+    """Comes back when `reconcile` has been run so often more, from beginning to end."""
+
+    def times() -> int:
+        log = processes.log("worker")
+        return sum("license_expiry.reconcile[" in line and "succeeded" in line for line in log.splitlines())
+
+    def wait(more: int = 3) -> None:
+        wanted = times() + more
+        eventually(lambda: times() >= wanted, what="reconcile")
+
+    return wait
+
+
+@WORKER_SQLITE
+def test_a_night_that_beat_missed_is_made_good_once(
+    engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, reconciled: Any
+) -> None:
+    enterprises = lay(data, lms, enterprises=2)
+    missed = a_minute_ago()
+    older = note_an_older_night(engine, missed - 2 * DAY)
+    environment(**at(missed), **listed(*enterprises))
+    worker(app="hurried")
+    first = beat()
+    eventually(lambda: len(runs(engine, Phase.FINISHED)) == 2, what="the night, made good")
+    assert nights(engine) == [(older, 1), (missed, 1)]
+    assert_order(lms.journal)
+
+    lay(Data(engine, seed=2), lms)  # due, so that a night that is started again is seen
+    reconciled()
+    kill_all_of(first)
+    for schedule in ("beat", "another"):  # with its schedule file, and without one
+        started = beat(name=schedule)
+        reconciled()
+        kill_all_of(started)
+    assert nights(engine) == [(older, 1), (missed, 1)]
+    assert {run.enterprise_customer_uuid for run in runs(engine)} == set(enterprises)
+    assert len(runs(engine)) == 2
+
+
+@WORKER_SQLITE
+def test_a_new_ledger_starts_no_night_by_itself(
+    engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, reconciled: Any
+) -> None:
+    lay(data, lms, enterprises=2)
+    before = a_minute_ago()
+    environment(**at(before))
+    worker(app="hurried")
+    beat()
+    reconciled()
+    assert runs(engine) == []
+    assert nights(engine) == [(before, 1)], "noted as before its time"
+
+
+@WORKER_SQLITE
+def test_two_beats_and_reconcile_begin_one_night_between_them(
+    engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, processes: Processes
+) -> None:
+    enterprises = lay(data, lms, enterprises=3)
+    environment(NIGHTLY_SCHEDULE="* * * * *", **listed(*enterprises))
+    worker(concurrency=4, app="hurried")
+    beat(name="beat")
+    beat(name="beat-2")
+
+    def told() -> list[str]:
+        log = processes.log("worker").splitlines()
+        return [line for line in log if "license_expiry.run_nightly[" in line and "succeeded" in line]
+
+    eventually(lambda: len(told()) >= 2, seconds=100, what="the minute, from both beats")
+    eventually(lambda: len(runs(engine, Phase.FINISHED)) == 3, what="the night")
+    assert {run.enterprise_customer_uuid for run in runs(engine)} == set(enterprises)
+    assert len(runs(engine)) == 3
+    assert any("had begun before" in line for line in told())
+    minutes = [scheduled_for for scheduled_for, tries in nights(engine) if tries == 1]
+    assert len(minutes) == len(rows(engine, Night))
+    assert [each - minutes[0] for each in minutes] == [timedelta(minutes=number) for number in range(len(minutes))]
+    assert_order(lms.journal)
+
+
+@WORKER_SQLITE
+def test_a_night_whose_dispatcher_is_killed_is_opened_to_its_end(
+    engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, tmp_path: Path
+) -> None:
+    enterprises = lay(data, lms, enterprises=5)
+    missed = a_minute_ago()
+    older = note_an_older_night(engine, missed - 2 * DAY)
+    (tmp_path / "dying.py").write_text(DYING_DISPATCHER.format(died=tmp_path / "died"))
+    environment(**at(missed), **listed(*enterprises))
+    worker(app="dying")
+    beat()
+    eventually(lambda: len(runs(engine, Phase.FINISHED)) == 5, what="the runs of all")
+    assert (tmp_path / "died").exists(), "or nothing was tried"
+    assert len(runs(engine)) == 5, "one for each"
+    assert nights(engine) == [(older, 1), (missed, 2)]
+    assert_order(lms.journal)
+
+
+@WORKER_SQLITE
+def test_twenty_triggers_at_once_open_one_run_and_are_told_its_id(
+    engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any
+) -> None:
+    (enterprise,) = lay(data, lms)
+    lms.faults(Fault(kind="downgrade", delay=60))
+    environment(**listed(enterprise))
+    worker(concurrency=5)
+    trigger = ("run_enterprise", {"enterprise_customer_uuid": str(enterprise)})
+    told = [run for result in post(*[trigger] * 20, wait=True) for run in result["runs"]]
+    (run,) = runs(engine)
+    lms.release()
+    assert [each["run_id"] for each in told] == [str(run.id)] * 20
+    assert sorted(each["already_live"] for each in told) == [False] + [True] * 19
+    eventually(lambda: runs(engine, Phase.FINISHED), what="the one run")
+    assert len(runs(engine)) == 1
+    assert len(lms.calls("downgrade")) == 1

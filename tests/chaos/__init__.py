@@ -1,0 +1,1 @@
+"""Faults drawn at random against real processes; the simulated LMS judges what came of them."""

@@ -1,0 +1,133 @@
+"""`python -m chaos --seed 1 --faults 50`: nights with faults on both engines until so many faults have struck."""
+
+import logging
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import count
+from pathlib import Path
+
+import click
+import pytest
+
+from chaos.faults import Scale, draw, to_json
+from chaos.keeping import keep
+from chaos.night import Night, Report, calibrate
+from chaos.servers import DATABASES, require
+from chaos.stage import Stage
+from chaos.tally import Tally
+
+MOST_FAILURES = 5
+SLOW_SECONDS = 60  # such a night is kept too: something took long to recover
+
+
+@click.command(help=__doc__)
+@click.option("--seed", default=1, show_default=True, help="What all faults are drawn from.")
+@click.option("--faults", default=50, show_default=True, help="How many have to strike, over both engines.")
+@click.option("--engine", type=click.Choice([*DATABASES, "both"]), default="both", show_default=True)
+@click.option("--night", type=int, help="Play this one night of the seed only; needs one engine.")
+@click.option("--points", type=int, help="The points of an undisturbed night, as a failed night was drawn on.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where logs are kept; a new one in /tmp by default.")
+def main(seed: int, faults: int, engine: str, night: int | None, points: int | None, folder: Path | None) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the stage's end, which stops what it started
+    logging.getLogger("worker").setLevel(logging.CRITICAL)  # the undisturbed night's, in this process
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix=f"chaos-seed-{seed}-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)  # the databases run as other users
+    if night is not None and engine == "both":
+        raise click.UsageError("--night needs --engine: the two engines have plans of their own")
+    for each in DATABASES if engine == "both" else (engine,):
+        try:
+            require(each)
+        except (pytest.skip.Exception, pytest.fail.Exception) as absent:
+            raise click.ClickException(str(absent)) from absent
+    if engine != "both":
+        sys.exit(one(engine, seed, faults, folder / engine, night, points))
+    click.echo(f"chaos: seed {seed}, {faults} faults on {' and '.join(DATABASES)}, logs in {folder}")
+    sys.exit(both(seed, faults, folder))
+
+
+def both(seed: int, faults: int, folder: Path) -> int:
+    """Play on both engines side by side, half of the faults on each; give the exit status."""
+    half = str((faults + 1) // 2)
+    command = [sys.executable, "-m", "chaos", "--seed", str(seed), "--faults", half, "--folder", str(folder)]
+    playing = [subprocess.Popen([*command, "--engine", engine]) for engine in DATABASES]
+    try:
+        statuses = [process.wait() for process in playing]
+    finally:
+        for process in playing:
+            process.terminate()
+            process.wait()
+    kept = [path for engine in DATABASES if (path := folder / engine / "tally.json").exists()]
+    whole = Tally.sum(kept)
+    whole.write(folder / "tally.json")
+    click.echo(f"\nchaos: seed {seed}\n{whole.table()}")
+    for sentence in whole.failed:
+        click.echo(f"FAILED {sentence}")
+    failed = any(statuses) or len(kept) < len(DATABASES)
+    click.echo(f"{'FAILED' if failed else 'all promises held'}; logs in {folder}")
+    return int(failed)
+
+
+def one(engine: str, seed: int, faults: int, folder: Path, night: int | None, points: int | None) -> int:
+    """Play on one engine; give the exit status."""
+    tally = Tally()
+    with Stage(engine, seed, folder) as stage:
+        report, scale = calibrate(stage)
+        _tell(engine, report, "undisturbed")
+        if report.broken:
+            tally.failed.append(_failed(stage, Night(stage, 0, []), report, scale))
+        scale = Scale(points or scale.points, scale.downgrades, scale.unlinks, scale.enterprises)
+        for number in [night] if night is not None else count(1):
+            _play(stage, number, scale, tally)
+            tally.write(folder / "tally.json")
+            if tally.struck >= faults or len(tally.failed) >= MOST_FAILURES:
+                break
+    click.echo(f"{engine}: {tally.struck} faults struck in {tally.nights} nights")
+    if not tally.failed:
+        for name in (engine, "redis"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return int(bool(tally.failed))
+
+
+def _play(stage: Stage, number: int, scale: Scale, tally: Tally) -> None:
+    night = Night(stage, number, draw(stage.seed, stage.engine_name, number, scale))
+    report = night.play()
+    tally.add(report)
+    _tell(stage.engine_name, report)
+    if report.broken:
+        tally.failed.append(_failed(stage, night, report, scale))
+    elif report.seconds > SLOW_SECONDS:
+        click.echo(f"{stage.engine_name}, night {number} took long: {keep(stage, report, night.logs)}")
+    if any(sentence.startswith("Not settled") for sentence in report.broken):
+        stage.renew()
+
+
+def _tell(engine: str, report: Report, verdict: str = "") -> None:
+    verdict = "BROKEN" if report.broken else verdict or "ok"
+    starved = f" (machine stood still {report.starved} times)" if report.starved else ""
+    click.echo(
+        f"{time.strftime('%H:%M:%S')} {engine:<11} night {report.number:<4} {len(report.struck):>3} faults"
+        f" {report.points:>6} points {report.seconds:>6.1f} s {report.extra:>2} further  {verdict}{starved}"
+    )
+
+
+def _failed(stage: Stage, night: Night, report: Report, scale: Scale) -> str:
+    """Keep what tells why, and print it; give one line that sums it up."""
+    folder = keep(stage, report, night.logs)
+    replay = f"make chaos SEED={stage.seed} ENGINE={stage.engine_name} NIGHT={report.number} POINTS={scale.points}"
+    click.echo(f"{stage.engine_name}, seed {stage.seed}, night {report.number}: {folder}; again: {shlex.quote(replay)}")
+    for sentence in report.broken[:20]:
+        click.echo(f"  {sentence}")
+    for fault in to_json(report.plan):
+        click.echo(f"    {fault}")
+    return f"{stage.engine_name} night {report.number}: {report.broken[0]} ({len(report.broken)} in all; {folder})"
+
+
+if __name__ == "__main__":
+    main()

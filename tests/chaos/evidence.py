@@ -1,0 +1,144 @@
+"""What the judge judges by: the simulated LMS's journal and state, and the database. Never Celery."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from nights import Row, rows
+from sqlalchemy import Engine
+
+from chaos.ground import Ground
+from simulator.journal import Entry
+from simulator.lms import Simulator
+from simulator.state import State
+from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE
+from worker.models import Downgrade, HeldLicense, Run
+
+Step = Literal["downgrade", "unlink"]
+REFUSALS = (400, 422, 500)
+
+
+@dataclass(frozen=True)
+class License:
+    """A licence with what it takes to tell whose it is."""
+
+    uuid: UUID
+    plan: UUID
+    enterprise: UUID
+    email: str | None
+    lms_user_id: int | None
+    learners: bool
+    expired: bool
+
+    @property
+    def mailbox(self) -> str:
+        """The address as the LMS takes it, but for case: that does not make another learner."""
+        return (self.email or "").strip().lower()
+
+
+def confirms(entry: Entry) -> bool:
+    """Was this a checked success: done, and told in an answer that came whole to a client that was there?"""
+    return entry.status == 200 and entry.worked and entry.dropped is None and not entry.client_gone
+
+
+def named(entry: Entry) -> list[str]:
+    """The licences, or the e-mails, that a request is about."""
+    return list(map(str, entry.licenses if entry.kind == "downgrade" else entry.emails))
+
+
+class Evidence:
+    """The rows and requests of a night, read once, and the questions that several promises ask of them."""
+
+    def __init__(self, ground: Ground, engine: Engine, lms: Simulator) -> None:
+        self.ground = ground
+        self.state: State = lms.state
+        calls = lms.calls("downgrade") + lms.calls("unlink")
+        self.entries = sorted((each for each in calls if not _concerns_nobody(each)), key=lambda entry: entry.start)
+        self.plans = {row["uuid"]: row for row in rows(engine, "subscriptionplan")}
+        customers = {row["uuid"]: row["enterprise_customer_uuid"] for row in rows(engine, "customeragreement")}
+        self.licenses = {
+            row["uuid"]: self._license(row, customers[self.plans[row["subscription_plan_id"]]["customer_agreement_id"]])
+            for row in rows(engine, "license")
+        }
+        self.events = rows(engine, "licenseevent")
+        self.held = rows(engine, HeldLicense)
+        self.downgrades = rows(engine, Downgrade)
+        self.runs = sorted(rows(engine, Run), key=lambda row: (row["opened_at"], str(row["id"])))
+        self._confirmations: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        for entry in filter(confirms, self.entries):
+            for name in named(entry):
+                for enterprise in entry.enterprises:
+                    self._confirmations[enterprise, name].append(entry)
+
+    def _license(self, row: Row, enterprise: UUID) -> License:
+        assert self.ground.laid_at is not None
+        plan = self.plans[row["subscription_plan_id"]]
+        learners = row["status"] in ("assigned", "activated")
+        expired = plan["expiration_date"] <= self.ground.laid_at
+        own = (row["user_email"], row["lms_user_id"])
+        return License(row["uuid"], plan["uuid"], enterprise, *own, learners=learners, expired=expired)
+
+    def calls(self, enterprise: UUID, step: Step | None = None) -> list[Entry]:
+        """The requests for an enterprise, by their start; probes, which concern nobody, are none."""
+        return [each for each in self.entries if step in (None, each.kind) and str(enterprise) in each.enterprises]
+
+    def confirmations(self, enterprise: UUID, name: str) -> list[Entry]:
+        """The checked successes for a licence (a UUID as text) or an e-mail address, by their start."""
+        return self._confirmations.get((str(enterprise), name), [])
+
+    def settled(self, enterprise: UUID, license: str, before: int, since: int = 0) -> bool:
+        """Was a downgrade that began after `since` confirmed, or its licence held, before a number of the journal?
+
+        That a licence was held by then shows in its having been refused alone; the ledger has no such moment.
+        """
+        confirmed = self.confirmations(enterprise, license)
+        if any(each.start > since and each.end is not None and each.end < before for each in confirmed):
+            return True
+        on_list = any(str(row["license_uuid"]) == license and row["step"] == "downgrade" for row in self.held)
+        refused = (each for each in self.calls(enterprise, "downgrade") if each.status in REFUSALS)
+        return on_list and any(named(each) == [license] and (each.end or before) < before for each in refused)
+
+    def learners_licenses(self, enterprise: UUID, email: str) -> list[License]:
+        """All licences of the learner with this address, found by it or by the user's number, under this customer."""
+        own = [each for each in self.licenses.values() if each.enterprise == enterprise]
+        mailbox = email.strip().lower()
+        users = {each.lms_user_id for each in own if each.mailbox == mailbox} - {None}
+        return [each for each in own if each.mailbox == mailbox or each.lms_user_id in users]
+
+    def of_plan(self, plan: UUID) -> list[License]:
+        """The licences of a plan that learners have: those that a downgrade is about."""
+        return [each for each in self.licenses.values() if each.plan == plan and each.learners]
+
+    def runs_of(self, enterprise: UUID) -> list[Row]:
+        """An enterprise's runs, in the order in which they were opened."""
+        return [run for run in self.runs if run["enterprise_customer_uuid"] == enterprise]
+
+    def processed(self) -> list[UUID]:
+        """The plans that were marked as processed in this night."""
+        marked = (uuid for uuid, row in self.plans.items() if row["expiration_processed"])
+        return [uuid for uuid in marked if uuid not in self.ground.processed]
+
+    def enterprise_of_plan(self, plan: UUID) -> UUID | None:
+        """The customer of a plan, as its licences tell it."""
+        return next((each.enterprise for each in self.licenses.values() if each.plan == plan), None)
+
+    def of_the_night(self, event_name: str) -> list[tuple[License, datetime]]:
+        """The licences with such an event that were laid without one, each with the event's moment."""
+        found = [row for row in self.events if row["event_name"] == event_name]
+        return [
+            (self.licenses[row["license_id"]], row["created"])
+            for row in found
+            if row["license_id"] not in self.ground.unlinked
+        ]
+
+
+def _concerns_nobody(entry: Entry) -> bool:
+    return named(entry) in ([str(NOBODYS_LICENSE)], [NOBODYS_EMAIL])
+
+
+def numbers(entries: Iterable[Entry]) -> str:
+    """Requests as the sentences name them."""
+    return ", ".join(f"#{entry.start}" for entry in entries)

@@ -1,0 +1,94 @@
+"""Some 50 faults on each push, drawn from a fixed seed; `make chaos` plays as many as one likes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from chaos import counter, servers
+from chaos.faults import AT_THE_LMS, IN_A_PROCESS, KINDS, NIGHT_MISSED, Fault, Scale, draw, lms_fault, order
+
+ROOT = Path(__file__).parents[2]
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+SCALE = Scale(points=1700, downgrades=70, unlinks=50, enterprises=("a", "b", "c"))
+FAULTS_EACH = 25
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", list(servers.DATABASES))
+def test_every_promise_holds_under_faults_drawn_at_random(engine: str, tmp_path: Path) -> None:
+    servers.require(engine)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)  # the databases run as other users
+    print(f"CHAOS_SEED={SEED}")  # noqa: T201, shown when it fails
+    command = [sys.executable, "-m", "chaos", "--seed", str(SEED), "--faults", str(FAULTS_EACH), "--engine", engine]
+    played = subprocess.run(
+        [*command, "--folder", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
+    assert played.returncode == 0, played.stdout + played.stderr
+    assert sum(json.loads((tmp_path / engine / "tally.json").read_text())["faults"].values()) >= FAULTS_EACH
+
+
+def plans(scale: Scale = SCALE) -> list[list[Fault]]:
+    return [draw(SEED, "postgresql", night, scale) for night in range(1, 200)]
+
+
+def test_a_plan_is_drawn_from_the_seed_the_engine_and_the_night_alone() -> None:
+    assert plans() == plans()
+    assert draw(1, "postgresql", 1, SCALE) != draw(2, "postgresql", 1, SCALE)
+    assert draw(1, "postgresql", 1, SCALE) != draw(1, "mariadb", 1, SCALE)
+    assert draw(1, "postgresql", 1, SCALE) != draw(1, "postgresql", 2, SCALE)
+
+
+def test_a_night_of_another_length_has_the_same_faults_at_other_numbers() -> None:
+    longer = Scale(points=3000, downgrades=75, unlinks=52, enterprises=SCALE.enterprises)
+    for plan, other in zip(plans(), plans(longer), strict=True):
+        assert Counter(fault.kind for fault in plan) == Counter(fault.kind for fault in other)
+
+
+def test_every_kind_gets_its_share_and_none_more_than_a_night_may_have() -> None:
+    drawn = Counter(fault.kind for plan in plans() for fault in plan)
+    may_be_missing = {kind for kind, each in KINDS.items() if each.most == 0}
+    assert drawn.keys() | may_be_missing == {*KINDS, NIGHT_MISSED}
+    assert min(drawn.values()) > 15
+    for plan in plans():
+        counts = Counter(fault.kind for fault in plan)
+        assert all(counts[kind] <= KINDS[kind].most for kind in KINDS)
+        assert all(1 <= fault.at <= SCALE.points for fault in plan if fault.kind != NIGHT_MISSED)
+
+
+def test_each_fault_is_one_that_the_simulator_or_a_process_takes() -> None:
+    for fault in (fault for plan in plans() for fault in plan):
+        if fault.kind in AT_THE_LMS:
+            assert lms_fault(fault).times
+        if fault.kind in IN_A_PROCESS:
+            assert order(fault).at == fault.at
+
+
+def test_what_is_ordered_at_a_point_is_done_once_and_in_its_own_night(tmp_path: Path) -> None:
+    driver, process = counter.Counter(tmp_path), counter.Counter(tmp_path)
+    third = counter.Order(3, "kill_child")
+    first_commit = counter.Order(2, "commit_lost", where="after commit")
+    driver.arm(1, [third, first_commit])
+
+    def reach(point: str) -> counter.Order | None:
+        with process.reach(point=point, pid=1, group=1, main=False, time=0.0) as ordered:
+            return ordered
+
+    points = ["after commit", "sending", "answered", "after commit", "after commit", "sending"]
+    assert [reach(point) for point in points] == [None, None, third, first_commit, None, None]
+    assert driver.value() == len(points)
+    assert [line.order.get("kind") for line in driver.news()] == [None, None, "kill_child", "commit_lost", None, None]
+    driver.arm(2, [])
+    assert [reach("sending"), reach("after commit"), reach("sending")] == [None, None, None]
+    assert [line.number for line in driver.news()] == [1, 2, 3]
