@@ -254,7 +254,8 @@ def publisher() -> dispatch.Publish:
 
 
 def _stop_here(*_: Any) -> None:
-    report.err.print("Ending after the calls in flight. What is left stays live: run --here again goes on with it.")
+    said = "Ending after the calls in flight. What is left stays live: run --here again goes on with it."
+    report.err.print(said, soft_wrap=True)
     waits.stop()
 
 

@@ -4,6 +4,8 @@
 come from the environment as everywhere.
 """
 
+import faulthandler
+import signal
 import sys
 from functools import partial
 from typing import Any
@@ -46,3 +48,5 @@ app.conf.broker_transport_options |= {"unacked_restore_interval": 2, "unacked_re
 
 if "worker" in sys.argv:  # beat's publications are not points of the worker's
     points.install()
+
+faulthandler.register(signal.SIGUSR2, all_threads=True)  # one that does not end says in its log where it stands

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER_VARIABLE = "CHAOS_FOLDER"
+# What is to be added to the steady clock, which all processes of the machine share, to tell the time of day. A worker
+# whose clock is wrong on purpose would have what is frozen thawed an hour too early or too late.
+EPOCH_VARIABLE = "CHAOS_EPOCH"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,9 @@ class Member:
         now = time.monotonic()
         if self._process is not None and self._process.poll() is not None:
             self.kill(SUPERVISORS_DELAY if self._end_by is None else 0.0)
-        elif self._end_by is not None and now > self._end_by:
+        elif self._process is not None and self._end_by is not None and now > self._end_by:
+            self._process.send_signal(signal.SIGUSR2)  # its log then has where it stands
+            time.sleep(0.2)
             self.complaint = f"Shutdown: {self.name} did not end within {WARM_SHUTDOWN_SECONDS:.0f} s of SIGTERM"
             self.kill()
         if self._start_at is not None and now >= self._start_at:

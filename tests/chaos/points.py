@@ -20,7 +20,7 @@ from sqlalchemy.engine.interfaces import Dialect
 
 import worker.deps
 import worker.lms
-from chaos.counter import FOLDER_VARIABLE, Counter, Order
+from chaos.counter import EPOCH_VARIABLE, FOLDER_VARIABLE, Counter, Order
 
 BEFORE_CALL, SENDING, ANSWERED = "before call", "sending", "answered"
 BEFORE_COMMIT, AFTER_COMMIT = "before commit", "after commit"
@@ -40,6 +40,7 @@ class Points:
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
         self._main = os.getpid()
+        self._epoch = float(os.environ[EPOCH_VARIABLE])
         self._lock = threading.Lock()
         self.task: dict[str, str | None] = {}
         os.register_at_fork(after_in_child=self._forked)
@@ -50,7 +51,13 @@ class Points:
     def reach(self, point: str, task: dict[str, str | None] | None = None) -> Order | None:
         """Reach a point; what is ordered there happens now, but for `commit_lost`, which is returned."""
         main = os.getpid() == self._main
-        about = {"point": point, "pid": os.getpid(), "group": os.getpgrp(), "main": main, "time": time.time()}
+        about = {
+            "point": point,
+            "pid": os.getpid(),
+            "group": os.getpgrp(),
+            "main": main,
+            "time": self._epoch + time.monotonic(),
+        }
         # This process's other threads wait at its own lock, so that none of them stops with the shared one in hand.
         with self._lock:
             with self._counter.reach(**about, **(self.task if task is None else task)) as order:

@@ -1,6 +1,7 @@
 """All that the nights of one engine share: servers, the LMS, the crew, the ground, and the folder of logs."""
 
 import os
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from chaos import ground
 from chaos.broker import Broker
-from chaos.counter import FOLDER_VARIABLE, Counter
+from chaos.counter import EPOCH_VARIABLE, FOLDER_VARIABLE, Counter
 from chaos.crew import ROOT, Crew
 from chaos.faults import LEASE_SECONDS
 from chaos.servers import DATABASES, DatabaseServer, Redis
@@ -86,6 +87,7 @@ class Stage:
         self.broker = Broker(self.redis)
         env = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}", "PYTHONUNBUFFERED": "1"}
         env |= SETTINGS | self.ground.settings() | self._addresses() | {FOLDER_VARIABLE: str(points)}
+        env |= {EPOCH_VARIABLE: repr(time.time() - time.monotonic())}
         self.crew = Crew(logs, env)
         self._stack.callback(self.crew.stop)
         self.crew.start()
