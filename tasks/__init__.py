@@ -110,9 +110,12 @@ def unlink_learners(self: Task[Any, Any], enterprise_customer_uuid: str, run_id:
 def reconcile() -> dict[str, int]:
     """Take up runs that were let down (a worker died, the broker lost the chain), and the night that beat missed."""
     deps = get_deps()
-    counts = dispatch.take_up_stalled(deps, publish)
-    latest = _latest_night(deps)
-    return counts | {"nights": dispatch.make_good(deps, latest, publish) if latest else 0}
+    try:
+        counts = dispatch.take_up_stalled(deps, publish)
+    finally:  # neither is to keep the other from its work
+        latest = _latest_night(deps)
+        made_good = dispatch.make_good(deps, latest, publish) if latest else 0
+    return counts | {"nights": made_good}
 
 
 def _latest_night(deps: Deps, leeway: timedelta = timedelta()) -> datetime | None:

@@ -73,8 +73,7 @@ def drive(
     """
     split: deque[Batch] = deque()
     in_flight: dict[Future[None], Batch] = {}
-    failure: Exception | None = None
-    exhausted = False
+    failure, exhausted = None, False
     while True:
         try:
             while not failure and not exhausted and len(in_flight) < deps.settings.LMS_PARALLEL_REQUESTS:

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.signals import beat_init, worker_init, worker_shutting_down
 
 from worker import settings, waits
@@ -38,3 +38,14 @@ def hand_back(**_: Any) -> None:
     given = load_settings()
     calls = max(given.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, given.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
     waits.end_within(settings.CONNECT_SECONDS + calls + SHUTDOWN_SECONDS)
+
+
+class HandBack(bootsteps.StartStopStep):
+    """Does the same where no signal is sent: Flower's and `celery control`'s shutdown, and SIGHUP."""
+
+    def close(self, worker: Any) -> None:
+        """Celery's hook: the worker begins to stop."""
+        hand_back()
+
+
+app.steps["worker"].add(HandBack)

@@ -146,10 +146,7 @@ def run(
     for other in (each for each in started if not each.new):
         report.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)
     if here:
-        for end in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(end, _stop_here)
-        for each in started:
-            _run_here(deps, each, request)
+        _run_all_here(deps, started, request)
     waiting = not no_wait and not here
     runs = report.watch(deps.database, [each.run_id for each in started], wait=waiting, quiet=as_json)
     status = report.show_runs(runs, as_json, "Nothing is due.")
@@ -257,6 +254,13 @@ def _stop_here(*_: Any) -> None:
     said = "Ending after the calls in flight. What is left stays live: run --here again goes on with it."
     report.err.print(said, soft_wrap=True)
     waits.stop()
+
+
+def _run_all_here(deps: Deps, started: Sequence[dispatch.Started], request: dispatch.Request) -> None:
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, _stop_here)
+    for each in started:
+        _run_here(deps, each, request)
 
 
 def _run_here(deps: Deps, started: dispatch.Started, request: dispatch.Request) -> None:

@@ -31,11 +31,15 @@ CONNECT_TIMEOUT = 10
 # wait for it for ever. No transaction of ours is ever idle for as long.
 IDLE_SECONDS = 60
 LOCK_SECONDS = 10
+# A server that is gone without a word, as after a failover, is noticed: within a minute; on MySQL, where only the
+# answer's time can be limited, within what no statement of ours takes.
+_KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+_SILENCE = {"read_timeout": 600, "write_timeout": 60}
 _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "sqlite": {"timeout": 30},
-    "postgresql": {"connect_timeout": CONNECT_TIMEOUT},
-    "mysql": {"connect_timeout": CONNECT_TIMEOUT},
-    "mariadb": {"connect_timeout": CONNECT_TIMEOUT},
+    "postgresql": {"connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVE},
+    "mysql": {"connect_timeout": CONNECT_TIMEOUT, **_SILENCE},
+    "mariadb": {"connect_timeout": CONNECT_TIMEOUT, **_SILENCE},
 }
 
 T = TypeVar("T")

@@ -113,6 +113,7 @@ def start_scheduled(deps: Deps, scheduled_for: datetime, publish: Publish) -> li
     try:
         started = start(deps, Request(), (), publish)
     except Exception:
+        log.error("the night of %s could not be opened whole", scheduled_for.isoformat())
         nights.let_down(deps.database, scheduled_for)
         raise
     nights.opened(deps.database, scheduled_for)
@@ -148,8 +149,12 @@ def strangers(deps: Deps) -> dict[UUID, str]:
 
 
 def take_up_stalled(deps: Deps, publish: Publish) -> dict[str, int]:
-    """Publish the rest of each chain that was let down; return how many were published and given up."""
+    """Publish the rest of each chain that was let down; return how many were published and given up.
+
+    Raises what a publication raised, after the others were tried.
+    """
     again, given_up = ledger.take_up_stalled(deps.database)
+    failure: Exception | None = None
     for run in again:
         log.warning(
             "taking up run=%s enterprise=%s again: it was let down while %s",
@@ -157,9 +162,14 @@ def take_up_stalled(deps: Deps, publish: Publish) -> dict[str, int]:
             run.enterprise_customer_uuid,
             run.phase,
         )
-        publish(run.enterprise_customer_uuid, run.id)
+        try:
+            publish(run.enterprise_customer_uuid, run.id)
+        except Exception as error:
+            failure = error
     for run_id in given_up:
         log.error("gave up run=%s: license-expiry status tells why", run_id)
+    if failure:
+        raise failure
     return {"published": len(again), "abandoned": len(given_up)}
 
 

@@ -5,7 +5,6 @@ fencing number; `Claim.guard` checks and renews it before each LMS call, and eve
 condition that the fencing number is still its own.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +22,7 @@ from worker.database import Database
 from worker.errors import BadArgument, LeaseLost, NotClaimed
 from worker.models import ENDED, DatabaseNow, Phase, Run, Throttle
 from worker.records import changed
+from worker.waits import steady
 
 # How long a published chain may lie in the broker before it is published again; doubles each time.
 QUEUED_SECONDS = 600
@@ -97,9 +97,10 @@ class Claim:
     def guard(self) -> float:
         """Check that the run is still ours and renew the lease: to be called right before each LMS call.
 
-        Returns until when (of time.monotonic) the lease surely lasts: whoever was frozen since must not send.
+        Returns until when (on waits.steady) the lease surely lasts: a call that may not have ended by then must not
+        begin, though its process was frozen since.
         """
-        asked = time.monotonic()
+        asked = steady()
         self._database.transact(lambda session: self._set(session))
         return asked + self._lease_seconds
 

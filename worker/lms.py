@@ -21,7 +21,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponent
 
 from worker.errors import BatchRefused, LeaseLost, RunRefused, Unavailable
 from worker.outcomes import CREDENTIALS_REMEDY, judge
-from worker.waits import Patience, Pause
+from worker.waits import Patience, Pause, steady
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
 DOWNGRADE_PATH = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
@@ -36,7 +36,7 @@ NOBODYS_EMAIL = "nobody@license-expiry.invalid"
 
 
 Guard = Callable[[], float]
-"""Asked right before anything is sent: until when, on time.monotonic, we may send; what it raises ends the call."""
+"""Asked right before anything is sent: until when, on waits.steady, the call must have ended; may raise to end it."""
 
 _throttled = Pause()
 
@@ -95,8 +95,8 @@ class _Body(BytesIO):
         self._until = until
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if time.monotonic() >= self._until:
-            raise LeaseLost("the lease lapsed between its check and the call: nothing was sent")
+        if steady() >= self._until:
+            raise LeaseLost("too little was left of the lease between its check and the call: nothing was sent")
         return super().read(size)
 
 
@@ -226,7 +226,7 @@ class LmsClient:
         def ready() -> None:
             nonlocal until
             self._auth.ready()
-            until = guard()  # last, because a token may take its time
+            until = guard() - self._timeouts[kind]  # last, because a token may take its time
 
         response = self._unthrottled(send, ready)
         if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat

@@ -6,7 +6,7 @@ message that came twice. It has a lease until all of its runs are opened, as a r
 
 from datetime import datetime
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -22,14 +22,15 @@ _LET_DOWN = (Night.lease_until < DatabaseNow(), Night.tries < MAX_TRIES)
 def begin(database: Database, scheduled_for: datetime) -> bool:
     """Take up the night of this moment; return whether it is ours to open its runs.
 
-    It is when nobody has begun it, or when whoever did has let it down (MAX_TRIES times at most).
+    It is when nobody has begun it, or when whoever did has let it down (MAX_TRIES times at most); and when it was only
+    noted by `overdue` as before the ledger's time, but beat sends it all the same.
     """
     row = {"scheduled_for": scheduled_for, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(LEASE_SECONDS)}
     try:
         database.transact(lambda session: session.execute(insert(Night).values(row | {"tries": 1})))
         return True
     except IntegrityError:
-        again = update(Night).where(Night.scheduled_for == scheduled_for, *_LET_DOWN)
+        again = update(Night).where(Night.scheduled_for == scheduled_for, or_(and_(*_LET_DOWN), Night.tries == 0))
         again = again.values(tries=Night.tries + 1, lease_until=DatabaseNow(LEASE_SECONDS))
         return database.transact(lambda session: changed(session, again))
 
@@ -47,17 +48,21 @@ def let_down(database: Database, scheduled_for: datetime) -> None:
 def overdue(database: Database, latest: datetime) -> list[datetime]:
     """Which nights may have runs to be opened: those let down half-way, and the `latest` scheduled one if missed.
 
-    A ledger that knows of no night yet is new: the latest one is then noted as before its time, and not made good.
+    Missed is one that is later than all that are known, so that a changed schedule does not look back. A ledger that
+    knows of none is new: the latest one is then noted, with no tries, as before its time.
     """
 
     def work(session: Session) -> list[datetime]:
         found = list(session.scalars(select(Night.scheduled_for).where(*_LET_DOWN)))
-        return found if session.get(Night, latest) else [*found, latest]
+        newest = session.scalar(select(func.max(Night.scheduled_for)))
+        if newest is None:
+            session.execute(insert(Night).values(scheduled_for=latest, opened_at=DatabaseNow(), tries=0))
+        return [*found, latest] if newest and newest < latest else found
 
-    anything = select(Night.scheduled_for).limit(1)
-    if database.transact(lambda session: session.scalar(anything)) is None and begin(database, latest):
-        opened(database, latest)
-    return database.transact(work)
+    try:
+        return database.transact(work)
+    except IntegrityError:  # another has just noted it
+        return []
 
 
 def _set_lease(database: Database, scheduled_for: datetime, until: DatabaseNow | None) -> None:

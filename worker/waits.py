@@ -10,10 +10,14 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from worker.errors import Stopping
 
 log = logging.getLogger(__name__)
+
+# Seconds of a clock that also runs while the machine is suspended, where there is one: for what others judge by theirs.
+steady = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 _POLL_SECONDS = 0.5
 _stopping = multiprocessing.Value("b", 0, lock=False)

@@ -5,7 +5,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from nights import ON_EACH, ON_SQLITE, Make, lay, lost_commit_answer, rows, together, unlinking
+from nights import ON_EACH, ON_SQLITE, Make, lay, lost_commit_answer, open_one, rows, together, unlinking
+from nights import lapse as lapse_run
 from sqlalchemy import Engine, update
 
 from simulator.lms import Simulator
@@ -82,6 +83,43 @@ def test_a_new_ledger_makes_no_night_good_and_a_later_missed_one_is(database: Da
     assert nights.overdue(database, TONIGHT) == [TONIGHT], "until somebody begins it"
     assert nights.begin(database, TONIGHT)
     assert nights.overdue(database, TONIGHT) == []
+
+
+@ON_EACH
+def test_the_first_night_is_beat_s_although_reconcile_noted_its_moment_first(
+    database: Database, engine: Engine
+) -> None:
+    assert [each for each in together(4, lambda _: nights.overdue(database, TONIGHT)) if each] == []
+    assert nights.begin(database, TONIGHT), "beat's own message comes after a reconcile of the same minute"
+    nights.opened(database, TONIGHT)
+    assert not nights.begin(database, TONIGHT), "and once"
+    [night] = rows(engine, Night)
+    assert night["tries"] == 1
+
+
+@ON_SQLITE
+def test_a_schedule_that_is_changed_does_not_look_back(database: Database) -> None:
+    assert nights.begin(database, TONIGHT)
+    nights.opened(database, TONIGHT)
+    assert nights.overdue(database, TONIGHT - timedelta(hours=3)) == [], "an earlier hour: today's night has been"
+
+
+@ON_SQLITE
+def test_one_that_cannot_be_published_keeps_no_other_from_it(lms: Simulator, make_test_deps: Make) -> None:
+    deps = make_test_deps()
+    runs = [open_one(deps, lay(lms, seed=seed).enterprise) for seed in (1, 2, 3)]
+    for run_id in runs:
+        lapse_run(deps.database.engine, run_id)
+    tried: list[UUID] = []
+
+    def publish(_: UUID, run_id: UUID) -> None:
+        tried.append(run_id)
+        if len(tried) == 1:
+            raise ConnectionError("the broker is away")
+
+    with pytest.raises(ConnectionError):
+        dispatch.take_up_stalled(deps, publish)
+    assert sorted(tried) == sorted(runs)
 
 
 @ON_SQLITE

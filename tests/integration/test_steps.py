@@ -205,8 +205,8 @@ def test_calls_keep_to_the_rate_over_both_steps(lms: Simulator, make_test_deps: 
 @ON_SQLITE
 def test_the_lease_is_renewed_while_a_call_is_in_flight(lms: Simulator, make_test_deps: Make) -> None:
     laid = lay(lms, licenses=1)
-    deps = make_test_deps()
-    patient = replace(deps, settings=deps.settings.model_copy(update={"LEASE_SECONDS": 1}))
+    deps = make_test_deps(BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS=4)
+    patient = replace(deps, settings=deps.settings.model_copy(update={"LEASE_SECONDS": 5}))
     lms.faults(Fault(kind="downgrade", delay=60))
     run_id = open_one(deps, laid.enterprise)
     with in_background(lms, lambda: finish(patient, laid.enterprise, run_id)) as running:
