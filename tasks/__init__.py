@@ -18,8 +18,8 @@ from worker.ledger import Step
 from worker.settings import retry_wait
 
 _BROKER_RETRY_SECONDS = 30
-# How far beat's clock may be ahead of the database's without its night being taken for that of the day before; less than
-# the minute that the nights of the tightest schedule are apart.
+# How far beat's clock may be ahead of the database's without its night being taken for that of the day before; less
+# than the minute that the nights of the tightest schedule are apart.
 BEAT_AHEAD = timedelta(seconds=30)
 # Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An argument that is not
 # known is to fail as a task does, and not where it is posted.
