@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 from celery.schedules import ParseException, crontab
 
 from worker.errors import Unusable
-from worker.settings import CelerySettings, load, load_settings
+from worker.settings import CelerySettings, load_settings
+from worker.sources import load
 
 
 def _refuse(sentence: object) -> NoReturn:

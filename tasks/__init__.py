@@ -6,24 +6,38 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import structlog
 from celery import Task, chain, current_app, shared_task
 from celery.canvas import Signature
 from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 
-from worker import dispatch, records, steps
+from worker import dispatch, nights, records, steps
 from worker.deps import Deps, get_deps
 from worker.errors import LicenseExpiryError, Unavailable
 from worker.ledger import Step
 from worker.settings import retry_wait
 
+log = structlog.stdlib.get_logger(__name__)
+
 _BROKER_RETRY_SECONDS = 30
 # How far beat's clock may be ahead of the database's without its night being taken for that of the day before; less
 # than the minute that the nights of the tightest schedule are apart.
 BEAT_AHEAD = timedelta(seconds=30)
+
+
+class Trigger(Task[Any, Any]):
+    """A task that is not of a run: its failure is told here, for none of its steps tells it."""
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Log the failure (Celery's hook)."""
+        log.error("task failed", name=self.name, error=str(exc))
+
+
 # Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An argument that is not
 # known is to fail as a task does, and not where it is posted.
 TRIGGER: dict[str, Any] = {
+    "base": Trigger,
     "max_retries": 5,
     "throws": (LicenseExpiryError,),
     "reject_on_worker_lost": True,
@@ -107,7 +121,7 @@ def unlink_learners(self: Task[Any, Any], enterprise_customer_uuid: str, run_id:
     return _step(self, Step.UNLINK, enterprise_customer_uuid, run_id)
 
 
-@shared_task(name="license_expiry.reconcile", throws=(LicenseExpiryError,))
+@shared_task(name="license_expiry.reconcile", base=Trigger, throws=(LicenseExpiryError,))
 def reconcile() -> dict[str, int]:
     """Take up runs that were let down (a worker died, the broker lost the chain), and the night that beat missed."""
     deps = get_deps()
@@ -116,6 +130,7 @@ def reconcile() -> dict[str, int]:
     finally:  # neither is to keep the other from its work
         latest = _latest_night(deps)
         made_good = dispatch.make_good(deps, latest, publish) if latest else 0
+    nights.reconciled(deps.database)
     return counts | {"nights": made_good}
 
 
@@ -166,7 +181,7 @@ def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_i
     except Unavailable as error:
         if countdown is None:
             raise
-        raise task.retry(exc=error, countdown=countdown) from error
+        raise task.retry(exc=_coming_again(error, countdown), countdown=countdown) from error
     names = {"enterprise_customer_uuid": enterprise_customer_uuid, "run_id": run_id}
     if outcome.more:
         raise task.replace(task.si(**names))
@@ -175,3 +190,9 @@ def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_i
     if step is Step.DOWNGRADE and not task.request.chain:  # posted by hand, alone: its run goes on all the same
         unlink_learners.apply_async(kwargs=names)
     return records.describe(outcome.run)
+
+
+def _coming_again(error: Unavailable, countdown: int) -> Unavailable:
+    """The error as Flower is to show it of a retry: with its reason, and when the step comes again."""
+    when = datetime.now(UTC) + timedelta(seconds=countdown)
+    return Unavailable(error.reason, f"{error.message}; comes again at {when:%Y-%m-%d %H:%M:%S} UTC", error.retry_after)

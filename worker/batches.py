@@ -3,7 +3,6 @@
 No transaction is open while a call is in flight. Everything is recorded by the one thread that runs the step.
 """
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import structlog
 from sqlalchemy.orm import Session
 
 from worker import records, waits
@@ -23,7 +23,7 @@ from worker.errors import BatchRefused
 from worker.ledger import Claim
 from worker.policy import Rows
 
-log = logging.getLogger(__name__)
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _record(
         if len(batch.rows) > 1:
             return batch.halves
         (license_uuid,) = batch.licenses
-        log.warning("held: license=%s step=%s reason=%s run=%s", license_uuid, claim.step, refused.reason, claim.run.id)
+        log.debug("held", license=license_uuid, reason=refused.reason)
         hold = partial(records.hold, run=claim.run, step=claim.step, license_uuid=license_uuid, reason=refused.reason)
         claim.record(hold, licenses_held=1)
         return []

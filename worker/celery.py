@@ -3,17 +3,46 @@
 import sys
 from typing import Any
 
+import structlog
 from celery import Celery, bootsteps
-from celery.signals import beat_init, worker_init, worker_shutting_down
+from celery.signals import (
+    beat_init,
+    import_modules,
+    setup_logging,
+    task_postrun,
+    task_prerun,
+    worker_init,
+    worker_shutting_down,
+)
 
-from worker import settings, waits
+from worker import flower, logs, settings, waits
 from worker.errors import Unusable
-from worker.settings import load_settings
+from worker.settings import CelerySettings, load_settings
+from worker.sources import load
 
 SHUTDOWN_SECONDS = 20
 
 app = Celery("license_expiry")
 app.config_from_object("celeryconfig")
+import_modules.connect(flower.guard)
+
+
+@setup_logging.connect
+def log_in_our_way(loglevel: int, logfile: str | None, **_: Any) -> None:
+    """Configure the logging of a worker or beat, in place of Celery."""
+    logs.configure(load(CelerySettings).LOG_FORMAT, loglevel, logfile)
+
+
+@task_prerun.connect
+def name_the_task(task_id: str, **_: Any) -> None:
+    """Let each log line of a task carry its id."""
+    structlog.contextvars.bind_contextvars(task=task_id)
+
+
+@task_postrun.connect
+def forget_the_task(**_: Any) -> None:
+    """Let nothing of this task be on the next one's lines."""
+    structlog.contextvars.clear_contextvars()
 
 
 @worker_init.connect

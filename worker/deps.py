@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from worker import ledger, waits
+from worker.calls import Calls
 from worker.database import Database, make_engine
 from worker.lms import LmsClient
 from worker.settings import Settings, load_settings
@@ -20,6 +21,7 @@ class Deps:
     database: Database
     lms: LmsClient
     executor: ThreadPoolExecutor
+    calls: Calls
 
     def close(self) -> None:
         """Close every connection and end the threads."""
@@ -31,6 +33,7 @@ class Deps:
 def make_deps(settings: Settings, patience: Patience | None = None) -> Deps:
     """Wire everything up from settings; connects to nothing yet. `patience` replaces the LMS client's own."""
     database = Database(make_engine(settings.DATABASE_URL, connections=settings.LMS_PARALLEL_REQUESTS + 1))
+    calls = Calls()
     lms = LmsClient(
         settings.LMS_URL,
         settings.SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT or settings.LMS_URL,
@@ -40,10 +43,11 @@ def make_deps(settings: Settings, patience: Patience | None = None) -> Deps:
         unlink_timeout=settings.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS,
         patience=patience,
         sleep=waits.sleep,
+        observe=calls.observe,
         pace=partial(ledger.seconds_to_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
     )
     executor = ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms")
-    return Deps(settings, database, lms, executor)
+    return Deps(settings, database, lms, executor, calls)
 
 
 @cache

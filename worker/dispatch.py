@@ -1,12 +1,12 @@
 """Opening runs: check what is asked for, find the enterprises with work due, open a run for each, publish its chain."""
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from worker import ledger, nights, policy
@@ -14,8 +14,9 @@ from worker.database import Database
 from worker.deps import Deps
 from worker.errors import BadArgument
 from worker.scope import scope_of
+from worker.settings import DatabaseSettings
 
-log = logging.getLogger(__name__)
+log = structlog.stdlib.get_logger(__name__)
 
 Publish = Callable[[UUID, UUID], None]
 """Publishes the chain of an enterprise's run: (enterprise customer UUID, run id)."""
@@ -79,12 +80,18 @@ def parse_uuid(name: str, value: Any) -> UUID:
         raise BadArgument(f"{name} is not a UUID: {value!r}") from None
 
 
-def start(deps: Deps, request: Request, enterprises: Iterable[UUID], publish: Publish) -> list[Started]:
+def start(
+    deps: Deps,
+    request: Request,
+    enterprises: Iterable[UUID],
+    publish: Publish,
+    scheduled_for: datetime | None = None,
+) -> list[Started]:
     """Open and publish a run for each of these enterprises (or for all, when none is named) that has work due.
 
     Raises BadArgument, before anything is written, for an unknown enterprise, a plan that is not of one of these
     enterprises, or a window in the future. An enterprise on the unlink list that license-manager does not know
-    gets a failed run with the reason, when all were asked for.
+    gets a failed run with the reason, when all were asked for. `scheduled_for` is the scheduled night that this is.
     """
     named = frozenset(enterprises)
     as_of = deps.database.now()
@@ -92,16 +99,21 @@ def start(deps: Deps, request: Request, enterprises: Iterable[UUID], publish: Pu
     started = []
     for enterprise in due_enterprises(deps, request, named, as_of):
         columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
-        opened = ledger.open_run(deps.database, enterprise, as_of, **columns)
+        opened = ledger.open_run(deps.database, enterprise, as_of, scheduled_for=scheduled_for, **columns)
         if opened.new:
             publish(enterprise, opened.run_id)
+            log.info("run opened", enterprise=enterprise, run=opened.run_id, dry_run=request.dry_run)
         else:
-            log.info("enterprise=%s has a live run already: run=%s", enterprise, opened.run_id)
+            log.info("has a live run already", enterprise=enterprise, run=opened.run_id)
         started.append(Started(enterprise, opened.run_id, opened.new))
     if not named and request == Request():
         started += [
-            Started(enterprise, ledger.record_refusal(deps.database, enterprise, as_of, sentence), new=True)
-            for enterprise, sentence in strangers(deps).items()
+            Started(
+                enterprise,
+                ledger.record_refusal(deps.database, enterprise, as_of, sentence, scheduled_for),
+                new=True,
+            )
+            for enterprise, sentence in strangers(deps.settings, deps.database).items()
         ]
     return started
 
@@ -111,12 +123,13 @@ def start_scheduled(deps: Deps, scheduled_for: datetime, publish: Publish) -> li
     if not nights.begin(deps.database, scheduled_for):
         return None
     try:
-        started = start(deps, Request(), (), publish)
+        started = start(deps, Request(), (), publish, scheduled_for)
     except Exception:
-        log.error("the night of %s could not be opened whole", scheduled_for.isoformat())
+        log.error("the night could not be opened whole", night=scheduled_for.isoformat())
         nights.let_down(deps.database, scheduled_for)
         raise
     nights.opened(deps.database, scheduled_for)
+    log.info("the night is opened", night=scheduled_for.isoformat(), enterprises=len(started))
     return started
 
 
@@ -124,7 +137,7 @@ def make_good(deps: Deps, latest: datetime, publish: Publish) -> int:
     """Start the `latest` scheduled night if nobody has, and go on with those let down; return how many these were."""
     begun = 0
     for scheduled_for in nights.overdue(deps.database, latest):
-        log.warning("making good the night of %s, which was missed or let down", scheduled_for.isoformat())
+        log.warning("making good a night that was missed or let down", night=scheduled_for.isoformat())
         begun += start_scheduled(deps, scheduled_for, publish) is not None
     return begun
 
@@ -139,12 +152,12 @@ def due_enterprises(deps: Deps, request: Request, named: frozenset[UUID], as_of:
     return sorted(found)
 
 
-def strangers(deps: Deps) -> dict[UUID, str]:
+def strangers(settings: DatabaseSettings, database: Database) -> dict[UUID, str]:
     """The enterprises on the unlink list that have no customer agreement, each with a sentence about it."""
-    listed = deps.settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
+    listed = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
     return {
         enterprise: f"{_stranger(enterprise)}, or take it off CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
-        for enterprise in sorted(listed - _known(deps.database, listed))
+        for enterprise in sorted(listed - _known(database, listed))
     }
 
 
@@ -157,17 +170,14 @@ def take_up_stalled(deps: Deps, publish: Publish) -> dict[str, int]:
     failure: Exception | None = None
     for run in again:
         log.warning(
-            "taking up run=%s enterprise=%s again: it was let down while %s",
-            run.id,
-            run.enterprise_customer_uuid,
-            run.phase,
+            "taking up a run that was let down", enterprise=run.enterprise_customer_uuid, run=run.id, phase=run.phase
         )
         try:
             publish(run.enterprise_customer_uuid, run.id)
         except Exception as error:
             failure = error
     for run_id in given_up:
-        log.error("gave up run=%s: license-expiry status tells why", run_id)
+        log.error("run given up: license-expiry status tells why", run=run_id)
     if failure:
         raise failure
     return {"published": len(again), "abandoned": len(given_up)}

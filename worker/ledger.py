@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from worker import records
+from worker.calls import Calls
 from worker.database import Database
-from worker.errors import BadArgument, LeaseLost, NotClaimed
+from worker.errors import BadArgument, LeaseLost, NotClaimed, Unavailable
 from worker.models import ENDED, DatabaseNow, Phase, Run, Throttle
 from worker.records import changed
 from worker.waits import steady
@@ -36,6 +37,7 @@ class Step(StrEnum):
     UNLINK = "unlink"
 
 
+_BEGAN = {Step.DOWNGRADE: Run.downgrade_began_at, Step.UNLINK: Run.unlink_began_at}
 _PHASES = {
     Step.DOWNGRADE: (Phase.QUEUED, Phase.DOWNGRADING, Phase.DOWNGRADED),
     Step.UNLINK: (Phase.DOWNGRADED, Phase.UNLINKING, Phase.FINISHED),
@@ -73,10 +75,13 @@ def open_run(database: Database, enterprise: UUID, as_of: datetime, **request: A
     raise AssertionError("unreachable")
 
 
-def record_refusal(database: Database, enterprise: UUID, as_of: datetime, error: str) -> UUID:
+def record_refusal(
+    database: Database, enterprise: UUID, as_of: datetime, error: str, scheduled_for: datetime | None = None
+) -> UUID:
     """Keep a run that could not even begin, with the reason; return its id."""
     run_id = uuid4()
     row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "as_of": as_of}
+    row["scheduled_for"] = scheduled_for
     row |= {"phase": Phase.FAILED, "error": error}
     row |= {"dry_run": False, "force": False, "opened_at": DatabaseNow(), "ended_at": DatabaseNow()}
     database.transact(lambda session: session.execute(insert(Run).values(row)))
@@ -86,9 +91,11 @@ def record_refusal(database: Database, enterprise: UUID, as_of: datetime, error:
 class Claim:
     """One worker's hold on one run for one step. Its methods raise LeaseLost once it is not the newest claim."""
 
-    def __init__(self, database: Database, run: Run, step: Step, lease_seconds: int) -> None:
+    def __init__(self, database: Database, run: Run, step: Step, lease_seconds: int, calls: Calls | None) -> None:
         self.run = run
         self.step = step
+        self._calls = calls or Calls()
+        self._calls.drain()  # what a claim that was lost has left
         self._database = database
         self._lease_seconds = lease_seconds
         self._recorded = run.recorded
@@ -128,9 +135,13 @@ class Claim:
         values["lease_until"] = DatabaseNow(QUEUED_SECONDS)
         if self._done in ENDED:
             values |= {"live": None, "lease_until": None, "ended_at": DatabaseNow()}
+        else:
+            values["downgraded_at"] = DatabaseNow()
+        calls = self._calls.drain()
 
         def work(session: Session) -> None:
             self._set(session, **values)
+            records.keep_calls(session, self.run, calls)
             if self._done in ENDED and not self.run.dry_run:
                 records.drop_confirmations(session, self.run.enterprise_customer_uuid)
                 records.drop_holds(session, self.run)
@@ -140,18 +151,29 @@ class Claim:
     def fail(self, error: str) -> None:
         """End the run as failed, with one sentence."""
         ended = {"phase": Phase.FAILED, "live": None, "owner": None, "lease_until": None, "ended_at": DatabaseNow()}
+        calls = self._calls.drain()
 
         def work(session: Session) -> None:
             self._set(session, **ended, error=error[:500])
+            records.keep_calls(session, self.run, calls)
             records.drop_confirmations(session, self.run.enterprise_customer_uuid)
 
         self._database.transact(work)
 
-    def release(self, seconds: int = 0, error: str | None = None) -> None:
+    def release(self, seconds: int = 0, error: Unavailable | None = None) -> None:
         """Give the run back: the step is to be taken up again in so many seconds, because of `error` if any."""
-        grace = DatabaseNow(seconds + QUEUED_SECONDS)
-        retried = {"retries": Run.retries + 1, "error": error[:500]} if error else {}
-        self._database.transact(lambda session: self._set(session, owner=None, lease_until=grace, **retried))
+        given: dict[str, Any] = {"owner": None, "lease_until": DatabaseNow(seconds + QUEUED_SECONDS)}
+        if error:
+            given |= {"retries": self.run.retries + 1, "error": str(error)[:500]}
+        calls = self._calls.drain()
+
+        def work(session: Session) -> None:
+            self._set(session, **given)
+            records.keep_calls(session, self.run, calls)
+            if error:
+                records.keep_retry(session, self.run, self.step, error.reason, seconds)
+
+        self._database.transact(work)
 
     def _set(self, session: Session, **values: Any) -> None:
         if not self._update(session, **values):
@@ -167,12 +189,22 @@ class Claim:
         )
 
 
-def claim(database: Database, run_id: UUID, enterprise: UUID, step: Step, owner: str, lease_seconds: int) -> Claim:
+def claim(
+    database: Database,
+    run_id: UUID,
+    enterprise: UUID,
+    step: Step,
+    owner: str,
+    lease_seconds: int,
+    calls: Calls | None = None,
+) -> Claim:
     """Claim a run for a step, or raise NotClaimed with the reason; BadArgument when there is no such run.
 
-    `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew.
+    `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew. What
+    `calls` has counted is kept when the step ends.
     """
     ready, doing, _ = _PHASES[step]
+    began = {_BEGAN[step].key: func.coalesce(_BEGAN[step], DatabaseNow())}
     owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
 
     def work(session: Session) -> tuple[bool, Run | None]:
@@ -182,7 +214,7 @@ def claim(database: Database, run_id: UUID, enterprise: UUID, step: Step, owner:
             update(Run)
             .where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise)
             .where(or_(Run.phase == ready, (Run.phase == doing) & free))
-            .values(phase=doing, owner=owner, fence=Run.fence + 1, lease_until=DatabaseNow(lease_seconds)),
+            .values(phase=doing, owner=owner, fence=Run.fence + 1, lease_until=DatabaseNow(lease_seconds), **began),
         )
         return claimed, session.get(Run, run_id)
 
@@ -192,7 +224,7 @@ def claim(database: Database, run_id: UUID, enterprise: UUID, step: Step, owner:
     if not claimed:
         has = f"{run.owner} has it until {run.lease_until}" if run.owner else "it is not ready for this step"
         raise NotClaimed(f"run {run_id} is {run.phase}" + ("" if run.phase in ENDED else f": {has}"))
-    return Claim(database, run, step, lease_seconds)
+    return Claim(database, run, step, lease_seconds, calls)
 
 
 def take_up_stalled(database: Database) -> tuple[list[Run], list[UUID]]:

@@ -10,8 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from io import BytesIO
 from math import inf
 from uuid import UUID
@@ -20,7 +19,7 @@ import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
 from worker.errors import BatchRefused, LeaseLost, RunRefused, Unavailable
-from worker.outcomes import CREDENTIALS_REMEDY, judge
+from worker.outcomes import CREDENTIALS_REMEDY, judge, retry_after
 from worker.waits import Patience, Pause, steady
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
@@ -39,18 +38,6 @@ Guard = Callable[[], float]
 """Asked right before anything is sent: until when, on waits.steady, the call must have ended; may raise to end it."""
 
 _throttled = Pause()
-
-
-def retry_after(response: requests.Response) -> float | None:
-    """Seconds that a Retry-After header asks for, in either of its forms; None without a readable one."""
-    value = response.headers.get("Retry-After", "").strip()
-    try:
-        if value.isascii() and value.isdigit():
-            return float(value)
-        moment = parsedate_to_datetime(value)
-        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-    except (ValueError, OverflowError):
-        return None
 
 
 class _JwtAuth(requests.auth.AuthBase):
@@ -103,8 +90,9 @@ class _Body(BytesIO):
 class LmsClient:
     """The LMS as this worker's service user sees it; safe to share between threads, one session for each.
 
-    `pace` returns the seconds that the next call has to wait (for LMS_REQUESTS_PER_MINUTE); `sleep` is how all waits
-    are spent, and what it raises ends the call. Each call takes a `guard`, see `Guard`.
+    `observe` is told of each HTTP call: the step (or "token"), the outcome, the seconds that it took. `pace` returns
+    the seconds that the next call has to wait (for LMS_REQUESTS_PER_MINUTE); `sleep` is how all waits are spent, and
+    what it raises ends the call. Each call takes a `guard`, see `Guard`.
     """
 
     def __init__(
@@ -116,6 +104,7 @@ class LmsClient:
         *,
         downgrade_timeout: float = 120,
         unlink_timeout: float = 120,
+        observe: Callable[[str, str, float], None] = lambda *_: None,
         pace: Callable[[], float] = lambda: 0.0,
         sleep: Callable[[float], None] | None = None,
         patience: Patience | None = None,
@@ -124,6 +113,7 @@ class LmsClient:
         self._token_url = oauth_url + TOKEN_PATH
         self._credentials = {"client_id": key, "client_secret": secret}
         self._timeouts = {"downgrade": downgrade_timeout, "unlink": unlink_timeout}
+        self._observe = observe
         self._pace = pace
         self._sleep = sleep or time.sleep
         self._patience = patience or Patience()
@@ -228,15 +218,16 @@ class LmsClient:
             self._auth.ready()
             until = guard() - self._timeouts[kind]  # last, because a token may take its time
 
-        response = self._unthrottled(send, ready)
+        response = self._unthrottled(kind, send, ready)
         if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
             self._auth.forget(response)
-            response = self._unthrottled(send, ready)
+            response = self._unthrottled(kind, send, ready)
         page = "html" in response.headers.get("Content-Type", "") and bool(response.content.strip())
-        judge(response.status_code, retry_after(response), page)
+        judge(response.status_code, retry_after(response.headers), page)
 
     def _unthrottled(
         self,
+        kind: str,
         send: Callable[[], requests.Response],
         ready: Callable[[], None] = lambda: None,
         setting: str = "LMS_URL",
@@ -250,23 +241,33 @@ class LmsClient:
                     raise Unavailable("throttled", "the LMS has throttled us for too long", pause)
                 self._sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311, so that not all go at once
             ready()
-            try:
-                response = send()
-            except requests.Timeout as error:
-                raise Unavailable("timeout", "the LMS did not answer in time") from error
-            except requests.RequestException as error:
-                raise Unavailable(
-                    "connection_error",
-                    f"the connection to the LMS failed ({type(error).__name__}): check {setting}",
-                ) from error
+            response = self._timed(kind, send, setting)
             if response.status_code != 429:
                 return response
-            _throttled.extend(max(retry_after(response) or 0.0, self._patience.first_wait))
+            _throttled.extend(max(retry_after(response.headers) or 0.0, self._patience.first_wait))
+
+    def _timed(self, kind: str, send: Callable[[], requests.Response], setting: str) -> requests.Response:
+        began, outcome = time.monotonic(), ""
+        try:
+            response = send()
+            outcome = f"http_{response.status_code}"
+            return response
+        except requests.Timeout as error:
+            outcome = "timeout"
+            raise Unavailable(outcome, "the LMS did not answer in time") from error
+        except requests.RequestException as error:
+            outcome = "connection_error"
+            what = f"the connection to the LMS failed ({type(error).__name__}): check {setting}"
+            raise Unavailable(outcome, what) from error
+        finally:
+            if outcome:  # else nothing was sent
+                self._observe(kind, outcome, time.monotonic() - began)
 
     def _fetch_token(self) -> tuple[str, float]:
         """Get a token and its lifetime in seconds by the client-credentials grant."""
         form = {"grant_type": "client_credentials", "token_type": "jwt", **self._credentials}
         response = self._unthrottled(
+            "token",
             lambda: self._session().post(
                 self._token_url,
                 data=form,
@@ -277,7 +278,8 @@ class LmsClient:
         )
         status = response.status_code
         if status == 408 or status >= 500:
-            raise Unavailable(f"token_http_{status}", f"the LMS gave no token but {status}", retry_after(response))
+            later = retry_after(response.headers)
+            raise Unavailable(f"token_http_{status}", f"the LMS gave no token but {status}", later)
         if not 200 <= status < 300:
             raise RunRefused(f"token_http_{status}", f"the LMS gives us no token: {CREDENTIALS_REMEDY}")
         try:

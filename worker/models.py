@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import CHAR, JSON, DateTime, Dialect, ForeignKey, Index, String, Uuid, literal
+from sqlalchemy import CHAR, JSON, DateTime, Dialect, Double, ForeignKey, Index, String, Uuid, literal
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -190,13 +190,14 @@ class Run(Ledger):
     makes the live run the only one. `lease_until` is the moment, by the database's clock, after which
     whoever has the run (a worker while `owner` is set, the broker while it is not) has let it down.
     `fence` rises with each claim, `recorded` with each outcome that is recorded, and `publications` counts how
-    often the rest of the chain was published anew since then.
+    often the rest of the chain was published anew since then. `scheduled_for` is the scheduled night that it is of.
     """
 
     __tablename__ = "license_expiry_run"
     __table_args__ = (
         Index("license_expiry_run_enterprise", "enterprise_customer_uuid", "opened_at"),
         Index("license_expiry_run_opened", "opened_at"),
+        Index("license_expiry_run_as_of", "as_of"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -222,8 +223,42 @@ class Run(Ledger):
     learners_unlinked: Mapped[int] = mapped_column(default=0)
     learners_protected: Mapped[int] = mapped_column(default=0)
     error: Mapped[str | None] = mapped_column(String(500))
+    scheduled_for: Mapped[datetime | None]
     opened_at: Mapped[datetime]
+    downgrade_began_at: Mapped[datetime | None]
+    downgraded_at: Mapped[datetime | None]
+    unlink_began_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+
+
+class Retry(Ledger):
+    """A step that was given back because something was unavailable, and when it is to come again."""
+
+    __tablename__ = "license_expiry_retry"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime]
+    again_at: Mapped[datetime]
+
+
+class LmsCall(Ledger):
+    """How many HTTP calls of one claim had this outcome, and lasted up to `le` seconds but longer than the `le` before.
+
+    For monitoring alone: those of a process that was killed are not here.
+    """
+
+    __tablename__ = "license_expiry_lms_call"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[str] = mapped_column(String(16), primary_key=True)
+    outcome: Mapped[str] = mapped_column(String(32), primary_key=True)
+    le: Mapped[str] = mapped_column(String(8), primary_key=True)
+    calls: Mapped[int]
+    seconds: Mapped[float] = mapped_column(Double())
 
 
 class Downgrade(Ledger):
@@ -261,6 +296,15 @@ class Night(Ledger):
     opened_at: Mapped[datetime]
     lease_until: Mapped[datetime | None]
     tries: Mapped[int]
+
+
+class Heartbeat(Ledger):
+    """One row: when `reconcile`, which beat sends every few minutes, last ended well."""
+
+    __tablename__ = "license_expiry_heartbeat"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reconciled_at: Mapped[datetime | None]
 
 
 class Throttle(Ledger):

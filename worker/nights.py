@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from worker.database import Database
-from worker.models import DatabaseNow, Night
+from worker.models import DatabaseNow, Heartbeat, Night
 from worker.records import changed
 
 LEASE_SECONDS = 300
@@ -43,6 +43,11 @@ def opened(database: Database, scheduled_for: datetime) -> None:
 def let_down(database: Database, scheduled_for: datetime) -> None:
     """Let anybody take this night up again: not all of its runs could be opened."""
     _set_lease(database, scheduled_for, DatabaseNow(-1))
+
+
+def reconciled(database: Database) -> None:
+    """Note that `reconcile` has ended well: somebody sends it, so beat is there."""
+    database.transact(lambda session: session.execute(update(Heartbeat).values(reconciled_at=DatabaseNow())))
 
 
 def overdue(database: Database, latest: datetime) -> list[datetime]:

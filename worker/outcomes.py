@@ -1,5 +1,9 @@
 """What the status of an LMS call means: a return for success, or one type of the error tree with a reason code."""
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
 from worker.errors import BatchRefused, RunRefused, Unavailable
 
 CREDENTIALS_REMEDY = (
@@ -30,3 +34,15 @@ def judge(status: int, retry_after: float | None = None, page: bool = False) -> 
     if status == 408 or status > 500:
         raise Unavailable(reason, f"the LMS answered {status}", retry_after)
     raise RunRefused(reason, f"the LMS answered {status}: {REMEDIES.get(status, 'check LMS_URL: this is not its API')}")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an answer's Retry-After asks for, in either of its forms; None without a readable one."""
+    value = headers.get("Retry-After", "").strip()
+    try:
+        if value.isascii() and value.isdigit():
+            return float(value)
+        moment = parsedate_to_datetime(value)
+        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
+        return None

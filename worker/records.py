@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import CursorResult, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from worker.models import Downgrade, HeldLicense, License, Run, SubscriptionPlan
+from worker.models import DatabaseNow, Downgrade, HeldLicense, License, LmsCall, Retry, Run, SubscriptionPlan
 from worker.policy import HOLD
 
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
@@ -66,6 +66,20 @@ def drop_holds(session: Session, run: Run) -> None:
                 HeldLicense.as_of <= run.as_of - HOLD,
             )
         )
+
+
+def keep_calls(session: Session, run: Run, calls: Sequence[dict[str, Any]]) -> None:
+    """Keep the LMS calls of this claim of a run; harmless when repeated."""
+    if calls:
+        session.execute(delete(LmsCall).where(LmsCall.run_id == run.id, LmsCall.fence == run.fence))
+        session.execute(insert(LmsCall), [{"run_id": run.id, "fence": run.fence, **each} for each in calls])
+
+
+def keep_retry(session: Session, run: Run, step: str, reason: str, seconds: int) -> None:
+    """Keep that this claim of a run was given back for this reason, to come again in so many seconds."""
+    session.execute(delete(Retry).where(Retry.run_id == run.id, Retry.fence == run.fence))
+    row = {"run_id": run.id, "fence": run.fence, "step": step, "reason": reason}
+    session.execute(insert(Retry).values(row | {"at": DatabaseNow(), "again_at": DatabaseNow(seconds)}))
 
 
 def describe(run: Run) -> dict[str, Any]:

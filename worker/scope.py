@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from worker.settings import Settings
+from worker.settings import DatabaseSettings
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Scope:
 
 
 def scope_of(
-    settings: Settings, asked: Any, as_of: datetime, enterprise: UUID | None, run_id: UUID | None = None
+    settings: DatabaseSettings, asked: Any, as_of: datetime, enterprise: UUID | None, run_id: UUID | None = None
 ) -> Scope:
     """What is judged by: the settings, and what was asked for (a Run, or a trigger's Request)."""
     return Scope(

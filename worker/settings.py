@@ -1,30 +1,19 @@
-"""Typed settings: the environment first, then the YAML file named by LICENSE_EXPIRY_CFG.
+"""Typed settings. Importing this module reads nothing; `load_settings` reports all wrong settings at once."""
 
-Importing this module reads nothing. `load_settings` reports all wrong settings at once, each with its remedy.
-"""
-
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    YamlConfigSettingsSource,
-)
+from pydantic import PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from worker.errors import Unusable
+from worker.sources import Sourced, load, setting
 
-CONFIG_FILE_VARIABLE = "LICENSE_EXPIRY_CFG"
 CONNECT_SECONDS = 10
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
@@ -33,13 +22,6 @@ _DRIVERS = {
     "mariadb": "mariadb+pymysql",
 }
 _BROKERS = ("redis://", "rediss://", "amqp://", "amqps://", "memory://")
-
-
-def _setting(description: str, example: str, default: Any = ..., *, secret: bool = False, **limits: Any) -> Any:
-    """A field that an error message can explain: what it is, and how it may look."""
-    return Field(default, description=description, examples=[example], repr=not secret, **limits)
-
-
 _BROKER = ("Where tasks are queued: a Redis or a RabbitMQ", "redis://:password@redis:6379/5")
 
 
@@ -62,24 +44,25 @@ def _in_order(value: int, info: ValidationInfo, above: Sequence[str], below: Seq
     return value
 
 
-class CelerySettings(BaseSettings):
+class CelerySettings(Sourced):
     """What celeryconfig.py needs: complete by itself, so that `celery -A worker report` works anywhere."""
 
-    model_config = SettingsConfigDict(case_sensitive=True, extra="ignore", env_ignore_empty=True)
-
-    CELERY_BROKER_URL: str = _setting(*_BROKER, "", secret=True)
-    CELERY_RESULT_BACKEND: str = _setting(
+    CELERY_BROKER_URL: str = setting(*_BROKER, "", secret=True)
+    CELERY_RESULT_BACKEND: str = setting(
         "Where task results are kept; the broker when that is a Redis, else nowhere", _BROKER[1], "", secret=True
     )
-    NIGHTLY_SCHEDULE: str = _setting(
+    NIGHTLY_SCHEDULE: str = setting(
         "When beat starts the night: five cron fields, in TIME_ZONE", "0 2 * * *", "0 2 * * *"
     )
-    TIME_ZONE: str = _setting("The time zone of NIGHTLY_SCHEDULE, a name from the tz database", "Europe/Paris", "UTC")
-    TASK_TIME_LIMIT_SECONDS: PositiveInt = _setting(
+    TIME_ZONE: str = setting("The time zone of NIGHTLY_SCHEDULE, a name from the tz database", "Europe/Paris", "UTC")
+    TASK_TIME_LIMIT_SECONDS: PositiveInt = setting(
         "A task is killed after this long; a step hands itself on after half of it", "3000", 3000
     )
-    VISIBILITY_TIMEOUT_SECONDS: PositiveInt = _setting(
+    VISIBILITY_TIMEOUT_SECONDS: PositiveInt = setting(
         "After this long Redis gives a task that was not acknowledged to another worker", "4200", 4200
+    )
+    LOG_FORMAT: Literal["keyvalue", "json"] = setting(
+        "How log lines look: keyvalue for people, json for a log store", "json", "keyvalue"
     )
 
     @field_validator("*", mode="before")
@@ -135,72 +118,20 @@ class CelerySettings(BaseSettings):
             return self.CELERY_RESULT_BACKEND
         return self.CELERY_BROKER_URL if self.CELERY_BROKER_URL.startswith("redis") else None
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win over the YAML file (pydantic-settings' hook)."""
-        path = os.environ.get(CONFIG_FILE_VARIABLE)
-        if not path:
-            return (init_settings, env_settings)
-        return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=Path(path)))
 
+class DatabaseSettings(CelerySettings):
+    """What reading the database needs: enough to show what was done and what is due."""
 
-class Settings(CelerySettings):
-    """Everything that a worker or the command needs."""
-
-    DATABASE_URL: str = _setting(
+    DATABASE_URL: str = setting(
         "license-manager's database, as a SQLAlchemy URL", "mysql://user:password@mysql/license_manager", secret=True
     )
-    LMS_URL: str = _setting("The LMS's root address", "https://courses.example.com", min_length=1)
-    SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = _setting(
-        "Where tokens are asked for; LMS_URL when not set", "https://courses.example.com", ""
-    )
-    BACKEND_SERVICE_EDX_OAUTH2_KEY: str = _setting(
-        "The client id of license-manager's backend service application in the LMS",
-        "license-manager-backend-service-key",
-        min_length=1,
-    )
-    BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = _setting(
-        "A file whose content is BACKEND_SERVICE_EDX_OAUTH2_SECRET", "/run/secrets/lms_oauth2_secret", None
-    )
-    BACKEND_SERVICE_EDX_OAUTH2_SECRET: str = _setting(
-        "That application's secret; or name a file with BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE",
-        "(a secret)",
-        "",
-        secret=True,
-    )
-    CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED: Annotated[frozenset[UUID], NoDecode] = _setting(
+    CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED: Annotated[frozenset[UUID], NoDecode] = setting(
         "The enterprise customers whose learners are unlinked: UUIDs with commas, or a YAML list",
         "378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772,7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11",
         frozenset(),
     )
-    UNLINK_AFTER_DAYS: int = _setting(
+    UNLINK_AFTER_DAYS: int = setting(
         "A learner is unlinked when the license expired more than this many days ago", "90", 90, ge=0, le=36500
-    )
-    LICENSE_EXPIRATION_BATCH_SIZE: PositiveInt = _setting("Licenses in one downgrade call", "100", 100, le=1000)
-    BULK_UNLINK_BATCH_SIZE: PositiveInt = _setting("Learners in one unlink call", "100", 100, le=1000)
-    BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS: PositiveInt = _setting(
-        "How long to wait for the answer to a downgrade call", "120", 120
-    )
-    BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = _setting(
-        "How long to wait for the answer to an unlink call", "120", 120
-    )
-    LMS_PARALLEL_REQUESTS: PositiveInt = _setting("LMS calls in flight at once, for each run", "4", 4, le=64)
-    LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = _setting(
-        "The LMS's throttle for service users, held over all workers; no limit when not set", "800", None
-    )
-    LEASE_SECONDS: PositiveInt = _setting("A worker that is silent for this long loses its run to another", "300", 300)
-    TASK_MAX_RETRIES: int = _setting(
-        "How often a step is tried again when the LMS is unavailable", "5", 5, ge=0, le=100
-    )
-    TASK_RETRY_SECONDS: PositiveInt = _setting(
-        "The wait before the first of these; it doubles each time, up to 15 minutes", "60", 60
     )
 
     @field_validator("DATABASE_URL")
@@ -215,19 +146,59 @@ class Settings(CelerySettings):
             raise ValueError("must begin with mysql://, mariadb://, postgresql:// or sqlite:///")
         return url.render_as_string(hide_password=False)
 
-    @field_validator("LMS_URL", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
-        return value.rstrip("/")
-
     @field_validator("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", mode="before")
     @classmethod
     def _commas(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [part for part in (part.strip() for part in value.split(",")) if part]
         return value or ()
+
+
+class Settings(DatabaseSettings):
+    """Everything that a worker needs."""
+
+    LMS_URL: str = setting("The LMS's root address", "https://courses.example.com", min_length=1)
+    SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = setting(
+        "Where tokens are asked for; LMS_URL when not set", "https://courses.example.com", ""
+    )
+    BACKEND_SERVICE_EDX_OAUTH2_KEY: str = setting(
+        "The client id of license-manager's backend service application in the LMS",
+        "license-manager-backend-service-key",
+        min_length=1,
+    )
+    BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = setting(
+        "A file whose content is BACKEND_SERVICE_EDX_OAUTH2_SECRET", "/run/secrets/lms_oauth2_secret", None
+    )
+    BACKEND_SERVICE_EDX_OAUTH2_SECRET: str = setting(
+        "That application's secret; or name a file with BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE",
+        "(a secret)",
+        "",
+        secret=True,
+    )
+    LICENSE_EXPIRATION_BATCH_SIZE: PositiveInt = setting("Licenses in one downgrade call", "100", 100, le=1000)
+    BULK_UNLINK_BATCH_SIZE: PositiveInt = setting("Learners in one unlink call", "100", 100, le=1000)
+    BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS: PositiveInt = setting(
+        "How long to wait for the answer to a downgrade call", "120", 120
+    )
+    BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = setting(
+        "How long to wait for the answer to an unlink call", "120", 120
+    )
+    LMS_PARALLEL_REQUESTS: PositiveInt = setting("LMS calls in flight at once, for each run", "4", 4, le=64)
+    LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = setting(
+        "The LMS's throttle for service users, held over all workers; no limit when not set", "800", None
+    )
+    LEASE_SECONDS: PositiveInt = setting("A worker that is silent for this long loses its run to another", "300", 300)
+    TASK_MAX_RETRIES: int = setting("How often a step is tried again when the LMS is unavailable", "5", 5, ge=0, le=100)
+    TASK_RETRY_SECONDS: PositiveInt = setting(
+        "The wait before the first of these; it doubles each time, up to 15 minutes", "60", 60
+    )
+
+    @field_validator("LMS_URL", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
 
     @field_validator("BACKEND_SERVICE_EDX_OAUTH2_SECRET")
     @classmethod
@@ -262,41 +233,7 @@ class Settings(CelerySettings):
 
 
 class _SettingsWithBroker(Settings):
-    CELERY_BROKER_URL: str = _setting(*_BROKER, secret=True, min_length=1)
-
-
-S = TypeVar("S", bound=CelerySettings)
-
-
-def _problem(error: Any, model: type[BaseSettings]) -> str:
-    name = str(error["loc"][0])
-    field = model.model_fields[name]
-    if error["type"] in ("missing", "string_too_short"):
-        what = f"is not set. Set it in the environment or in the YAML file that {CONFIG_FILE_VARIABLE} names"
-    else:
-        what = str(error["msg"]).removeprefix("Value error, ")
-        if len(error["loc"]) > 1 and isinstance(error.get("input"), str):
-            what += f" ({error['input']!r})"
-    return f"{name}: {what}. {field.description}, for example {(field.examples or [''])[0]}"
-
-
-def load(model: type[S]) -> S:
-    """Read `model` from the environment and the YAML file.
-
-    Raises Unusable with one line for each wrong setting.
-    """
-    path = os.environ.get(CONFIG_FILE_VARIABLE)
-    if path and not Path(path).is_file():
-        raise Unusable(f"{CONFIG_FILE_VARIABLE}: {path} is not a file. Name an existing YAML file, or unset it")
-    try:
-        return model()
-    except ValidationError as error:
-        problems = [_problem(each, model) for each in error.errors()]
-    except Exception:  # the YAML parser's errors have no common base, and their text may hold a secret
-        raise Unusable(
-            f"{CONFIG_FILE_VARIABLE}: {path} is not a YAML mapping of settings. Write NAME: value, one on a line"
-        ) from None
-    raise Unusable("\n".join(["These settings are wrong:", *(f"  {problem}" for problem in problems)]))
+    CELERY_BROKER_URL: str = setting(*_BROKER, secret=True, min_length=1)
 
 
 def load_settings(*, broker: bool = False) -> Settings:

@@ -1,6 +1,5 @@
 """The two steps of a run as plain functions, and the one attempt at a step that leaves the run telling the truth."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+import structlog
 from sqlalchemy import func, insert, literal, select, type_coerce, update
 from sqlalchemy.orm import Session
 
@@ -29,7 +29,7 @@ from worker.models import (
 )
 from worker.scope import Scope, scope_of
 
-log = logging.getLogger(__name__)
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,33 +58,58 @@ def attempt(
     `retry_in` answers an Unavailable with the seconds after which the caller tries again, or with None, which
     fails the run. Raises Unavailable and RunRefused after the run is dealt with; BadArgument for an unknown run.
     """
+    with structlog.contextvars.bound_contextvars(enterprise=str(enterprise), run=str(run_id), step=str(step)):
+        try:
+            lease = deps.settings.LEASE_SECONDS
+            claim = ledger.claim(deps.database, run_id, enterprise, step, owner, lease, deps.calls)
+        except NotClaimed as reason:
+            return _skipped(reason)
+        except Unavailable as error:
+            retry_in(error)
+            raise
+        log.info("step begins")
+        return _do(deps, claim, retry_in)
+
+
+def _do(deps: Deps, claim: Claim, retry_in: Callable[[Unavailable], int | None]) -> Outcome:
     try:
-        claim = ledger.claim(deps.database, run_id, enterprise, step, owner, deps.settings.LEASE_SECONDS)
-    except NotClaimed as reason:
-        return Outcome(None, skipped=str(reason))
-    except Unavailable as error:
-        retry_in(error)
-        raise
-    try:
-        done = _STEPS[step](deps, claim, time.monotonic() + deps.settings.TASK_TIME_LIMIT_SECONDS / 2)
+        done = _STEPS[claim.step](deps, claim, time.monotonic() + deps.settings.TASK_TIME_LIMIT_SECONDS / 2)
         claim.advance(**_last_counts(deps, claim)) if done else claim.release()
     except LeaseLost as reason:
-        return Outcome(None, skipped=str(reason))
+        return _skipped(reason)
     except Stopping:
         _settle(claim.release)
+        log.info("step handed back: this worker ends")
         return Outcome(None, more=True)
     except Unavailable as error:
         seconds = retry_in(error)
-        _settle(claim.fail, str(error)) if seconds is None else _settle(claim.release, seconds, str(error))
+        _fail(claim, str(error)) if seconds is None else _give_back(claim, seconds, error)
         raise
     except LicenseExpiryError as error:
-        _settle(claim.fail, str(error))
+        _fail(claim, str(error))
         raise
     except Exception as error:
-        _settle(claim.fail, f"an error of our own, {type(error).__name__}: the worker's log has its traceback")
+        _fail(claim, f"an error of our own, {type(error).__name__}: the worker's log has its traceback")
         raise
-    run = deps.database.transact(lambda session: session.get(Run, run_id))
+    run = deps.database.transact(lambda session: session.get_one(Run, claim.run.id))
+    counts = {name: getattr(run, name) for name in records.COUNTS}
+    log.info("step ends" if done else "step handed on", phase=run.phase, dry_run=run.dry_run, **counts)
     return Outcome(run, more=not done)
+
+
+def _skipped(reason: LicenseExpiryError) -> Outcome:
+    log.info("step skipped", reason=str(reason))
+    return Outcome(None, skipped=str(reason))
+
+
+def _fail(claim: Claim, error: str) -> None:
+    log.error("run failed", error=error)
+    _settle(claim.fail, error)
+
+
+def _give_back(claim: Claim, seconds: int, error: Unavailable) -> None:
+    log.warning("step comes again", seconds=seconds, error=str(error))
+    _settle(claim.release, seconds, error)
 
 
 def downgrade(deps: Deps, claim: Claim, deadline: float) -> bool:
@@ -220,4 +245,4 @@ def _settle(last: Callable[..., None], *arguments: Any) -> None:
     try:
         last(*arguments)
     except LicenseExpiryError as error:
-        log.warning("%s; the lease of the run will lapse and reconcile takes it up", error)
+        log.warning("the lease of the run will lapse and reconcile takes it up", error=str(error))

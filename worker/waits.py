@@ -4,7 +4,6 @@ Both values are made before the fork, so that what one process of a worker learn
 lock: a process killed with a lock in hand would block the others.
 """
 
-import logging
 import multiprocessing
 import os
 import threading
@@ -12,9 +11,11 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
+
 from worker.errors import Stopping
 
-log = logging.getLogger(__name__)
+log = structlog.stdlib.get_logger(__name__)
 
 # Seconds of a clock that also runs while the machine is suspended, where there is one: for what others judge by theirs.
 steady = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -67,7 +68,7 @@ def end_within(seconds: float) -> None:
 
 
 def _end(seconds: float) -> None:
-    log.error("not shut down within %d seconds: ended. What was under way is taken up again.", seconds)
+    log.error("not shut down in time: ended. What was under way is taken up again", seconds=seconds)
     os._exit(1)
 
 

@@ -14,14 +14,16 @@ from sqlalchemy.orm import Session
 
 from simulator.data import Data
 from worker import dispatch, ledger, records
+from worker.calls import Calls
 from worker.database import Database
-from worker.errors import BadArgument, LeaseLost, LicenseExpiryError, NotClaimed
+from worker.errors import BadArgument, LeaseLost, LicenseExpiryError, NotClaimed, Unavailable
 from worker.ledger import MAX_PUBLICATIONS, QUEUED_SECONDS, Claim, Opened, Step
-from worker.models import DatabaseNow, Downgrade, Phase, Run, Throttle
+from worker.models import DatabaseNow, Downgrade, LmsCall, Phase, Retry, Run, Throttle
 
 AS_OF = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 LEASE = 300
 HOUR = 3600
+AWAY = Unavailable("http_503", "the LMS is away")
 
 
 @pytest.fixture
@@ -186,10 +188,10 @@ def test_a_lapsed_lease_can_be_claimed_anew_and_an_unlapsed_one_not(database: Da
 @ON_EACH
 def test_a_released_run_can_be_claimed_at_once(database: Database) -> None:
     run = open_run(database)
-    claim(database, run).release(HOUR, "the LMS is away")
+    claim(database, run).release(HOUR, AWAY)
     released = run_of(database, run.id)
     assert (released.phase, released.owner, released.retries) == (Phase.DOWNGRADING, None, 1)
-    assert (released.error, released.live) == ("the LMS is away", run.enterprise_customer_uuid)
+    assert (released.error, released.live) == (str(AWAY), run.enterprise_customer_uuid)
     # The broker has it for so long before reconcile thinks it lost.
     assert seconds_left(database, run) == pytest.approx(HOUR + QUEUED_SECONDS, abs=30)
     again = claim(database, run, owner="w2")
@@ -260,7 +262,7 @@ def test_a_zombie_can_do_nothing(database: Database, engine: Engine) -> None:
             "record": partial(zombie.record, write_downgrade(run, uuid4()), licenses_downgraded=1),
             "advance": zombie.advance,
             "fail": partial(zombie.fail, "a zombie's word"),
-            "release": partial(zombie.release, 1, "a zombie's word"),
+            "release": partial(zombie.release, 1, AWAY),
         }
         for name, deed in deeds.items():
             with pytest.raises(LeaseLost, match=str(run.id)):
@@ -332,10 +334,85 @@ def test_an_outcome_is_recorded_whole_or_not_at_all(database: Database, engine: 
     assert run_of(database, run.id).licenses_downgraded == 2
 
 
+# What is kept for the picture of a night
+
+
+@ON_EACH
+def test_a_run_tells_when_each_step_began_and_ended(database: Database) -> None:
+    run = open_run(database, scheduled_for=AS_OF)
+    assert (run.scheduled_for, run.downgrade_began_at, run.downgraded_at) == (AS_OF, None, None)
+    claim(database, run).release()
+    began = run_of(database, run.id).downgrade_began_at
+    again = claim(database, run)
+    assert run_of(database, run.id).downgrade_began_at == began, "a step that goes on began when it began"
+    again.advance()
+    claim(database, run, Step.UNLINK).advance()
+    end = run_of(database, run.id)
+    assert began
+    assert end.downgraded_at
+    assert end.unlink_began_at
+    assert end.ended_at
+    assert run.opened_at <= began <= end.downgraded_at <= end.unlink_began_at <= end.ended_at
+
+
+@ON_EACH
+def test_each_retry_is_kept_with_its_reason_and_when_it_comes_again(database: Database, engine: Engine) -> None:
+    run = open_run(database)
+    claim(database, run).release(HOUR, AWAY)
+    claim(database, run).release()  # handing itself on is none
+    claim(database, run).release(60, Unavailable("timeout", "too slow"))
+    kept = sorted(rows(engine, Retry), key=lambda row: int(row["fence"]))
+    assert [(row["run_id"], row["step"], row["reason"]) for row in kept] == [
+        (run.id, "downgrade", "http_503"),
+        (run.id, "downgrade", "timeout"),
+    ]
+    waits = [(row["again_at"] - row["at"]).total_seconds() for row in kept]
+    assert waits == [pytest.approx(HOUR, abs=2), pytest.approx(60, abs=2)]
+
+
+@ON_EACH
+@pytest.mark.parametrize("end", ["advance", "fail", "release"])
+def test_the_calls_of_a_claim_are_kept_once_however_it_ends(database: Database, engine: Engine, end: str) -> None:
+    run = open_run(database)
+    deeds: dict[str, Callable[[Claim], None]] = {
+        "advance": lambda claim: claim.advance(),
+        "fail": lambda claim: claim.fail("http_403"),
+        "release": lambda claim: claim.release(60, AWAY),
+    }
+    counted = Calls()
+    held = ledger.claim(database, run.id, run.enterprise_customer_uuid, Step.DOWNGRADE, "w1", LEASE, counted)
+    for seconds in (0.05, 0.07, 300):
+        counted.observe("downgrade", "http_200", seconds)
+    counted.observe("token", "http_200", 0.2)
+    if end == "release":
+        with lost_commit_answer(engine) as lost:
+            deeds[end](held)
+        assert lost
+        assert run_of(database, run.id).retries == len(rows(engine, Retry)) == 1
+    else:
+        deeds[end](held)
+    kept = {(row["step"], row["outcome"], row["le"]): (row["calls"], row["seconds"]) for row in rows(engine, LmsCall)}
+    assert kept == {
+        ("downgrade", "http_200", "0.1"): (2, pytest.approx(0.12)),
+        ("downgrade", "http_200", "+Inf"): (1, 300),
+        ("token", "http_200", "0.25"): (1, 0.2),
+    }
+    assert counted.drain() == []
+
+
+@ON_SQLITE
+def test_what_a_lost_claim_has_counted_is_not_the_next_ones(database: Database, engine: Engine) -> None:
+    counted = Calls()
+    counted.observe("downgrade", "http_200", 0.05)
+    run = open_run(database)
+    ledger.claim(database, run.id, run.enterprise_customer_uuid, Step.DOWNGRADE, "w1", LEASE, counted).advance()
+    assert rows(engine, LmsCall) == []
+
+
 @ON_SERVERS
 def test_long_errors_are_cut_to_what_the_column_holds(database: Database) -> None:
     run = open_run(database)
-    claim(database, run).release(1, "ø" * 600)
+    claim(database, run).release(1, Unavailable("database", "ø" * 600))
     assert run_of(database, run.id).error == "ø" * 500
     claim(database, run).fail("å" * 600)
     assert run_of(database, run.id).error == "å" * 500
@@ -354,7 +431,7 @@ def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engi
         lapse(engine, run.id)
     open_run(database)
     claim(database, open_run(database))
-    claim(database, open_run(database)).release(HOUR, "away")
+    claim(database, open_run(database)).release(HOUR, AWAY)
     ended = open_run(database)
     _finish(database, ended)
     set_run(database, ended, lease_until=DatabaseNow(-1))
@@ -369,7 +446,7 @@ def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engi
 @ON_EACH
 def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database, engine: Engine) -> None:
     run = open_run(database)
-    claim(database, run).release(0, "the LMS did not answer")
+    claim(database, run).release(0, AWAY)
     waits = []
     for _ in range(MAX_PUBLICATIONS):
         lapse(engine, run.id)
@@ -384,7 +461,7 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
     assert now.ended_at is not None
     assert now.error == (
         f"given up while downgrading: taken up {MAX_PUBLICATIONS} times without getting further; "
-        "last: the LMS did not answer"
+        "last: the LMS is away [http_503]"
     )
     assert ledger.take_up_stalled(database) == ([], [])
     with pytest.raises(NotClaimed, match="is abandoned"):

@@ -20,10 +20,13 @@ from worker.database import Database, make_engine
 from worker.models import Downgrade, HeldLicense, Ledger, License, Run, Throttle
 
 UuidForm = Literal["char32", "native"]
-OURS = {f"license_expiry_{name}" for name in ("run", "downgrade", "held", "night", "throttle", "alembic_version")}
+NAMES = ("run", "retry", "lms_call", "downgrade", "held", "night", "heartbeat", "throttle", "alembic_version")
+OURS = {f"license_expiry_{name}" for name in NAMES}
 MARIADB = pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid"], indirect=True)
 UUIDS = {
     "license_expiry_run": ("id", "enterprise_customer_uuid", "live"),
+    "license_expiry_retry": ("run_id",),
+    "license_expiry_lms_call": ("run_id",),
     "license_expiry_downgrade": ("license_uuid", "run_id", "enterprise_customer_uuid"),
     "license_expiry_held": ("license_uuid", "enterprise_customer_uuid", "run_id"),
 }

@@ -13,7 +13,7 @@ from simulator.lms import Simulator
 from worker import dispatch, nights
 from worker.database import Database
 from worker.errors import Unavailable
-from worker.models import DatabaseNow, Night, Run
+from worker.models import DatabaseNow, Heartbeat, Night, Run
 from worker.nights import MAX_TRIES
 
 TONIGHT = datetime(2026, 6, 2, 2, 0, tzinfo=UTC)
@@ -163,6 +163,7 @@ def test_a_night_that_could_not_be_opened_whole_is_gone_on_with(
     assert started is not None, "the next one to come may go on at once"
     assert {each.enterprise for each in started} == enterprises
     assert len(rows(engine, Run)) == 3, "and opens no second run of anybody"
+    assert {row["scheduled_for"] for row in rows(engine, Run)} == {TONIGHT}, "they are of one night"
     assert len(published) == 2, "the one whose message was lost is published by reconcile"
     assert dispatch.start_scheduled(deps, TONIGHT, publish_all) is None
 
@@ -173,3 +174,12 @@ def test_a_night_of_an_empty_database_is_one_all_the_same(engine: Engine, make_t
     assert dispatch.start_scheduled(deps, TONIGHT, lambda *_: None) == []
     [night] = rows(engine, Night)
     assert night["lease_until"] is None
+
+
+@ON_EACH
+def test_when_reconcile_last_ended_well_is_known(database: Database, engine: Engine) -> None:
+    assert [row["reconciled_at"] for row in rows(engine, Heartbeat)] == [None]
+    before = database.now()
+    nights.reconciled(database)
+    [row] = rows(engine, Heartbeat)
+    assert before <= row["reconciled_at"] <= database.now()

@@ -58,7 +58,7 @@ from worker import lms as lms_module
 from worker.deps import Deps
 from worker.errors import RunRefused, Unavailable
 from worker.ledger import Claim, Step
-from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, Phase
+from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, LmsCall, Phase, Retry
 from worker.waits import Patience
 
 Kind = Literal["downgrade", "unlink"]
@@ -882,6 +882,9 @@ def test_an_lms_that_stays_away_fails_the_run_and_nobody_is_unlinked(
     waiting = run_of(deps.database, run_id)
     assert (waiting.live, waiting.owner, waiting.retries) == (laid.enterprise, None, 1)
     assert waiting.lease_until is not None
+    assert [(row["step"], row["reason"]) for row in rows(deps.database.engine, Retry)] == [(kind, "http_504")]
+    called = [row["calls"] for row in rows(deps.database.engine, LmsCall) if row["outcome"] == "http_504"]
+    assert sum(called) == len(lms.calls(kind)), "the calls that came to nothing are counted too"
     left = (waiting.lease_until - deps.database.now()).total_seconds()
     assert left == pytest.approx(45 + ledger.QUEUED_SECONDS, abs=30)
     with pytest.raises(Unavailable):

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from worker.settings import CONFIG_FILE_VARIABLE, Settings
+from worker.settings import Settings
+from worker.sources import CONFIG_FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 TASKS = {

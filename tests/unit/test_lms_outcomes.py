@@ -20,7 +20,8 @@ import tenacity.nap
 
 from worker import errors, lms, waits
 from worker.errors import BatchRefused, LeaseLost, ReasonedError, RunRefused, Unavailable
-from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE, RECENTLY, LmsClient, retry_after
+from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE, RECENTLY, LmsClient
+from worker.outcomes import retry_after
 from worker.waits import Patience
 
 LICENSE = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
@@ -178,7 +179,7 @@ def test_retry_after_is_read_in_both_its_forms(value: str | int | None, seconds:
     response = requests.Response()
     if value is not None:
         response.headers["Retry-After"] = as_header(value)
-    found = retry_after(response)
+    found = retry_after(response.headers)
     assert found == (seconds if seconds is None else pytest.approx(seconds, abs=5.0))
 
 
@@ -188,7 +189,7 @@ def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     response = requests.Response()
     response.headers["Retry-After"] = http_date(300).removesuffix(" GMT")
     try:
-        assert retry_after(response) == pytest.approx(300.0, abs=5.0)
+        assert retry_after(response.headers) == pytest.approx(300.0, abs=5.0)
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 
 from worker.errors import Unusable
-from worker.settings import CONFIG_FILE_VARIABLE, CelerySettings, Settings, load, load_settings, retry_wait
+from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings, retry_wait
+from worker.sources import CONFIG_FILE_VARIABLE, load
 
 GOOD = {
     "DATABASE_URL": "mysql://user:database-password@mysql/license_manager",
@@ -94,6 +95,7 @@ def test_the_names_and_defaults_are_those_of_the_design() -> None:
         "LMS_REQUESTS_PER_MINUTE": None,
         "NIGHTLY_SCHEDULE": "0 2 * * *",
         "TIME_ZONE": "UTC",
+        "LOG_FORMAT": "keyvalue",
         "LEASE_SECONDS": 300,
         "TASK_TIME_LIMIT_SECONDS": 3000,
         "VISIBILITY_TIMEOUT_SECONDS": 4200,
@@ -540,6 +542,48 @@ def test_a_file_that_is_no_yaml_mapping_is_named(env: Env, yaml: Yaml, content: 
 
 
 # Secrets
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that stands for /run/secrets."""
+    folder = tmp_path / "secrets"
+    (folder / "kubernetes.io").mkdir(parents=True)
+    monkeypatch.setattr("worker.sources.SECRETS_FOLDER", folder)
+    return folder
+
+
+def test_a_setting_may_come_from_a_file_of_its_name(env: Env, secrets: Path) -> None:
+    env(DATABASE_URL=None, **{SECRET: None})
+    (secrets / "DATABASE_URL").write_text("mysql://u:p%40x@mysql/license_manager\n")
+    (secrets / SECRET).write_text("the-lms-secret\n")
+    settings = load_settings()
+    assert settings.DATABASE_URL == "mysql+pymysql://u:p%40x@mysql/license_manager"
+    assert settings.BACKEND_SERVICE_EDX_OAUTH2_SECRET == "the-lms-secret"
+
+
+def test_the_environment_wins_over_a_secret_and_a_secret_over_the_file(env: Env, yaml: Yaml, secrets: Path) -> None:
+    env(LMS_URL="https://environment.example.com")
+    yaml("LMS_URL: https://yaml.example.com\nTIME_ZONE: Asia/Tokyo\nUNLINK_AFTER_DAYS: 30\n")
+    for name, value in (("LMS_URL", "https://secret.example.com"), ("TIME_ZONE", "Europe/Paris")):
+        (secrets / name).write_text(value)
+    settings = load_settings()
+    assert settings.LMS_URL == "https://environment.example.com"
+    assert (settings.TIME_ZONE, settings.UNLINK_AFTER_DAYS) == ("Europe/Paris", 30)
+
+
+def test_a_wrong_secret_is_told_like_any_other(env: Env, secrets: Path) -> None:
+    env(DATABASE_URL=None)
+    (secrets / "DATABASE_URL").write_text("oracle://u:the-lms-secret@h/d")
+    (secrets / "LOG_FORMAT").write_text("xml")
+    message = refused()
+    assert set(complaints(message)) == {"DATABASE_URL", "LOG_FORMAT"}
+    assert "the-lms-secret" not in message
+
+
+def test_reading_the_database_needs_no_secret_of_the_lms(env: Env) -> None:
+    env(LMS_URL=None, **{SECRET: None})
+    assert load(DatabaseSettings).DATABASE_URL.startswith("mysql")
 
 
 def shown(settings: Any) -> str:

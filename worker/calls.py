@@ -1,0 +1,35 @@
+"""How long LMS calls take: counted as they end, kept in the ledger when their step ends."""
+
+import threading
+from collections import defaultdict
+
+# The upper bounds, in seconds, of a Prometheus histogram.
+BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, float("inf"))
+
+
+class Calls:
+    """The calls of this process that are not in the ledger yet; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+
+    def observe(self, step: str, outcome: str, seconds: float) -> None:
+        """Count one HTTP call of a step (or for a token) that ended like this after so many seconds."""
+        bound = next(bound for bound in BUCKETS if seconds <= bound)
+        with self._lock:
+            self._seconds[step, outcome, bucket(bound)].append(seconds)
+
+    def drain(self) -> list[dict[str, object]]:
+        """Give what was counted since the last time, as columns of LmsCall."""
+        with self._lock:
+            counted, self._seconds = self._seconds, defaultdict(list)
+        return [
+            {"step": step, "outcome": outcome, "le": le, "calls": len(seconds), "seconds": sum(seconds)}
+            for (step, outcome, le), seconds in counted.items()
+        ]
+
+
+def bucket(bound: float) -> str:
+    """A bound as Prometheus writes it: 0.5, 10, +Inf."""
+    return "+Inf" if bound == float("inf") else f"{bound:g}"

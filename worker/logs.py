@@ -1,0 +1,45 @@
+"""Log lines: one for each event, key=value for people or JSON for a log store, and what they carry."""
+
+import logging
+from pathlib import Path
+
+import structlog
+from structlog.typing import Processor
+
+_FIRST = ["timestamp", "level", "event", "enterprise", "run", "step"]
+# Celery tells of each message that it receives and of each result: at INFO the story of a night is ours alone.
+TALKATIVE = ("celery.worker.strategy", "celery.app.trace", "alembic")
+
+
+def configure(log_format: str, level: int = logging.INFO, file: str | Path | None = None) -> None:
+    """Write the log lines of every library and of our own to `file`, or to standard error.
+
+    `log_format` is LOG_FORMAT's keyvalue or json. May be called again.
+    """
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=before,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(log_format)],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(level if level <= logging.DEBUG else logging.WARNING)
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+def _renderer(log_format: str) -> Processor:
+    if log_format == "json":
+        return structlog.processors.JSONRenderer(default=str)
+    return structlog.processors.LogfmtRenderer(key_order=_FIRST, drop_missing=True, bool_as_flag=False)
