@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 from sqlalchemy import Engine, create_engine, func, select
@@ -14,10 +15,25 @@ from simulator.lms import serve as serve_lms
 from simulator.schema import UuidForm, create_tables, table
 from simulator.showcase import bulk, demo, read_demo
 
+NO_SECRET = "not-a-secret"
+
+
+def _or_file(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Click's hook: read an option's value from the file that it names with an @, as for a secret."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text().strip()
+    except OSError as error:
+        raise click.BadParameter(f"{value[1:]} cannot be read: {error.strerror}") from None
+
+
 database_option = click.option(
     "--database",
     metavar="URL",
-    help="SQLAlchemy URL: sqlite:////tmp/try.db, postgresql+psycopg://user@host/name, mysql+pymysql://user@host/name.",
+    callback=_or_file,
+    help="SQLAlchemy URL: sqlite:////tmp/try.db, postgresql+psycopg://user@host/name, mysql+pymysql://user@host/name; "
+    "or @ and a file that holds it.",
 )
 
 
@@ -40,8 +56,17 @@ def main() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--latency", default=0.0, show_default=True, metavar="SECONDS", help="How long each call takes.")
 @click.option("--client-id", default="license-expiry", show_default=True, help="The id that gets a token.")
-@click.option("--client-secret", default="not-a-secret", show_default=True, help="The secret that goes with it.")
-def serve(database: str | None, port: int, host: str, latency: float, client_id: str, client_secret: str) -> None:
+@click.option(
+    "--client-secret",
+    default=NO_SECRET,
+    show_default=True,
+    callback=_or_file,
+    help="The secret that goes with it, or @ and a file that holds it.",
+)
+@click.option("--demo", "is_demo", is_flag=True, help="Make the demo's data first, unless the database has it.")
+def serve(
+    database: str | None, port: int, host: str, latency: float, client_id: str, client_secret: str, is_demo: bool
+) -> None:
     r"""Serve the LMS's token endpoint and its two enterprise calls until Ctrl-C.
 
     With --database it knows that database's licences and learners; without, nobody, until it is told.
@@ -54,8 +79,14 @@ def serve(database: str | None, port: int, host: str, latency: float, client_id:
       POST latency {"seconds": 0.5}
       POST forget-tokens, release, reseed, reset                      no body
     """
+    if is_demo and not database:
+        raise click.UsageError("say which database is to hold the demo: --database URL")
     try:
-        lms = Lms(client_id, client_secret, latency, engine=_engine(database) if database else None)
+        engine = _engine(database) if database else None
+        if engine and is_demo and read_demo(engine) is None:
+            _refuse_full(engine, "char32")
+            _make_demo(Data(engine))
+        lms = Lms(client_id, client_secret, latency, engine=engine)
         asyncio.run(_serve(lms, host, port))
     except SQLAlchemyError as error:
         raise click.ClickException(
@@ -142,7 +173,8 @@ async def _serve(lms: Lms, host: str, port: int) -> None:
     def ready(listening: int) -> None:
         click.echo(f"LMS_URL=http://{host}:{listening}")
         click.echo(f"BACKEND_SERVICE_EDX_OAUTH2_KEY={lms.client_id}")
-        click.echo(f"BACKEND_SERVICE_EDX_OAUTH2_SECRET={lms.client_secret}")
+        if lms.client_secret == NO_SECRET:  # whoever gave another knows it, and this may be kept as a log
+            click.echo(f"BACKEND_SERVICE_EDX_OAUTH2_SECRET={lms.client_secret}")
 
     await serve_lms(lms, stopping.wait(), ready, port, host)
 

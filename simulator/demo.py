@@ -4,12 +4,16 @@ What is set in the environment is used as it is: CELERY_BROKER_URL, DATABASE_URL
 embedded: fakeredis's TCP server, an SQLite file with invented data, the simulated LMS.
 """
 
+import json
+import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import click
@@ -21,8 +25,8 @@ from simulator.data import Data
 from simulator.processes import Processes, StartError, free_port, listens
 from simulator.schema import create_tables
 from simulator.showcase import Demo, demo, read_demo
-from worker import dispatch, migrations, records, report
-from worker.cli import publisher
+from worker import dispatch, logs, migrations, records, report
+from worker.broker import publisher
 from worker.database import Database, make_engine
 from worker.deps import make_deps
 from worker.errors import LicenseExpiryError, Unusable
@@ -32,6 +36,8 @@ from worker.settings import Settings, load_settings
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(".demo")
 FLOWER_LOGIN = "demo:demo"
+# So that whoever breaks the LMS sees a step come again, and its run fail, within a minute or two.
+IMPATIENCE = {"TASK_RETRY_SECONDS": "5", "TASK_MAX_RETRIES": "3"}
 PYTHON = sys.executable
 out = Console(highlight=False)
 
@@ -43,6 +49,7 @@ def main(once: bool) -> None:
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, signal.default_int_handler)
     FOLDER.mkdir(exist_ok=True)
+    logs.configure("keyvalue", logging.WARNING)
     try:
         with Processes(FOLDER.absolute(), ROOT) as processes:
             status = _everything(processes, once)
@@ -61,9 +68,11 @@ def _everything(processes: Processes, once: bool) -> int:
     for name, (command, port) in embedded.items():
         processes.start(name.lower(), command, lambda port=port: listens(port))  # type: ignore[misc]
     flower = _start_celery(processes)
+    pages = _start_serve(processes)
     status = _night(load_settings(broker=True), shown)
     if not once:
-        _invite(flower)
+        prometheus = _start_prometheus(processes, pages, flower)
+        _invite(flower, pages, prometheus, "LMS_URL" in embedded)
         signal.pause()
     return status
 
@@ -78,13 +87,15 @@ def _set_environment() -> dict[str, tuple[list[str], int]]:
         serve = f"from fakeredis import TcpFakeServer; TcpFakeServer(('127.0.0.1', {port})).serve_forever()"
         embedded["CELERY_BROKER_URL"] = [PYTHON, "-c", serve], port
     if not os.environ.get("LMS_URL"):
-        port = free_port()
+        port = free_port(8000)
         os.environ["LMS_URL"] = f"http://127.0.0.1:{port}"
         key = os.environ["BACKEND_SERVICE_EDX_OAUTH2_KEY"] = "demo-key"
         secret = os.environ["BACKEND_SERVICE_EDX_OAUTH2_SECRET"] = "demo-secret"
         command = [PYTHON, "-m", "simulator", "serve", "--port", str(port), "--latency", "0.1"]
         command += ["--client-id", key, "--client-secret", secret, "--database", os.environ["DATABASE_URL"]]
         embedded["LMS_URL"] = command, port
+        for name, value in IMPATIENCE.items():
+            os.environ.setdefault(name, value)
     return embedded
 
 
@@ -127,6 +138,32 @@ def _start_celery(processes: Processes) -> str:
     schedule = f"--schedule={FOLDER.absolute()}/celerybeat-schedule"
     processes.start("beat", [*celery, "beat", "--loglevel=INFO", schedule])
     return address
+
+
+def _start_serve(processes: Processes) -> str:
+    """Start license-expiry serve; return its address."""
+    port = free_port(8001)
+    command = [PYTHON, "-c", "from worker.cli import main; main()", "serve", f"--port={port}"]
+    processes.start("serve", command, lambda: listens(port))
+    return f"http://127.0.0.1:{port}"
+
+
+def _start_prometheus(processes: Processes, pages: str, flower: str) -> str | None:
+    """Start a Prometheus with our rules and return its address, where this machine has one."""
+    found, rules = shutil.which("prometheus"), ROOT / "deploy/prometheus"
+    if found is None or not rules.is_dir():
+        return None
+    port, folder = free_port(9090), FOLDER.absolute() / "prometheus"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(rules / "rules.yml", folder)
+    config = (rules / "prometheus.yml").read_text().replace("30s", "5s").replace("20s", "4s")
+    for name, address in (("serve:8001", pages), ("flower:5555", flower)):
+        config = config.replace(name, address.removeprefix("http://"))
+    (folder / "prometheus.yml").write_text(config)
+    address = f"127.0.0.1:{port}"
+    command = [found, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    processes.start("prometheus", [*command, f"--web.listen-address={address}"], lambda: listens(port))
+    return f"http://{address}"
 
 
 def _night(settings: Settings, shown: Demo | None) -> int:
@@ -172,11 +209,21 @@ def _status(runs: Sequence[Run], held: set[UUID], shown: Demo | None) -> int:
     return 1 if unplanted and any(run.licenses_held for run in runs) else 0
 
 
-def _invite(flower: str) -> None:
+def _invite(flower: str, pages: str, prometheus: str | None, simulated: bool) -> None:
     own = os.environ["FLOWER_BASIC_AUTH"] != FLOWER_LOGIN
     login = "USER:PASSWORD" if own else FLOWER_LOGIN
-    out.print(f"\n[bold]Flower[/bold] is at {flower} (user and password: {login}). Start another night from it with:")
-    out.print(f"  curl -u {login} -X POST {flower}/api/task/async-apply/license_expiry.run_nightly -d '{{}}'")
+    plain: Any = {"markup": False, "soft_wrap": True}  # lines to copy
+    out.print(f"\n[bold]The night as a page[/bold] is at {pages}")
+    if prometheus:
+        out.print(f"[bold]Prometheus[/bold] with our alerts is at {prometheus}")
+    out.print(f"[bold]Flower[/bold] is at {flower} (user and password: {login}). Start an enterprise again from it:")
+    post = f"curl -u {login} {flower}/api/task/async-apply/license_expiry"
+    again = {"enterprise_customer_uuid": "…", "force": True, "reason": "to see it again"}
+    out.print(f"  {post}.run_enterprise -d '{json.dumps({'kwargs': again}, ensure_ascii=False)}'", **plain)
+    if simulated:
+        faults = f"curl -X POST {os.environ['LMS_URL']}/_simulator/faults -d"
+        out.print("Break the LMS, and mend it:")
+        out.print(f"""  {faults} '[{{"status": 503}}]'\n  {faults} '[]'""", **plain)
     out.print(f"Logs are in {FOLDER.absolute()}. Ctrl-C ends everything.", soft_wrap=True)
 
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import structlog
 from celery import Task, chain, current_app, shared_task
 from celery.canvas import Signature
 from celery.schedules import crontab
@@ -16,9 +15,10 @@ from worker import dispatch, nights, records, steps
 from worker.deps import Deps, get_deps
 from worker.errors import LicenseExpiryError, Unavailable
 from worker.ledger import Step
+from worker.logs import get_logger
 from worker.settings import retry_wait
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 _BROKER_RETRY_SECONDS = 30
 # How far beat's clock may be ahead of the database's without its night being taken for that of the day before; less
@@ -59,19 +59,20 @@ def publish(enterprise: UUID, run_id: UUID) -> None:
 def latest_night(schedule: crontab, now: datetime) -> datetime | None:
     """The last moment (UTC) up to `now` that NIGHTLY_SCHEDULE names, in the last four years; None without one."""
     for back in (timedelta(minutes=5), timedelta(hours=2), *map(timedelta, (2, 9, 33, 367, 1462))):
-        latest, following = None, _following_night(schedule, now - back)
+        latest, following = None, following_night(schedule, now - back)
         while following <= now:
-            latest, following = following, _following_night(schedule, following)
+            latest, following = following, following_night(schedule, following)
         if latest:
             return latest
     return None
 
 
-def _following_night(schedule: crontab, moment: datetime) -> datetime:
+def following_night(schedule: crontab, moment: datetime) -> datetime:
+    """The first moment (UTC) after this one that NIGHTLY_SCHEDULE names."""
     start, wait, _ = schedule.remaining_delta(moment)
     following: datetime = (start + wait).astimezone(UTC)
     if following <= moment:  # in the hour that comes twice when summer time ends, crontab sees the first
-        return _following_night(schedule, moment + timedelta(hours=1))
+        return following_night(schedule, moment + timedelta(hours=1))
     return following
 
 

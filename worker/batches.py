@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-import structlog
 from sqlalchemy.orm import Session
 
 from worker import records, waits
@@ -21,9 +20,10 @@ from worker.database import Database
 from worker.deps import Deps
 from worker.errors import BatchRefused
 from worker.ledger import Claim
+from worker.logs import get_logger
 from worker.policy import Rows
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

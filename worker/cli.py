@@ -2,26 +2,23 @@
 
 import functools
 import logging
-import os
-import signal
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import click
 from sqlalchemy.exc import DBAPIError
 
-from worker import dispatch, migrations, records, report, steps, waits
+from worker import broker, dispatch, here, logs, migrations, records, report
+from worker.broker import publisher
 from worker.database import Database, cannot_be_used, make_engine
 from worker.deps import Deps, make_deps
 from worker.errors import LicenseExpiryError, Unusable
-from worker.ledger import Step
-from worker.models import ENDED, Run
+from worker.models import ENDED
 from worker.scope import scope_of
-from worker.settings import load_settings
-
-log = logging.getLogger(__name__)
+from worker.settings import DatabaseSettings, load_settings
+from worker.sources import load
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -51,9 +48,13 @@ def main() -> None:
 
     \b
     First time:      license-expiry init-db
+    Is all there:    license-expiry doctor
     What would be:   license-expiry due
     A night, now:    license-expiry run
     What happened:   license-expiry status; license-expiry held
+    As pages:        license-expiry serve
+    As a file:       license-expiry report --html night.html
+    Tab completion:  eval "$(_LICENSE_EXPIRY_COMPLETE=bash_source license-expiry)"   (or zsh_source)
     """  # noqa: D301, click's own mark
 
 
@@ -67,9 +68,7 @@ def init_db(as_json: bool) -> int:
 
     For example: license-expiry init-db && license-expiry due
     """
-    database = Database(make_engine(load_settings().DATABASE_URL))
-    click.get_current_context().call_on_close(database.engine.dispose)
-    database.check(ledger=False)
+    _, database = _database(ledger=False)
     try:
         migrations.upgrade(database.engine)
     except DBAPIError as error:
@@ -81,27 +80,52 @@ def init_db(as_json: bool) -> int:
 @main.command()
 @as_json
 @_sentences
+def doctor(as_json: bool) -> int:
+    """Look whether all is there that a night needs, and say what to do where it is not. Changes nothing.
+
+    Settings, database, ledger, clock, broker, and a token from the LMS. Exit status: 0 when nothing is wrong, else 1.
+
+    For example: license-expiry doctor --json
+    """
+    from worker.doctor import examine
+
+    logs.configure("keyvalue", logging.ERROR)
+    return report.show_findings(examine(), as_json)
+
+
+@main.command()
+@as_json
+@_sentences
 def due(as_json: bool) -> int:
     """Show what a night would do if it began now. Changes nothing, sends nothing.
 
     For example: license-expiry due --json
     """
-    deps = _deps()
-    scope = scope_of(deps.settings, dispatch.Request(), deps.database.now(), None)
-    rows = report.due_rows(deps.database, scope)
-    for sentence in dispatch.strangers(deps).values():
+    settings, database = _database()
+    rows = report.due_rows(database, scope_of(settings, dispatch.Request(), database.now(), None))
+    for sentence in dispatch.strangers(settings, database).values():
         report.err.print(f"Warning: {sentence}", markup=False, soft_wrap=True)
     if as_json:
         report.show_json({"enterprises": rows})
     elif rows:
-        columns = ("enterprise", "plans", "downgrades", "unlinks", "protected")
-        report.out.print(report.table(columns, [tuple(row.values()) for row in rows]))
+        report.show_due(rows)
     else:
         report.out.print("Nothing is due.")
     return 0
 
 
-@main.command()
+FROM_FLOWER = """\b
+From Flower, where it listens; UUID is the enterprise customer's:
+  flower=http://USER:PASSWORD@127.0.0.1:5555/api/task/async-apply/license_expiry
+  curl $flower.run_nightly -d '{}'
+  curl $flower.run_nightly -d '{"kwargs": {"dry_run": true}}'
+  curl $flower.run_enterprise -d '{"kwargs": {"enterprise_customer_uuid": "UUID"}}'
+  curl $flower.run_enterprise -d \\
+    '{"kwargs": {"enterprise_customer_uuid": "UUID", "force": true, "reason": "why"}}'
+"""
+
+
+@main.command(epilog=FROM_FLOWER)
 @click.option("--enterprise", "enterprises", multiple=True, type=click.UUID, help="Only this customer; repeatable.")
 @click.option("--plan", "plans", multiple=True, type=click.UUID, help="Only this plan, in both steps; repeatable.")
 @click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC).")
@@ -109,7 +133,7 @@ def due(as_json: bool) -> int:
 @click.option("--force", is_flag=True, help="Send the licenses of processed plans, and held ones, again.")
 @click.option("--reason", help="Why --force; kept in the ledger.")
 @click.option("--dry-run", is_flag=True, help="Go through it all, but send nothing and count what would be done.")
-@click.option("--here", is_flag=True, help="Do it in this process, with no broker and no worker.")
+@click.option("--here", "in_process", is_flag=True, help="Do it in this process, with no broker and no worker.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the runs to end.")
 @as_json
 @_sentences
@@ -121,7 +145,7 @@ def run(
     force: bool,
     reason: str | None,
     dry_run: bool,
-    here: bool,
+    in_process: bool,
     no_wait: bool,
     as_json: bool,
 ) -> int:
@@ -133,7 +157,7 @@ def run(
     A rehearsal:           license-expiry run --dry-run
     A plan, once more:     license-expiry run --plan UUID --force --reason "restored from backup"
     """  # noqa: D301, click's own mark
-    deps = _deps(broker=not here)
+    deps = _deps(with_broker=not in_process)
     request = dispatch.parse_request(
         dry_run=dry_run,
         plan_uuids=plans or None,
@@ -142,40 +166,36 @@ def run(
         force=force,
         reason=reason,
     )
-    started = dispatch.start(deps, request, enterprises, (lambda *_: None) if here else publisher())
+    started = dispatch.start(deps, request, enterprises, (lambda *_: None) if in_process else publisher())
     for other in (each for each in started if not each.new):
         report.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)
-    if here:
-        _run_all_here(deps, started, request)
-    waiting = not no_wait and not here
+    if in_process:
+        here.run_all(deps, started, request)
+    waiting = not no_wait and not in_process
     runs = report.watch(deps.database, [each.run_id for each in started], wait=waiting, quiet=as_json)
     status = report.show_runs(runs, as_json, "Nothing is due.")
-    return 1 if here and any(each.phase not in ENDED for each in runs) else status
+    return 1 if in_process and any(each.phase not in ENDED for each in runs) else status
 
 
 @main.command()
-@click.option("--enterprise", type=click.UUID, help="The runs of this customer, the newest first.")
-@click.option("--watch", is_flag=True, help="Show live runs until they have ended.")
+@click.option("--enterprise", type=click.UUID, help="The runs of this customer, dry runs too, the newest first.")
+@click.option("--watch", is_flag=True, help="Show live runs, and those that begin meanwhile, until all have ended.")
 @as_json
 @_sentences
 def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
     """Show the newest run of each enterprise, or the runs of one.
 
+    A dry run is shown only where there was no other, or with --enterprise.
+
     For example: license-expiry status --watch
     """
-    deps = _deps()
-
-    def read() -> Sequence[Run]:
-        return deps.database.transact(lambda session: records.newest_runs(session, enterprise))
-
-    runs = read()
+    _, database = _database()
     if watch:
-        live = [each.id for each in runs if each.phase not in ENDED]
-        report.watch(deps.database, live, wait=True, quiet=as_json)
-        runs = read()
-    return report.show_runs(
-        runs, as_json, "There were no runs yet." if enterprise is None else f"Enterprise {enterprise} had no runs yet."
-    )
+        report.watch(database, (), wait=True, quiet=as_json, joining=report.live_runs(enterprise))
+    runs = database.transact(lambda session: records.newest_runs(session, enterprise))
+    if enterprise is None:
+        return report.show_runs(runs, as_json, "There were no runs yet.", "All runs of one: status --enterprise UUID")
+    return report.show_runs(runs, as_json, f"Enterprise {enterprise} had no runs yet.")
 
 
 @main.command()
@@ -188,100 +208,71 @@ def held(as_json: bool) -> int:
 
     For example: license-expiry held --json
     """
-    licenses = _deps().database.transact(records.held_licenses)
-    rows = [
-        {
-            "license_uuid": str(each.license_uuid),
-            "enterprise_customer_uuid": str(each.enterprise_customer_uuid),
-            "step": each.step,
-            "reason": each.reason,
-            "tries": each.tries,
-            "first_held_at": each.first_held_at.isoformat(),
-        }
-        for each in licenses
-    ]
+    licenses = _database()[1].transact(records.held_licenses)
     if as_json:
-        report.show_json({"held": rows})
-    elif rows:
-        columns = ("license", "step", "reason", "tries", "first held (UTC)")
-        cells = [
-            (each.license_uuid, each.step, each.reason, each.tries, f"{each.first_held_at:%Y-%m-%d %H:%M}")
-            for each in licenses
-        ]
-        report.out.print(report.table(columns, cells))
+        report.show_json({"held": [report.describe_held(each) for each in licenses]})
+    elif licenses:
+        report.show_held(licenses)
     else:
         report.out.print("No license is held.")
-    return 1 if rows else 0
+    return 1 if licenses else 0
 
 
-def _deps(broker: bool = False) -> Deps:
+@main.command()
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8001, show_default=True, type=click.IntRange(1, 65535))
+@_sentences
+def serve(address: str, port: int) -> int:
+    """Show the nights as pages, until it is told to end; with /metrics for Prometheus, and /healthz.
+
+    It only reads the database, and asks nobody for a password: let nobody but your proxy reach it.
+
+    For example: license-expiry serve --port 8001
+    """
+    from worker import web
+
+    settings, database = _database(level=logging.INFO)
+    web.serve(database, settings, address, port, broker.next_night())
+    return 0
+
+
+@main.command("report")
+@click.option("--html", "file", required=True, metavar="FILE", help="Where to write it; - is standard output.")
+@click.option("--night", metavar="KEY", help="As in the address of its page; else the newest.")
+@_sentences
+def report_night(file: str, night: str | None) -> int:
+    """Write a night as one HTML file to send around.
+
+    \b
+    The newest:  license-expiry report --html night.html
+    Another:     license-expiry report --html night.html --night 2026-11-24T020000Z
+    """  # noqa: D301, click's own mark
+    from worker import pages
+
+    html = pages.night_html(_database()[1], night)
+    if file == "-":
+        click.echo(html)
+        return 0
+    report.write_file(Path(file), html)
+    report.out.print(f"{file} is written.", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _database(ledger: bool = True, level: int = logging.WARNING) -> tuple[DatabaseSettings, Database]:
+    """What a command needs that sends nothing; the database is looked at first, and left when the command ends."""
+    settings = load(DatabaseSettings)
+    logs.configure(settings.LOG_FORMAT, level)
+    database = Database(make_engine(settings.DATABASE_URL))
+    click.get_current_context().call_on_close(database.engine.dispose)
+    database.check(ledger)
+    return settings, database
+
+
+def _deps(*, with_broker: bool) -> Deps:
     """The command's own wiring, closed when the command ends; the database is looked at first."""
-    deps = make_deps(load_settings(broker=broker))
+    settings = load_settings(broker=with_broker)
+    logs.configure(settings.LOG_FORMAT, logging.WARNING)
+    deps = make_deps(settings)
     click.get_current_context().call_on_close(deps.close)
     deps.database.check()
     return deps
-
-
-def publisher() -> dispatch.Publish:
-    """Return tasks.publish, once the broker has answered; raises Unusable. Celery is loaded only here."""
-    from kombu.exceptions import OperationalError
-
-    from tasks import publish
-    from worker.celery import app
-
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, timeout=5)
-    except (OperationalError, OSError) as error:
-        raise Unusable(
-            f"The broker {connection.as_uri()} does not answer ({error}): check CELERY_BROKER_URL and the broker; or "
-            "use --here, which needs none"
-        ) from None
-
-    def checked(enterprise: UUID, run_id: UUID) -> None:
-        try:
-            publish(enterprise, run_id)
-        except OperationalError as error:
-            raise Unusable(
-                f"The broker went away ({error}): check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: "
-                "reconcile publishes it again. For the enterprises after it, start anew"
-            ) from None
-
-    return checked
-
-
-def _stop_here(*_: Any) -> None:
-    said = "Ending after the calls in flight. What is left stays live: run --here again goes on with it."
-    report.err.print(said, soft_wrap=True)
-    waits.stop()
-
-
-def _run_all_here(deps: Deps, started: Sequence[dispatch.Started], request: dispatch.Request) -> None:
-    for end in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(end, _stop_here)
-    for each in started:
-        _run_here(deps, each, request)
-
-
-def _run_here(deps: Deps, started: dispatch.Started, request: dispatch.Request) -> None:
-    """Do both steps of a run in this process; take up another's only when it asks for the same."""
-    run = deps.database.transact(lambda session: session.get_one(Run, started.run_id))
-    if run.phase in ENDED:  # refused as it was opened
-        return
-    asked, live = (scope_of(deps.settings, each, run.as_of, started.enterprise) for each in (request, run))
-    if (asked, request.dry_run) != (live, run.dry_run):
-        report.err.print(f"Run {run.id} asks for something else: not taken up.", soft_wrap=True)
-        return
-    owner = f"{socket.gethostname()}, process {os.getpid()}"
-    for step in Step:
-        more = True
-        while more and not waits.stopping():
-            try:
-                outcome = steps.attempt(deps, run.id, started.enterprise, step, owner, lambda _: None)
-            except Exception as error:
-                if not isinstance(error, LicenseExpiryError):
-                    log.exception("run %s", run.id)
-                return  # the ledger has it, and the report shows it; the next enterprise is not to suffer
-            if outcome.skipped and step is Step.UNLINK:
-                report.err.print(f"Not done here: {outcome.skipped}. Try again then.", soft_wrap=True)
-            more = outcome.more

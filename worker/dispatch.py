@@ -6,17 +6,17 @@ from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
-import structlog
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from worker import ledger, nights, policy
 from worker.database import Database
 from worker.deps import Deps
 from worker.errors import BadArgument
+from worker.logs import get_logger
 from worker.scope import scope_of
 from worker.settings import DatabaseSettings
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 Publish = Callable[[UUID, UUID], None]
 """Publishes the chain of an enterprise's run: (enterprise customer UUID, run id)."""
@@ -121,6 +121,7 @@ def start(
 def start_scheduled(deps: Deps, scheduled_for: datetime, publish: Publish) -> list[Started] | None:
     """Start the night that is scheduled for this moment, as `start` does; None when it had begun before."""
     if not nights.begin(deps.database, scheduled_for):
+        log.info("the night had begun before", night=scheduled_for.isoformat())
         return None
     try:
         started = start(deps, Request(), (), publish, scheduled_for)

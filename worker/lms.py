@@ -145,6 +145,10 @@ class LmsClient:
         body, probe = ({"user_emails": to, "is_relinkable": True} for to in (list(emails), [NOBODYS_EMAIL]))
         self._call("unlink", UNLINK_PATH.format(enterprise=enterprise), body, probe, guard)
 
+    def check(self) -> None:
+        """Get a token. Raises RunRefused, Unavailable."""
+        self._auth.ready()
+
     def close(self) -> None:
         """Close the connections of all threads."""
         for session in self._sessions:

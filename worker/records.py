@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, delete, func, insert, select, update
+from sqlalchemy import CursorResult, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from worker.models import DatabaseNow, Downgrade, HeldLicense, License, LmsCall, Retry, Run, SubscriptionPlan
@@ -100,15 +100,13 @@ def runs_by_id(session: Session, run_ids: Iterable[UUID]) -> Sequence[Run]:
 
 
 def newest_runs(session: Session, enterprise: UUID | None, limit: int = 20) -> Sequence[Run]:
-    """The newest run of each enterprise; or, with `enterprise`, its newest `limit` runs."""
+    """The newest run of each enterprise, a dry run only where there was no other; or, with `enterprise`, its newest."""
     if enterprise is not None:
         of_one = select(Run).where(Run.enterprise_customer_uuid == enterprise)
         return session.scalars(of_one.order_by(Run.opened_at.desc()).limit(limit)).all()
-    newest = (
-        select(Run.enterprise_customer_uuid, func.max(Run.opened_at).label("opened_at"))
-        .group_by(Run.enterprise_customer_uuid)
-        .subquery()
-    )
+    opened = func.coalesce(func.max(case((Run.dry_run.is_(False), Run.opened_at))), func.max(Run.opened_at))
+    of_each = select(Run.enterprise_customer_uuid, opened.label("opened_at")).group_by(Run.enterprise_customer_uuid)
+    newest = of_each.subquery()
     same = (Run.enterprise_customer_uuid == newest.c.enterprise_customer_uuid) & (Run.opened_at == newest.c.opened_at)
     return session.scalars(select(Run).join(newest, same).order_by(Run.opened_at.desc())).all()
 

@@ -90,6 +90,13 @@ class CelerySettings(Sourced):
             raise ValueError("is not a URL")
         return value
 
+    @field_validator("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+    @classmethod
+    def _with_its_certificate(cls, value: str) -> str:
+        if value.startswith("rediss://") and "ssl_cert_reqs=" not in value:
+            raise ValueError("must say ?ssl_cert_reqs=required: without it no certificate is checked")
+        return value
+
     @field_validator("NIGHTLY_SCHEDULE")
     @classmethod
     def _five_fields(cls, value: str) -> str:

@@ -17,6 +17,7 @@ from worker.database import Database
 from worker.deps import Deps
 from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, RunRefused, Stopping, Unavailable
 from worker.ledger import Claim, Step
+from worker.logs import get_logger
 from worker.models import (
     DOWNGRADED_EVENT,
     UNLINKED_EVENT,
@@ -29,7 +30,7 @@ from worker.models import (
 )
 from worker.scope import Scope, scope_of
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

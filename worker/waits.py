@@ -11,11 +11,10 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-import structlog
-
 from worker.errors import Stopping
+from worker.logs import get_logger
 
-log = structlog.stdlib.get_logger(__name__)
+log = get_logger(__name__)
 
 # Seconds of a clock that also runs while the machine is suspended, where there is one: for what others judge by theirs.
 steady = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

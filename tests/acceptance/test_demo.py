@@ -47,7 +47,7 @@ def test_once_twice(tmp_path: Path, bare: dict[str, str]) -> None:
 def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, bare: dict[str, str]) -> None:
     with (tmp_path / "out").open("w+") as out:
         demo = subprocess.Popen(DEMO, cwd=tmp_path, env=bare, stdout=out, stderr=out, start_new_session=True)
-        eventually(lambda: "async-apply/license_expiry.run_nightly" in (tmp_path / "out").read_text(), seconds=120)
+        eventually(lambda: "async-apply/license_expiry.run_enterprise" in (tmp_path / "out").read_text(), seconds=120)
         assert len(left_behind(tmp_path)) >= 6, "broker, LMS, Flower, worker, beat and the demo itself"
         demo.send_signal(signal.SIGINT)
         demo.wait(60)

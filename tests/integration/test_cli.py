@@ -2,11 +2,16 @@
 
 import gc
 import json
+import logging
 import os
+import pty
 import re
+import select
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -17,6 +22,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
+import requests
 from click.testing import CliRunner, Result
 from nights import (
     Make,
@@ -36,7 +42,8 @@ from nights import (
     times_sent,
 )
 from rich.console import Console
-from sqlalchemy import Engine, MetaData, create_engine, insert, inspect
+from services import missing
+from sqlalchemy import Engine, MetaData, create_engine, insert, inspect, update
 from waiting import eventually
 
 from simulator.data import DAY, Data
@@ -47,8 +54,9 @@ from simulator.showcase import CASES
 from worker import cli, ledger, report
 from worker.database import Database
 from worker.ledger import Step
-from worker.models import DatabaseNow, HeldLicense, Ledger, LicenseManager, Phase, Run
-from worker.settings import CONFIG_FILE_VARIABLE, Settings
+from worker.models import HeldLicense, Ledger, LicenseManager, Phase, Run
+from worker.settings import Settings
+from worker.sources import CONFIG_FILE_VARIABLE
 
 COMMAND = Path(sys.executable).with_name("license-expiry")
 LIST = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
@@ -85,6 +93,15 @@ def engine_kind(request: pytest.FixtureRequest) -> str:
 
 
 ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command says where log lines go, for all of its process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers, root.level = handlers, level
 
 
 @pytest.fixture
@@ -285,6 +302,12 @@ def test_a_command_closes_its_connections(engine: Engine, lms: Simulator, set_up
             gc.collect()
 
 
+@pytest.mark.parametrize("command", ["init-db", "due", "status", "held"])
+def test_what_only_looks_needs_nothing_of_the_lms(engine: Engine, use: Use, database_url: str, command: str) -> None:
+    use(DATABASE_URL=database_url)
+    assert license_expiry(command).exit_code == 0
+
+
 # due
 
 
@@ -318,6 +341,8 @@ def test_due_does_not_list_the_same_enterprise_twice_and_adds_up_its_plans(
     [row] = json_of(license_expiry("due", "--json"))["enterprises"]
     row.pop("enterprise_customer_uuid")
     assert row == {"plans": 3, "downgrades": 6, "unlinks": 4, "protected": 0}
+    lay(lms, seed=2, licenses=2)
+    assert re.search(r"^all 2 +4 +8 +4 +0 *$", license_expiry("due").stdout, re.MULTILINE)
 
 
 # run
@@ -615,6 +640,33 @@ def test_status_shows_the_newest_run_of_each_enterprise_and_all_of_one(lms: Simu
     assert json_of(of_one)["runs"] == [done[first], rehearsals[first]]
 
 
+def test_status_shows_a_dry_run_only_where_there_was_no_other(lms: Simulator, set_up: Use) -> None:
+    laid = lay(lms)
+    done = license_expiry("run", "--here", "--json").stdout
+    forced = ("--force", "--reason", "what would it be", "--plan", laid.plan)
+    rehearsal = runs_of(license_expiry("run", "--here", "--dry-run", "--json", *forced))[laid.enterprise]
+    assert rehearsal["dry_run"]
+    assert license_expiry("status", "--json").stdout == done
+    shown = license_expiry("status").stdout
+    assert "dry run" not in shown.lower()
+    assert "status --enterprise UUID" in shown, "it says how to see the others"
+    assert json_of(license_expiry("status", "--json", "--enterprise", laid.enterprise))["runs"][0] == rehearsal
+
+
+def test_status_tells_when_a_run_began_how_long_it_took_and_its_retries(
+    engine: Engine, lms: Simulator, set_up: Use, make_test_deps: Make
+) -> None:
+    ended, live = lay(lms, seed=1).enterprise, lay(lms, seed=2).enterprise
+    license_expiry("run", "--here", "--enterprise", ended)
+    open_one(make_test_deps(), live)
+    with engine.begin() as connection:
+        times = {"opened_at": JANUARY, "ended_at": JANUARY + timedelta(hours=1, minutes=2, seconds=3)}
+        connection.execute(update(Run).where(Run.enterprise_customer_uuid == ended).values(retries=2, **times))
+    shown = license_expiry("status").stdout
+    assert re.search(rf"^{ended} finished .*\n  2025-01-15 12:00, 1:02:03 +2 retries *$", shown, re.MULTILINE)
+    assert re.search(rf"^{live} queued .*\n  20\d\d-\d\d-\d\d \d\d:\d\d, 0:00:\d\d so far *$", shown, re.MULTILINE)
+
+
 def test_status_ends_with_1_while_the_newest_run_of_any_enterprise_is_failed(lms: Simulator, set_up: Use) -> None:
     laid = lay(lms, seed=1)
     lay(lms, seed=2)
@@ -642,6 +694,29 @@ def test_status_watches_until_the_live_runs_have_ended(
     assert (runs_of(watched)[laid.enterprise]["phase"], meanwhile.now) == ("finished", 10)
 
 
+def test_status_waits_for_runs_that_begin_meanwhile_too(
+    lms: Simulator, set_up: Use, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = lay(lms, seed=1).enterprise, lay(lms, seed=2).enterprise
+    deps = make_test_deps()
+    ids = {first: open_one(deps, first)}
+
+    def meanwhile(now: float) -> None:
+        if now == 3:
+            ids[second] = open_one(deps, second)
+        elif now in (5, 8):
+            enterprise = {5: first, 8: second}[int(now)]
+            finish(deps, enterprise, ids[enterprise])
+
+    clock = Clock(meanwhile)
+    monkeypatch.setattr(report, "time", clock)
+    shown = license_expiry("status", "--watch").stdout
+    assert clock.now == 8
+    assert [shown.index(f"{enterprise} finished plans") for enterprise in ids] == sorted(
+        shown.index(f"{enterprise} finished plans") for enterprise in ids
+    )
+
+
 def test_a_terminal_shows_how_far_the_runs_are(
     lms: Simulator, set_up: Use, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -652,7 +727,8 @@ def test_a_terminal_shows_how_far_the_runs_are(
     monkeypatch.setattr(report, "out", terminal)
     monkeypatch.setattr(report, "time", Clock(lambda now: finish(deps, laid.enterprise, run_id) if now == 5 else None))
     assert license_expiry("status", "--watch").exit_code == 0
-    shown = screen.getvalue()
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", screen.getvalue())
+    assert "\x1b[32mfinished" in screen.getvalue()
     assert "0 of 1 enterprises done" in shown
     assert "1 of 1 enterprises done" in shown
     assert re.search(rf"{laid.enterprise} +finished +1 +6 +0 +0 +0", shown)
@@ -686,10 +762,85 @@ def test_held_lists_licenses_with_the_reason_and_the_tries(engine: Engine, lms: 
     assert row["first_held_at"].utcoffset() == timedelta()
     table = license_expiry("held")
     assert table.exit_code == 1
+    assert f"Enterprise {laid.enterprise}" in table.stdout
     assert re.search(rf"^{laid.licenses[0]} +downgrade +http_422 +2 ", table.stdout, re.MULTILINE)
 
 
+# serve and report
+
+
+def test_the_pages_are_served_until_it_is_told_to_end(
+    engine: Engine, use: Use, database_url: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    use(DATABASE_URL=database_url, NIGHTLY_SCHEDULE="17 5 * * *", TIME_ZONE="Asia/Kolkata")
+    with Processes(tmp_path) as processes:
+        serving = processes.start("serve", [str(COMMAND), "serve", "--port", str(port)], lambda: listens(port))
+        assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
+        nights = requests.get(f"http://127.0.0.1:{port}/", timeout=10)
+        assert (nights.status_code, "23:47" in nights.text) == (200, True), "the next night, in UTC"
+        second = process("serve", "--port", port)
+        assert (second.returncode, second.stdout) == (2, "")
+        assert re.fullmatch(
+            rf"127\.0\.0\.1, port {port}, cannot be .*: give another --address or --port", second.stderr.strip()
+        )
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(20) == 0
+
+
+def test_a_report_is_written_whole_or_not_at_all(lms: Simulator, set_up: Use, tmp_path: Path) -> None:
+    file = tmp_path / "night.html"
+    file.write_text("yesterday's")
+    early = license_expiry("report", "--html", file)
+    assert (early.exit_code, early.stdout, file.read_text()) == (2, "", "yesterday's")
+    assert "no night yet" in early.stderr
+    laid = lay(lms)
+    license_expiry("run", "--here")
+    written = license_expiry("report", "--html", file)
+    assert (written.exit_code, written.stdout) == (0, f"{file} is written.\n")
+    assert str(laid.enterprise) in file.read_text()
+    piped = license_expiry("report", "--html", "-")
+    assert (piped.exit_code, str(laid.enterprise) in piped.stdout, piped.stdout[:9].lower()) == (0, True, "<!doctype")
+    other = license_expiry("report", "--html", file, "--night", "2020-01-01T000000Z")
+    assert (other.exit_code, other.stdout, str(laid.enterprise) in file.read_text()) == (2, "", True)
+    nowhere = license_expiry("report", "--html", tmp_path / "no" / "night.html")
+    assert (nowhere.exit_code, "cannot be written (No such file" in nowhere.stderr) == (2, True)
+    folder = license_expiry("report", "--html", tmp_path)
+    assert (folder.exit_code, "cannot be written (Is a directory" in folder.stderr) == (2, True)
+    assert [each.name for each in tmp_path.glob("*.part*")] + [
+        each.name for each in tmp_path.parent.glob("*.part")
+    ] == []
+
+
 # What is read
+
+
+def test_bash_completes_a_command_as_help_says() -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        missing("bash", "install bash")
+    line = re.search(r"eval \S+ .*?\)\"", license_expiry("--help").stdout)
+    assert line
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}", "PS1": "ready> ", "TERM": "dumb"}
+    with subprocess.Popen(
+        [bash, "--norc", "--noprofile", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    ) as shell:
+        try:
+            for typed, awaited in (
+                ("", "ready> "),
+                (f"{line[0]}\n", "ready> "),
+                ("license-expiry hel\t", "license-expiry held "),
+            ):
+                os.write(ours, typed.encode())
+                shown, deadline = "", time.monotonic() + 20
+                while awaited not in shown.replace("\r", "").removeprefix(typed):
+                    assert select.select([ours], [], [], deadline - time.monotonic())[0], shown
+                    shown += os.read(ours, 4096).decode()
+        finally:
+            shell.kill()
+            os.close(ours)
+            os.close(theirs)
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in sorted(cli.main.commands))], ids=" ".join)
@@ -707,6 +858,7 @@ def test_help_prints_each_example_on_a_line_of_its_own() -> None:
     assert re.search(r"license-expiry run --enterprise [0-9a-f-]{36}$", shown, re.MULTILINE)
     assert re.search(r"license-expiry run --dry-run$", shown, re.MULTILINE)
     assert re.search(r'license-expiry run --plan UUID --force --reason ".*"$', shown, re.MULTILINE)
+    assert max(map(len, shown.splitlines())) <= 100
     assert re.search(r"license-expiry init-db$", license_expiry("--help").stdout, re.MULTILINE)
 
 
@@ -720,7 +872,8 @@ def test_what_is_piped_fits_80_columns_has_no_escape_codes_and_breaks_no_number(
 ) -> None:
     laid = lay(lms, licenses=3)
     set_up(**{LIST: laid.enterprise})
-    run: dict[str, Any] = {"as_of": JANUARY, "force": False, "opened_at": DatabaseNow(), "reason": None}
+    run: dict[str, Any] = {"as_of": JANUARY, "force": False, "opened_at": JANUARY, "reason": None, "retries": 12}
+    run["ended_at"] = JANUARY + timedelta(days=1, hours=23, minutes=59, seconds=59)
     many = {"plans_processed": 123, "licenses_downgraded": 1234567, "licenses_held": 1234}
     more = {"learners_unlinked": 1234566, "learners_protected": 123456}
     long = "the LMS answered 403: " + "the service user lacks the permission, " * 5

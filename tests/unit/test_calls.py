@@ -36,10 +36,12 @@ def test_draining_leaves_nothing() -> None:
 def test_no_call_is_lost_or_counted_twice_between_threads() -> None:
     calls = Calls()
     counted: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: [calls.observe("downgrade", "http_200", 0.01) for _ in range(2000)])
-        for _ in range(4)
-    ]
+
+    def observe() -> None:
+        for _ in range(2000):
+            calls.observe("downgrade", "http_200", 0.01)
+
+    threads = [threading.Thread(target=observe) for _ in range(4)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):

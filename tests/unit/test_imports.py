@@ -66,7 +66,7 @@ def test_celery_settings_load_our_settings_and_errors_alone() -> None:
 
 def test_policy_and_the_client_know_nothing_of_each_other() -> None:
     assert "worker.lms" not in loaded_by("worker.policy")
-    client = {"worker.lms", "worker.errors", "worker.outcomes", "worker.waits"}
+    client = {"worker.lms", "worker.errors", "worker.logs", "worker.outcomes", "worker.waits"}
     assert of(OURS, loaded_by("worker.lms")) == {"worker"} | client
 
 

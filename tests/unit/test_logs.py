@@ -22,7 +22,6 @@ def _as_before() -> Iterator[None]:
     root.handlers, root.level = handlers, level
     for name in logs.TALKATIVE:
         logging.getLogger(name).setLevel(logging.NOTSET)
-    structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
 

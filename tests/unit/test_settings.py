@@ -291,7 +291,7 @@ def test_a_slash_at_the_end_of_an_address_is_taken_off(env: Env, name: str) -> N
     ("broker", "backend", "found"),
     [
         pytest.param("redis://r/5", None, "redis://r/5", id="the broker when that is a Redis"),
-        pytest.param("rediss://r/5", None, "rediss://r/5", id="with TLS too"),
+        pytest.param("rediss://r/5?ssl_cert_reqs=required", None, "rediss://r/5?ssl_cert_reqs=required", id="with TLS too"),
         pytest.param("redis://r/5", "redis://other/1", "redis://other/1", id="what is set wins"),
         pytest.param("amqp://r", "redis://other/1", "redis://other/1", id="beside a RabbitMQ"),
         pytest.param("amqp://r", None, None, id="a RabbitMQ keeps no results"),
@@ -342,6 +342,8 @@ WRONG = [
     pytest.param("LMS_URL", " ", "must begin with http:// or https://", id="blank"),
     pytest.param("SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT", "ftp://x", "must begin with http://", id="another scheme"),
     pytest.param("CELERY_BROKER_URL", "localhost:6379", "must begin with redis://", id="a broker without a scheme"),
+    pytest.param("CELERY_BROKER_URL", "rediss://r/5", "?ssl_cert_reqs=required", id="TLS without a certificate"),
+    pytest.param("CELERY_RESULT_BACKEND", "rediss://r/5", "?ssl_cert_reqs=required", id="the same of the backend"),
     pytest.param("CELERY_BROKER_URL", "sqs://x", "must begin with redis://", id="another broker"),
     pytest.param(UNLINKING, f"{ONE},nonsense", "'nonsense'", id="one customer that is no UUID"),
     pytest.param(UNLINKING, f"{ONE};{OTHER}", "UUID", id="semicolons"),

@@ -1,0 +1,261 @@
+"""The doctor on real services, as a process: Celery reads its settings once in each."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import astuple
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import redis
+from nights import ON_SERVERS, ON_SQLITE
+from services import RABBITMQ_URL, missing
+from sqlalchemy import Engine, text
+
+from simulator.lms import Simulator
+from simulator.processes import Processes, free_port, listens
+from worker import doctor
+from worker.settings import DatabaseSettings, Settings
+from worker.sources import CONFIG_FILE_VARIABLE
+
+COMMAND = Path(sys.executable).with_name("license-expiry")
+PASSWORD = "hunter2secret"
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def examine(settings: dict[str, str]) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """The exit status and the findings by subject, with these settings and no others."""
+    done = process(settings, "--json")
+    assert done.stderr == ""
+    assert PASSWORD not in done.stdout
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in json.loads(done.stdout)["findings"]:
+        assert list(each) == ["subject", "status", "what", "remedy"]
+        assert bool(each["remedy"]) == (each["status"] != "ok")
+        found.setdefault(each["subject"], []).append(each)
+    return done.returncode, found
+
+
+def process(settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    others = {*Settings.model_fields, CONFIG_FILE_VARIABLE, "COLUMNS"}
+    environment = {name: value for name, value in os.environ.items() if name not in others} | settings
+    command = [str(COMMAND), "doctor", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=50, env=environment
+    )
+
+
+def told(findings: list[dict[str, Any]], status: str) -> list[tuple[str, str]]:
+    return [(each["what"], each["remedy"]) for each in findings if each["status"] == status]
+
+
+@pytest.fixture(scope="module")
+def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """The ports of a Redis as it should be, and of one that evicts keys and forgets them when it ends.
+
+    At the first, the account `few` may not look at what the server is like.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        missing("redis-server", "install redis")
+    ports = free_port(), free_port()
+    kept = ["--appendonly", "yes"]
+    lost = ["--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]
+    with Processes(tmp_path_factory.mktemp("redis")) as processes:
+        for port, options in zip(ports, (kept, lost), strict=True):
+            folder = tmp_path_factory.mktemp(str(port))
+            command = [program, "--port", str(port), "--dir", str(folder), "--save", "", *options]
+            processes.start(f"redis-{port}", command, lambda port=port: listens(port))  # type: ignore[misc]
+        with redis.Redis(port=ports[0]) as client:
+            client.acl_setuser("few", enabled=True, passwords=[f"+{PASSWORD}"], keys="*", categories=["+@all"])
+            client.execute_command("ACL", "SETUSER", "few", "allchannels", "-info")
+        yield ports
+
+
+@pytest.fixture
+def settings(database_url: str, lms: Simulator, redis_servers: tuple[int, int]) -> dict[str, str]:
+    """As they should be."""
+    return {
+        "DATABASE_URL": database_url,
+        "LMS_URL": lms.url,
+        "BACKEND_SERVICE_EDX_OAUTH2_KEY": lms.client_id,
+        "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
+        "CELERY_BROKER_URL": f"redis://127.0.0.1:{redis_servers[0]}/5",
+    }
+
+
+@ON_SERVERS
+def test_where_all_is_well_each_thing_is_said_to_be(
+    engine: Engine, engine_kind: str, lms: Simulator, settings: dict[str, str]
+) -> None:
+    """One of them with a RabbitMQ."""
+    if engine_kind == "mariadb":
+        settings["CELERY_BROKER_URL"] = RABBITMQ_URL
+        if not listens(5672):
+            missing("rabbitmq", "start rabbitmq-server")
+    status, found = examine(settings)
+    assert status == 0
+    assert list(found) == ["settings", "database", "clock", "ledger", "broker", "LMS"]
+    assert {each["status"] for findings in found.values() for each in findings} == {"ok"}
+    name, version = {
+        "postgresql": ("PostgreSQL", "SHOW server_version"),
+        "mariadb": ("MariaDB", "SELECT version()"),
+    }[engine_kind]
+    with engine.connect() as connection:
+        begin = str(connection.execute(text(version)).scalar_one()).split("-")[0].split(" ")[0]
+    assert found["database"][0]["what"].startswith(f"{name} {begin}")
+    assert len(found["broker"]) == (3 if engine_kind == "postgresql" else 1)
+    assert "guest:guest" not in found["broker"][0]["what"]
+    assert [entry.kind for entry in lms.journal.entries] == ["token"]
+
+
+@ON_SQLITE
+def test_wrong_settings_are_told_all_at_once_and_what_can_be_looked_at_is(
+    engine: Engine, settings: dict[str, str]
+) -> None:
+    nowhere = free_port()
+    settings |= {
+        "DATABASE_URL": f"mysql://user:{PASSWORD}@127.0.0.1:{nowhere}/license_manager",
+        "CELERY_BROKER_URL": RABBITMQ_URL.replace(":guest@", f":{PASSWORD}@"),
+        "LMS_URL": "courses.example.com",
+        "LMS_PARALLEL_REQUESTS": "0",
+    }
+    del settings["BACKEND_SERVICE_EDX_OAUTH2_KEY"]
+    status, found = examine(settings)
+    assert status == 1
+    assert list(found) == ["settings", "database", "broker"], "without its settings there is no asking the LMS"
+    wrong = dict(told(found["settings"], "wrong"))
+    assert {what.partition(":")[0] for what in wrong} == {
+        "LMS_URL",
+        "LMS_PARALLEL_REQUESTS",
+        "BACKEND_SERVICE_EDX_OAUTH2_KEY",
+    }
+    assert wrong["BACKEND_SERVICE_EDX_OAUTH2_KEY: is not set"].startswith("Set it in the environment or")
+    [(database, remedy)] = told(found["database"], "wrong")
+    assert f"127.0.0.1:{nowhere}/license_manager cannot be used" in database
+    assert remedy == "check DATABASE_URL, the account's rights and the server"
+    [(broker, remedy)] = told(found["broker"], "wrong")
+    assert re.search(r"127\.0\.0\.1:5672// cannot be used \(.*(REFUSED|refused)", broker)
+    assert remedy.startswith("check CELERY_BROKER_URL")
+
+
+@ON_SQLITE
+def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
+    engine: Engine, settings: dict[str, str], redis_servers: tuple[int, int]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE subscriptions_license RENAME COLUMN renewed_to_id TO renewed"))
+        connection.execute(text("UPDATE license_expiry_alembic_version SET version_num = '0001'"))
+    settings |= {
+        "BACKEND_SERVICE_EDX_OAUTH2_SECRET": PASSWORD,
+        "CELERY_BROKER_URL": f"redis://127.0.0.1:{redis_servers[1]}/5",
+    }
+    done = process(settings)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert PASSWORD not in done.stdout
+    assert "\x1b" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [tuple(line.split()[:2]) for line in lines if not line.startswith(" ")] == [
+        ("ok", "settings"),
+        ("ok", "database"),
+        ("ok", "clock"),
+        ("wrong", "database"),
+        ("wrong", "ledger"),
+        ("ok", "broker"),
+        ("wrong", "broker"),
+        ("warning", "broker"),
+        ("wrong", "LMS"),
+    ]
+    said = " ".join(done.stdout.split())
+    for sentence in (
+        "table subscriptions_license lacks column renewed_to_id is DATABASE_URL license-manager's database",
+        "its tables are at 0001, and this release has 0003 run license-expiry init-db",
+        "(allkeys-lru), and tasks are lost with them set maxmemory-policy to noeviction in redis.conf",
+        "set appendonly to yes in redis.conf",
+        "the LMS gives us no token check BACKEND_SERVICE_EDX_OAUTH2_KEY",
+    ):
+        assert sentence in said
+
+
+@ON_SQLITE
+def test_what_another_release_or_another_account_hides_is_told(
+    engine: Engine, settings: dict[str, str], redis_servers: tuple[int, int]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE license_expiry_alembic_version SET version_num = '9999'"))
+    settings |= {
+        "CELERY_BROKER_URL": f"redis://few:{PASSWORD}@127.0.0.1:{redis_servers[0]}/5",
+        "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT": f"http://127.0.0.1:{free_port()}",
+    }
+    status, found = examine(settings)
+    assert status == 1
+    [(ledger, remedy)] = told(found["ledger"], "wrong")
+    assert ("9999" in ledger, remedy) == (True, "install the release that made it")
+    [(broker, remedy)] = told(found["broker"], "warning")
+    assert ("cannot be seen" in broker, "INFO" in remedy) == (True, True)
+    [(lms, remedy)] = told(found["LMS"], "wrong")
+    assert "the connection to the LMS failed" in lms
+    assert remedy.startswith("check SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
+
+
+@ON_SQLITE
+def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_told_once(
+    engine: Engine, settings: dict[str, str]
+) -> None:
+    status, found = examine(settings | {"NIGHTLY_SCHEDULE": "0 26 * * *"})
+    assert status == 1
+    [(schedule, remedy)] = told(found["settings"], "wrong")
+    assert (schedule.partition(":")[0], "five cron fields" in remedy) == ("NIGHTLY_SCHEDULE", True)
+
+
+# The database alone, in this process
+
+
+def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
+    return [astuple(each) for each in doctor._database(DatabaseSettings(DATABASE_URL=settings["DATABASE_URL"]))]
+
+
+@ON_SQLITE
+def test_a_ledger_that_is_not_made_or_lacks_a_column_is_told(engine: Engine, settings: dict[str, str]) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE license_expiry_run RENAME COLUMN fence TO fence_of_old"))
+    remedy = "run license-expiry init-db"
+    assert findings(settings)[-1] == ("ledger", "wrong", "table license_expiry_run lacks column fence", remedy)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE license_expiry_alembic_version"))
+    assert findings(settings)[-1] == ("ledger", "wrong", "its tables are not made", remedy)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(("seconds", "status"), [(20, "ok"), (-20, "ok"), (45, "warning"), (-45, "warning")])
+def test_a_clock_that_is_far_from_the_databases_is_a_warning(
+    engine: Engine, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, seconds: int, status: str
+) -> None:
+    class Skewed(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(seconds=seconds)
+
+    monkeypatch.setattr(doctor, "datetime", Skewed)
+    [(_, found, what, _)] = [each for each in findings(settings) if each[0] == "clock"]
+    assert found == status
+    assert re.search(rf"{abs(seconds)}\.\d s {'ahead of' if seconds > 0 else 'behind'} the database's", what)
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_a_driver_that_is_not_installed_is_told(
+    engine: Engine, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    [(subject, status, what, remedy)] = findings(settings)
+    assert (subject, status) == ("database", "wrong")
+    assert "psycopg is not installed" in what
+    assert remedy == "pip install 'license-expiry[postgresql]'"

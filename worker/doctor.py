@@ -1,0 +1,186 @@
+"""`license-expiry doctor`: is all there that a night needs? Changes nothing, and asks the LMS for a token only."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DBAPIError
+
+from worker import migrations
+from worker.broker import celery_app, connected
+from worker.database import Database, cannot_be_used, make_engine
+from worker.errors import LicenseExpiryError, ReasonedError, RunRefused, Unavailable, Unusable
+from worker.lms import LmsClient
+from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
+from worker.sources import load
+from worker.waits import Patience
+
+NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
+VERSION_TABLE = "license_expiry_alembic_version"
+# As far as beat's clock may be ahead of the database's without its night being taken for that of the day before.
+CLOCK_AHEAD = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of a subject; what is not ok has its remedy."""
+
+    subject: str
+    status: Literal["ok", "warning", "wrong"]
+    what: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at one thing after the other; what hangs on something that is wrong is left out."""
+    looks = [_of(DatabaseSettings, _database), _of(CelerySettings, _broker), _of(Settings, _lms)]
+    return list(dict.fromkeys(chain(_settings(), *looks)))  # a wrong schedule is met twice
+
+
+def _settings() -> Iterator[Finding]:
+    try:
+        load_settings(broker=True)
+        celery_app()
+        yield Finding("settings", "ok", f"all {len(Settings.model_fields)} can be used")
+    except Unusable as error:
+        for line in str(error).removeprefix("These settings are wrong:\n").splitlines():
+            yield _wrong("settings", Unusable(line.strip()))
+
+
+def _of(model: Any, look: Callable[[Any], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        settings = load(model)
+    except Unusable:  # told with the others
+        return
+    yield from look(settings)
+
+
+def _wrong(subject: str, error: LicenseExpiryError, remedy: str = "") -> Finding:
+    """A finding from a sentence as our errors have them: with its remedy, if any, at the end.
+
+    That comes after a colon; or after a full stop, where the name of a setting comes before the colon.
+    """
+    sentence = error.message if isinstance(error, ReasonedError) else str(error)
+    if re.match("[A-Z0-9_]+: ", sentence) and ". " in sentence:
+        subject, (what, _, told) = "settings", sentence.partition(". ")
+    else:
+        what, _, told = sentence.rpartition(": ")
+    return Finding(subject, "wrong", what or sentence, told if what else remedy)
+
+
+def _database(settings: DatabaseSettings) -> Iterator[Finding]:
+    try:
+        database = Database(make_engine(settings.DATABASE_URL))
+    except Unusable as error:  # no driver
+        yield _wrong("database", error)
+        return
+    try:
+        with database.engine.connect() as connection:
+            dialect = connection.dialect
+            kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+            version = ".".join(map(str, dialect.server_version_info or ()))
+            level = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+        where = database.engine.url.set(query={}).render_as_string(hide_password=True)
+        yield Finding("database", "ok", f"{NAMES[kind]} {version} at {where}")
+        yield _clock(database)
+        yield from _tables(database, level)
+    except DBAPIError as error:
+        yield _wrong("database", Unusable(cannot_be_used(database.engine, error)))
+    except LicenseExpiryError as error:  # it went away meanwhile
+        yield _wrong("database", error)
+    finally:
+        database.engine.dispose()
+
+
+def _tables(database: Database, level: str | None) -> Iterator[Finding]:
+    theirs = _lacking(database, ledger=False)
+    yield from theirs or [Finding("database", "ok", "license-manager's tables have every column that is used")]
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    head = scripts.get_current_head()
+    if level is None:
+        yield Finding("ledger", "wrong", "its tables are not made", "run license-expiry init-db")
+    elif level != head:
+        newer = level not in {each.revision for each in scripts.walk_revisions()}
+        remedy = "install the release that made it" if newer else "run license-expiry init-db"
+        yield Finding("ledger", "wrong", f"its tables are at {level}, and this release has {head}", remedy)
+    else:
+        ours = [each for each in _lacking(database, ledger=True) if each not in theirs]
+        yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
+
+
+def _lacking(database: Database, ledger: bool) -> list[Finding]:
+    try:
+        database.check(ledger=ledger)
+        return []
+    except Unusable as error:
+        first, *lines = str(error).splitlines()
+        about = [line.strip() for line in lines or [first]]
+        return [_wrong("ledger" if "license_expiry_" in line else "database", Unusable(line)) for line in about]
+
+
+def _clock(database: Database) -> Finding:
+    before = datetime.now(UTC)
+    there = database.now()
+    ahead = before + (datetime.now(UTC) - before) / 2 - there
+    told = f"this machine's is {abs(ahead.total_seconds()):.1f} s {'ahead of' if ahead > timedelta() else 'behind'}"
+    if abs(ahead) <= CLOCK_AHEAD:
+        return Finding("clock", "ok", f"{told} the database's")
+    return Finding("clock", "warning", f"{told} the database's", "let NTP keep both clocks")
+
+
+def _broker(settings: CelerySettings) -> Iterator[Finding]:
+    if not settings.CELERY_BROKER_URL:
+        return
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(connected())
+        except Unusable as error:
+            yield _wrong("broker", error)
+            return
+        yield Finding("broker", "ok", f"{connection.as_uri()} answers")
+        if connection.transport.driver_type == "redis":
+            yield from _redis(connection.default_channel.client)
+
+
+def _redis(client: Any) -> Iterator[Finding]:
+    try:
+        policy, kept = client.info("memory")["maxmemory_policy"], client.info("persistence")["aof_enabled"]
+    except (RedisError, KeyError) as error:
+        what = f"whether Redis evicts keys and keeps them over a restart cannot be seen ({type(error).__name__})"
+        yield Finding("broker", "warning", what, "let its account use INFO, or look at its configuration yourself")
+        return
+    if policy == "noeviction":
+        yield Finding("broker", "ok", "Redis evicts no keys (noeviction)")
+    else:
+        what = f"Redis evicts keys when its memory is full ({policy}), and tasks are lost with them"
+        yield Finding("broker", "wrong", what, "set maxmemory-policy to noeviction in redis.conf")
+    if kept:
+        yield Finding("broker", "ok", "Redis keeps an append-only file")
+    else:
+        what = "Redis keeps no append-only file: when it ends, tasks wait until reconcile finds what they were of"
+        yield Finding("broker", "warning", what, "set appendonly to yes in redis.conf")
+
+
+def _lms(settings: Settings) -> Iterator[Finding]:
+    client = LmsClient(
+        settings.LMS_URL,
+        settings.SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT or settings.LMS_URL,
+        settings.BACKEND_SERVICE_EDX_OAUTH2_KEY,
+        settings.BACKEND_SERVICE_EDX_OAUTH2_SECRET,
+        patience=Patience(longest_throttle=10.0),
+    )
+    try:
+        client.check()
+        yield Finding("LMS", "ok", f"{settings.LMS_URL} is there, and we are given a token")
+    except (RunRefused, Unavailable) as error:
+        yield _wrong("LMS", error, "try again later, or look at the LMS")
+    finally:
+        client.close()

@@ -1,0 +1,58 @@
+"""`license-expiry run --here`: the steps of runs in this process, one after the other."""
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from worker import dispatch, report, steps, waits
+from worker.deps import Deps
+from worker.errors import LicenseExpiryError
+from worker.ledger import Step
+from worker.logs import get_logger
+from worker.models import ENDED, Run
+from worker.scope import scope_of
+
+log = get_logger(__name__)
+
+
+def run_all(deps: Deps, started: Sequence[dispatch.Started], request: dispatch.Request) -> None:
+    """Do both steps of these runs, but for those that another has; SIGINT and SIGTERM end it after the calls in flight.
+
+    Raises nothing that a run fails with: the ledger has that.
+    """
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, _stop)
+    for each in started:
+        _run(deps, each, request)
+
+
+def _stop(*_: Any) -> None:
+    said = "Ending after the calls in flight. What is left stays live: run --here again goes on with it."
+    report.err.print(said, soft_wrap=True)
+    waits.stop()
+
+
+def _run(deps: Deps, started: dispatch.Started, request: dispatch.Request) -> None:
+    """Do both steps of a run in this process; take up another's only when it asks for the same."""
+    run = deps.database.transact(lambda session: session.get_one(Run, started.run_id))
+    if run.phase in ENDED:  # refused as it was opened
+        return
+    asked, live = (scope_of(deps.settings, each, run.as_of, started.enterprise) for each in (request, run))
+    if (asked, request.dry_run) != (live, run.dry_run):
+        report.err.print(f"Run {run.id} asks for something else: not taken up.", soft_wrap=True)
+        return
+    owner = f"{socket.gethostname()}, process {os.getpid()}"
+    for step in Step:
+        more = True
+        while more and not waits.stopping():
+            try:
+                outcome = steps.attempt(deps, run.id, started.enterprise, step, owner, lambda _: None)
+            except Exception as error:
+                if not isinstance(error, LicenseExpiryError):
+                    log.exception("an error of our own", run=run.id)
+                return  # the ledger has it, and the report shows it; the next enterprise is not to suffer
+            if outcome.skipped and step is Step.UNLINK:
+                report.err.print(f"Not done here: {outcome.skipped}. Try again then.", soft_wrap=True)
+            more = outcome.more
