@@ -152,13 +152,14 @@ def _start(
     except (Unavailable, OperationalError) as error:
         raise task.retry(exc=error, countdown=_BROKER_RETRY_SECONDS * 2**task.request.retries) from error
     if started is None:
-        return {"runs": [], "detail": f"the night of {moment} had begun before"}
+        return {"detail": f"the night of {moment} had begun before", "runs": []}
+    live = sum(not run.new for run in started)
     return {
+        "detail": f"{len(started) - live} published, {live} live already" if started else "nothing is due",
         "runs": [
             {"run_id": str(run.run_id), "enterprise_customer_uuid": str(run.enterprise), "already_live": not run.new}
             for run in started
         ],
-        "detail": "published" if started else "nothing is due",
     }
 
 
