@@ -7,10 +7,10 @@ T ?= tests
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos check lint format lock clean
+.PHONY: help setup run test test-compose chaos check lint format lock clean
 
 help:  ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run ONCE=1 ends after one night; make test T=tests/unit runs one part"
 	@echo "  make chaos SEED=2 FAULTS=1000 plays longer; ENGINE=mariadb NIGHT=7 plays one night again"
@@ -33,6 +33,9 @@ run: setup  ## Run a night end to end on this machine, and stay until Ctrl-C
 test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails)
 	@$(BIN)/python -m pytest -n auto --dist loadscope $(T)
 
+test-compose: setup  ## Run the image and docker-compose.yml on a Docker of its own (root; else it is skipped)
+	@PYTHONPATH=tests:. $(BIN)/python -m compose
+
 chaos: setup  ## Kill, freeze and cut off real processes at random; the promises must hold
 	@PYTHONPATH=tests:. $(BIN)/python -m chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),50) \
 	  --engine $(or $(ENGINE),both) $(if $(NIGHT),--night $(NIGHT)) $(if $(POINTS),--points $(POINTS))
@@ -50,6 +53,9 @@ format: setup  ## Put the code in form
 lock: setup  ## Pin the environment's packages anew, by name and hash (needs uv)
 	@uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --quiet --output-file requirements/dev.txt --upgrade
+	@uv pip compile pyproject.toml --extra mysql --extra postgresql --universal --python-version 3.11 \
+	  --constraint requirements/dev.txt \
+	  --generate-hashes --no-annotate --no-header --quiet --output-file requirements/run.txt --upgrade
 
 clean:  ## Drop the demo's data and logs
 	@rm -rf .demo

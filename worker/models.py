@@ -198,6 +198,7 @@ class Run(Ledger):
         Index("license_expiry_run_enterprise", "enterprise_customer_uuid", "opened_at"),
         Index("license_expiry_run_opened", "opened_at"),
         Index("license_expiry_run_as_of", "as_of"),
+        Index("license_expiry_run_scheduled_for", "scheduled_for"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -299,12 +300,12 @@ class Night(Ledger):
 
 
 class Heartbeat(Ledger):
-    """One row: when `reconcile`, which beat sends every few minutes, last ended well."""
+    """One row: when `reconcile`, which beat sends every few minutes, last ended well; at first, when it was made."""
 
     __tablename__ = "license_expiry_heartbeat"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    reconciled_at: Mapped[datetime | None]
+    reconciled_at: Mapped[datetime]
 
 
 class Throttle(Ledger):

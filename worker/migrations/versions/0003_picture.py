@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from worker.migrations import license_uuid_type
-from worker.models import UTCDateTime
+from worker.models import DatabaseNow, UTCDateTime
 
 revision = "0003"
 down_revision = "0002"
@@ -14,6 +14,7 @@ branch_labels = None
 depends_on = None
 
 UTF8: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+INDEXED = ("as_of", "scheduled_for")
 TIMES = ("scheduled_for", "downgrade_began_at", "downgraded_at", "unlink_began_at")
 
 
@@ -21,7 +22,8 @@ def upgrade() -> None:
     uuid, moment = license_uuid_type(op.get_bind()), UTCDateTime()
     for name in TIMES:
         op.add_column("license_expiry_run", sa.Column(name, moment))
-    op.create_index("license_expiry_run_as_of", "license_expiry_run", ["as_of"])
+    for name in INDEXED:
+        op.create_index(f"license_expiry_run_{name}", "license_expiry_run", [name])
     op.create_table(
         "license_expiry_retry",
         sa.Column("run_id", uuid, primary_key=True),
@@ -46,14 +48,15 @@ def upgrade() -> None:
     heartbeat = op.create_table(
         "license_expiry_heartbeat",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("reconciled_at", moment),
+        sa.Column("reconciled_at", moment, nullable=False),
     )
-    op.bulk_insert(heartbeat, [{"id": 1, "reconciled_at": None}])
+    op.execute(heartbeat.insert().values(id=1, reconciled_at=DatabaseNow()))  # so that a new ledger alarms nobody
 
 
 def downgrade() -> None:
     for table in ("heartbeat", "lms_call", "retry"):
         op.drop_table(f"license_expiry_{table}")
-    op.drop_index("license_expiry_run_as_of", "license_expiry_run")
+    for name in INDEXED:
+        op.drop_index(f"license_expiry_run_{name}", "license_expiry_run")
     for name in TIMES:
         op.drop_column("license_expiry_run", name)
