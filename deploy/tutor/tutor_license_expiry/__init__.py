@@ -1,0 +1,1 @@
+"""A Tutor plugin that runs license-expiry beside license-manager."""

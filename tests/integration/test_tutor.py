@@ -1,0 +1,121 @@
+"""The Tutor plugin, installed by pip and rendered by the real tutor."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import pytest
+import yaml
+
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+NAMES = [f"license-expiry-{name}" for name in ("worker", "beat", "flower", "serve")]
+OAUTH2_SECRET = """a "secret" & <it's> $HOME"""
+REDIS_PASSWORD = "p@ss"
+UNLINKED = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
+CUSTOMER = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tutor's env/ folder, with the plugin installed and enabled."""
+    folder = tmp_path_factory.mktemp("tutor")
+    shutil.copytree(ROOT / "deploy/tutor", folder / "source")  # setuptools builds beside what it builds
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-build-isolation"]
+    subprocess.run([*pip, "--no-deps", "--target", folder / "site", folder / "source"], check=True)
+    environment = os.environ | {
+        "PYTHONPATH": str(folder / "site"),
+        "TUTOR_ROOT": str(folder / "root"),
+        "TUTOR_PLUGINS_ROOT": str(folder / "plugins"),
+    }
+    settings = {
+        "LICENSE_EXPIRY_OAUTH2_SECRET": OAUTH2_SECRET,
+        "LICENSE_EXPIRY_SETTINGS": f"{{NIGHTLY_SCHEDULE: 0 3 * * *, {UNLINKED}: [{CUSTOMER}]}}",
+        "REDIS_USERNAME": "default",
+        "REDIS_PASSWORD": REDIS_PASSWORD,
+    }
+    given = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    for command in (["plugins", "enable", "license-expiry"], ["config", "save", *given]):
+        subprocess.run([Path(sys.executable).parent / "tutor", *command], env=environment, check=True, timeout=60)
+    return folder / "root/env"
+
+
+def services(rendered: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((rendered / "local" / name).read_text())["services"]
+    return {name: service for name, service in found.items() if name.startswith("license-expiry")}
+
+
+def manifests(rendered: Path, name: str) -> dict[str, Any]:
+    found = [each for each in yaml.safe_load_all((rendered / "k8s" / name).read_text()) if each]
+    return {each["metadata"]["name"]: each for each in found if each["metadata"]["name"].startswith("license-expiry")}
+
+
+def test_compose_runs_the_four_processes_and_mounts_nothing_that_is_not_there(rendered: Path) -> None:
+    prod = services(rendered, "docker-compose.prod.yml")
+    assert list(prod) == NAMES
+    assert list(services(rendered, "docker-compose.jobs.yml")) == ["license-expiry-job"]
+    assert prod["license-expiry-worker"]["stop_grace_period"] == "160s"
+    for service in [*prod.values(), *services(rendered, "docker-compose.jobs.yml").values()]:
+        for volume in service["volumes"]:
+            assert (rendered / "local" / volume.partition(":")[0]).is_file(), volume
+    for name in ("license-expiry-flower", "license-expiry-serve"):
+        assert all(port.startswith("127.0.0.1:") for port in prod[name]["ports"])
+        assert not [each for each in prod[name]["volumes"] if "OAUTH2" in each]
+
+
+def test_kubernetes_runs_the_four_processes_and_one_beat(rendered: Path) -> None:
+    deployments = manifests(rendered, "deployments.yml")
+    assert list(deployments) == NAMES
+    assert list(manifests(rendered, "services.yml")) == NAMES[2:]
+    assert list(manifests(rendered, "jobs.yml")) == ["license-expiry-job"]
+    beat, worker = (deployments[name]["spec"] for name in ("license-expiry-beat", "license-expiry-worker"))
+    assert (beat["replicas"], beat["strategy"]) == (1, {"type": "Recreate"})
+    assert worker["template"]["spec"]["terminationGracePeriodSeconds"] == 160
+    for deployment in deployments.values():
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+    assert "plugins/license-expiry" in yaml.safe_load((rendered / "kustomization.yml").read_text())["resources"]
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl here")
+def test_kustomize_gives_the_pods_their_config_and_secrets(rendered: Path) -> None:
+    done = subprocess.run(["kubectl", "kustomize", rendered], capture_output=True, text=True, check=True, timeout=60)
+    objects = [
+        each for each in yaml.safe_load_all(done.stdout) if each["metadata"]["name"].startswith("license-expiry")
+    ]
+    made = {each["kind"]: each["metadata"]["name"] for each in objects if each["kind"] in ("Secret", "ConfigMap")}
+    pods = [each["spec"]["template"]["spec"] for each in objects if each["kind"] in ("Deployment", "Job")]
+    assert len(pods) == len(NAMES) + 1
+    for pod in pods:
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes["secrets"]["secret"]["secretName"] == made["Secret"]
+        assert volumes["config"]["configMap"]["name"] == made["ConfigMap"]
+
+
+def test_what_is_mounted_is_what_the_worker_reads(rendered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = rendered / "plugins/license-expiry"
+    monkeypatch.setenv("LICENSE_EXPIRY_CFG", str(ours / "config.yml"))
+    monkeypatch.setattr("worker.sources.SECRETS_FOLDER", ours / "secrets")
+    settings = Settings()
+    assert settings.BACKEND_SERVICE_EDX_OAUTH2_SECRET == OAUTH2_SECRET
+    assert settings.LMS_URL == "http://lms:8000"
+    assert (settings.NIGHTLY_SCHEDULE, getattr(settings, UNLINKED)) == ("0 3 * * *", {CUSTOMER})
+    assert settings.CELERY_BROKER_URL == "redis://default:p%40ss@redis:6379/5"
+    database = urlsplit(settings.DATABASE_URL)
+    assert (database.hostname, database.port, database.path) == ("mysql", 3306, "/license_manager")
+
+
+def test_no_secret_is_in_a_manifest(rendered: Path) -> None:
+    secrets = [path.read_text().strip() for path in (rendered / "plugins/license-expiry/secrets").iterdir()]
+    passwords = [urlsplit(each).password for each in secrets if "://" in each] + [OAUTH2_SECRET]
+    manifests = [*rendered.glob("local/*.yml"), *rendered.glob("k8s/*.yml"), rendered / "kustomization.yml"]
+    text = "".join(path.read_text() for path in [*manifests, rendered / "plugins/license-expiry/config.yml"])
+    for secret in [*secrets, *filter(None, passwords)]:
+        assert secret not in text

@@ -1,0 +1,157 @@
+"""docker-compose.yml and Dockerfile, read but not run: `make test-compose` runs them."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from simulator.__main__ import main as simulator
+from simulator.showcase import CASES
+from worker.settings import CONNECT_SECONDS, Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+VERSION = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)[0]
+OURS = f"license-expiry:{VERSION}"
+PINNED = re.compile(r"[a-z/-]+:v?\d+\.\d+\.\d+(-[a-z-]+)?")
+# What the official images read; the rest are settings of ours.
+OF_THE_IMAGES = {"MARIADB_RANDOM_ROOT_PASSWORD", "MARIADB_DATABASE", "MARIADB_USER", "MARIADB_PASSWORD_FILE"}
+OTHER_SECRETS = {"FLOWER_BASIC_AUTH", "REDIS_PASSWORD", "MARIADB_PASSWORD"}
+
+
+def settings_of_the_demo() -> dict[str, str]:
+    lines = (ROOT / "deploy/compose/demo.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_is_confined_watched_and_brought_back(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert PINNED.fullmatch(service["image"])
+    assert "/tmp" in service["tmpfs"]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert service["image"] in (OURS, "prom/prometheus:v2.55.1") or service["user"] != "root"
+    if name == "init":
+        assert service["restart"].startswith("on-failure:")
+        assert service["healthcheck"] == {"disable": True}
+    else:
+        assert service["restart"] == "unless-stopped"
+        assert name == "worker" or service["healthcheck"]["test"]  # the worker's is the image's
+
+
+def test_a_worker_may_finish_the_calls_in_flight_before_it_is_killed() -> None:
+    calls = (Settings.model_fields[f"BULK_{each}_REQUEST_TIMEOUT_SECONDS"] for each in ("EXPIRATION", "UNLINK"))
+    longest = max(int(field.default) for field in calls) + CONNECT_SECONDS
+    given = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
+    told = re.findall(r"(\d+) seconds", (ROOT / "README.md").read_text().partition("To stop a worker")[2])[0]
+    assert given > int(told) > longest
+
+
+def test_only_one_beat_can_be_there_and_it_keeps_its_schedule() -> None:
+    assert [name for name, each in SERVICES.items() if " beat " in str(each.get("command"))] == ["beat"]
+    assert SERVICES["beat"]["volumes"] == ["beat:/var/lib/license-expiry"]
+    assert "/var/lib/license-expiry/schedule" in SERVICES["beat"]["command"]
+
+
+def test_secrets_come_by_file_and_stand_nowhere() -> None:
+    made = re.findall(r"^secret (\w+)", (ROOT / "deploy/compose/prepare").read_text(), flags=re.MULTILINE)
+    assert set(COMPOSE["secrets"]) == set(made)
+    for name, secret in COMPOSE["secrets"].items():
+        assert secret == {"file": f"deploy/compose/secrets/{name}"}
+        assert name in OTHER_SECRETS or not Settings.model_fields[name].repr  # a setting of ours that is secret
+    assert {each for service in SERVICES.values() for each in service.get("secrets", [])} == set(made)
+    text = (ROOT / "docker-compose.yml").read_text() + (ROOT / "deploy/compose/demo.env").read_text()
+    assert not re.search(r"://\S*:\S*@", text)
+    assert not re.search(r"(?i)(password|secret)\w*[=:] *(?!yes)[\"']?[a-z0-9]{6,}", re.sub(r"@?/run/\S+", "", text))
+
+
+def test_every_name_in_an_environment_means_something() -> None:
+    assert {name for each in SERVICES.values() for name in each.get("environment", {})} <= OF_THE_IMAGES
+    assert set(settings_of_the_demo()) <= set(Settings.model_fields)
+    assert {each["env_file"] for each in SERVICES.values() if each["image"] == OURS} == {"deploy/compose/settings.env"}
+
+
+def test_the_demos_settings_fit_its_data_and_its_lms() -> None:
+    settings = settings_of_the_demo()
+    listed = settings["CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"]
+    assert listed.split(",") == [str(case.uuid) for case in CASES if case.unlinks]
+    command = SERVICES["simulator"]["command"]
+    assert f"--client-id {settings['BACKEND_SERVICE_EDX_OAUTH2_KEY']} " in command
+    assert settings["LMS_URL"] == f"http://simulator:{re.findall('--port ([0-9]+)', command)[0]}"
+
+
+def test_the_simulator_takes_its_database_from_a_secret(tmp_path: Path) -> None:
+    secret = tmp_path / "DATABASE_URL"
+    order = ["make-data", "--enterprises", "1", "--licenses", "1", "--database", f"@{secret}"]
+    assert f"{secret} cannot be read" in CliRunner().invoke(simulator, order).output
+    secret.write_text(f"sqlite:///{tmp_path}/try.db\n")
+    assert CliRunner().invoke(simulator, order).exit_code == 0
+    assert (tmp_path / "try.db").exists()
+
+
+def test_the_image_is_pinned_not_root_and_takes_no_secret_in() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    assert len(set(bases)) == 1
+    assert PINNED.fullmatch(bases[0])
+    assert "USER 10001:10001" in lines
+    assert any(line.startswith("HEALTHCHECK ") for line in lines)
+    taken = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert taken[0] == "*"
+    assert not [line for line in taken[1:] if line.startswith("!") and ("deploy" in line or "env" in line)]
+
+
+def test_the_image_has_what_the_tests_run_with() -> None:
+    run, dev = (
+        dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / f"requirements/{name}.txt").read_text(), flags=re.MULTILINE))
+        for name in ("run", "dev")
+    )
+    assert run.items() <= dev.items()
+    assert {"pymysql", "psycopg", "flower"} <= set(run)
+    assert "setuptools" in dev  # the Dockerfile builds with this one
+
+
+def test_prepare_makes_files_that_nobody_else_reads_and_keeps_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("prepare", "demo.env"):
+        shutil.copy(ROOT / "deploy/compose" / name, tmp_path)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir(0o700)
+    (secrets / "DATABASE_URL").write_text("mysql://its.own/database")
+    for _ in range(2):
+        subprocess.run([tmp_path / "prepare"], check=True, capture_output=True)
+        made = {path.name: path.read_text() for path in secrets.iterdir()}
+    assert set(made) == set(COMPOSE["secrets"])
+    assert made["DATABASE_URL"] == "mysql://its.own/database"
+    assert made["CELERY_BROKER_URL"] == f"redis://:{made['REDIS_PASSWORD']}@redis:6379/0"
+    assert len(set(made.values())) == len(made)
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "settings.env").read_text() == (tmp_path / "demo.env").read_text()
+
+
+def test_compose_itself_takes_the_file(tmp_path: Path) -> None:
+    if shutil.which("docker-compose"):
+        command = ["docker-compose"]
+    elif (
+        shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    ):
+        command = ["docker", "compose"]
+    else:
+        pytest.skip("no docker compose: install docker-compose")
+    (tmp_path / "deploy/compose").mkdir(parents=True)
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    shutil.copy(ROOT / "deploy/compose/demo.env", tmp_path / "deploy/compose/settings.env")
+    profiles = ["--profile", "demo", "--profile", "monitoring"]
+    files = ["--file=docker-compose.yml", f"--file={ROOT}/tests/compose/override.yml"]
+    told = [*command, *files, *profiles, "config", "--quiet"]
+    done = subprocess.run(told, cwd=tmp_path, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
