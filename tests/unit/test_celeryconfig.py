@@ -31,6 +31,8 @@ GOOD = {
 }
 Config = Callable[..., dict[str, Any]]
 
+TLS = "rediss://r/5?ssl_cert_reqs=required"
+
 
 @pytest.fixture
 def config(monkeypatch: pytest.MonkeyPatch) -> Config:
@@ -86,7 +88,7 @@ def test_flower_sees_tasks_begin_and_retry(config: Config) -> None:
     ]
 
 
-@pytest.mark.parametrize("broker", ["redis://r/5", "rediss://r/5?ssl_cert_reqs=required"])
+@pytest.mark.parametrize("broker", ["redis://r/5", TLS])
 def test_the_visibility_timeout_is_the_settings_and_outlasts_a_task(config: Config, broker: str) -> None:
     made = config(CELERY_BROKER_URL=broker, VISIBILITY_TIMEOUT_SECONDS="5000", TASK_TIME_LIMIT_SECONDS="4000")
     assert made["broker_transport_options"]["visibility_timeout"] == 5000
@@ -110,7 +112,7 @@ def test_other_brokers_get_no_options_of_redis(config: Config, broker: str, opti
     assert config(CELERY_BROKER_URL=broker)["broker_transport_options"] == options
 
 
-@pytest.mark.parametrize("broker", ["redis://r/5", "rediss://r/5?ssl_cert_reqs=required"])
+@pytest.mark.parametrize("broker", ["redis://r/5", TLS])
 def test_a_redis_that_is_frozen_or_gone_is_noticed_and_its_keys_are_our_own(config: Config, broker: str) -> None:
     made = config(CELERY_BROKER_URL=broker)
     options = made["broker_transport_options"]
@@ -136,7 +138,7 @@ def test_a_message_is_handed_over_again_for_as_long_as_a_broker_takes_to_restart
     [
         pytest.param({}, None, None, id="nothing set: `celery report` works anywhere"),
         pytest.param({"CELERY_BROKER_URL": "redis://r/5"}, "redis://r/5", "redis://r/5", id="one Redis for both"),
-        pytest.param({"CELERY_BROKER_URL": "rediss://r/5?ssl_cert_reqs=required"}, "rediss://r/5?ssl_cert_reqs=required", "rediss://r/5?ssl_cert_reqs=required", id="with TLS"),
+        pytest.param({"CELERY_BROKER_URL": TLS}, TLS, TLS, id="with TLS"),
         pytest.param({"CELERY_BROKER_URL": "amqp://r"}, "amqp://r", None, id="a RabbitMQ keeps no results"),
         pytest.param(
             {"CELERY_BROKER_URL": "amqp://r", "CELERY_RESULT_BACKEND": "redis://b/1"},
