@@ -31,7 +31,7 @@ run: setup  ## Run a night end to end on this machine, and stay until Ctrl-C
 	@$(BIN)/python -m simulator.demo $(if $(ONCE),--once)
 
 test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails)
-	@$(BIN)/python -m pytest -n auto --dist loadscope $(T)
+	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(T)
 
 test-compose: setup  ## Run the image and docker-compose.yml on a Docker of its own (root; else it is skipped)
 	@PYTHONPATH=tests:. $(BIN)/python -m compose

@@ -27,11 +27,16 @@ BEAT_AHEAD = timedelta(seconds=30)
 
 
 class Trigger(Task[Any, Any]):
-    """A task that is not of a run: its failure is told here, for none of its steps tells it."""
+    """A task that is not of a run: what becomes of it is told here, for none of its steps tells it."""
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Log the failure (Celery's hook)."""
-        log.error("task failed", name=self.name, error=str(exc))
+        """Log a failure of a kind that Celery does not (its hook)."""
+        if isinstance(exc, LicenseExpiryError):
+            log.error("task failed", name=self.name, error=str(exc))
+
+    def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Log that the task comes again (Celery's hook)."""
+        log.warning("task comes again", name=self.name, error=str(exc))
 
 
 # Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An argument that is not

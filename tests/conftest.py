@@ -22,6 +22,13 @@ settings.register_profile("default", deadline=None, suppress_health_check=[Healt
 settings.load_profile("default")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest, or one process is left with them at the end; else as was drawn."""
+    long = {"chaos", "acceptance"}
+    items.sort(key=lambda item: (long.isdisjoint(Path(item.path).parts), item.path.name != "test_chaos.py"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let unit tests open no socket at all, and the others none but to this machine."""

@@ -20,12 +20,13 @@ from simulator.lms import Simulator
 from simulator.schema import table
 from simulator.showcase import MALFORMED_EMAIL
 from worker import dispatch, ledger, steps
+from worker.columns import DatabaseNow
 from worker.database import Database
 from worker.deps import Deps
 from worker.errors import LicenseExpiryError, Unavailable
 from worker.ledger import Step
 from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE
-from worker.models import DatabaseNow, HeldLicense, Run
+from worker.models import HeldLicense, Run
 
 # What does not depend on the kind of database is tried on the quickest one alone.
 ON_SQLITE = pytest.mark.parametrize("engine_kind", ["sqlite"], indirect=True)

@@ -19,8 +19,9 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import Session, sessionmaker
 
+from worker.columns import DatabaseNow
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
-from worker.models import DatabaseNow, Ledger, LicenseManager
+from worker.models import Ledger, LicenseManager
 
 PLAN_TABLE = "subscriptions_subscriptionplan"
 PLAN_HISTORY_TABLE = "subscriptions_historicalsubscriptionplan"

@@ -18,9 +18,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
 from worker import migrations, records
+from worker.columns import DatabaseNow
 from worker.database import Database, cannot_be_used
 from worker.errors import BadArgument, Unavailable, Unusable
-from worker.models import CustomerAgreement, DatabaseNow, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
+from worker.models import CustomerAgreement, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
 
 MONTH = timedelta(days=31)
 MOST_PASSES = 400
@@ -114,7 +115,7 @@ def moment_of(key: str) -> datetime:
 def check(database: Database) -> None:
     """Raise Unavailable or Unusable unless the database answers and the ledger's tables are those of this release."""
     version = text("SELECT version_num FROM license_expiry_alembic_version")
-    if _read(database, lambda session: session.scalars(version).all()) != [_head()]:
+    if read(database, lambda session: session.scalars(version).all()) != [_head()]:
         raise Unusable("The ledger's tables are of another release: run license-expiry init-db")
 
 
@@ -123,7 +124,9 @@ def overview(database: Database) -> Overview:
 
     def work(session: Session) -> Overview:
         reconciled_at, now = session.execute(select(Heartbeat.reconciled_at, DatabaseNow())).one()
-        troubles = session.execute(_troubles(now - MONTH)).all()
+        whole = select(func.max(Night.opened_at)).where(Night.tries > 0, Night.lease_until.is_(None))
+        since = session.scalar(whole)  # whoever has had no run since then had nothing due
+        troubles = session.execute(_troubles(max(now - MONTH, since or now - MONTH))).all()
         held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
         live, since = session.execute(select(func.count(), func.min(Run.opened_at)).where(Run.live.is_not(None))).one()
         return Overview(
@@ -138,7 +141,7 @@ def overview(database: Database) -> Overview:
             names=_names(session, [run.enterprise_customer_uuid for run, _ in troubles]),
         )
 
-    return _read(database, work)
+    return read(database, work)
 
 
 def one_pass(database: Database, key: str | None) -> OnePass:
@@ -157,7 +160,7 @@ def one_pass(database: Database, key: str | None) -> OnePass:
         names = _names(session, [run.enterprise_customer_uuid for run in runs])
         return OnePass(session.execute(select(DatabaseNow())).scalar_one(), of, night, runs, retries, names)
 
-    return _read(database, work)
+    return read(database, work)
 
 
 def one_run(database: Database, run_id: UUID) -> OneRun:
@@ -181,11 +184,14 @@ def one_run(database: Database, run_id: UUID) -> OneRun:
             others=[other for other in records.newest_runs(session, enterprise, OTHER_RUNS) if other.id != run_id],
         )
 
-    return _read(database, work)
+    return read(database, work)
 
 
-def _read(database: Database, work: Callable[[Session], T]) -> T:
-    """Do it in one transaction; again only when a connection of the pool was from before a restart of the server."""
+def read(database: Database, work: Callable[[Session], T]) -> T:
+    """Do it in one transaction; again only when a connection of the pool was from before a restart of the server.
+
+    Raises Unavailable, Unusable, at once: whoever asks a page or a metric does not wait for a database to come back.
+    """
     for again in (True, False):
         try:
             with Session(database.engine, expire_on_commit=False) as session:

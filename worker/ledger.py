@@ -19,9 +19,10 @@ from sqlalchemy.orm import Session
 
 from worker import records
 from worker.calls import Calls
+from worker.columns import DatabaseNow
 from worker.database import Database
 from worker.errors import BadArgument, LeaseLost, NotClaimed, Unavailable
-from worker.models import ENDED, DatabaseNow, Phase, Run, Throttle
+from worker.models import ENDED, Phase, Run, Throttle
 from worker.records import changed
 from worker.waits import steady
 

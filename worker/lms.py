@@ -11,16 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from io import BytesIO
 from math import inf
 from uuid import UUID
 
 import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
-from worker.errors import BatchRefused, LeaseLost, RunRefused, Unavailable
+from worker.errors import BatchRefused, RunRefused, Unavailable
 from worker.outcomes import CREDENTIALS_REMEDY, judge, retry_after
-from worker.waits import Patience, Pause, steady
+from worker.waits import Patience, Pause, TimedBody
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
 DOWNGRADE_PATH = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
@@ -72,19 +71,6 @@ class _Session(requests.Session):
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
-
-
-class _Body(BytesIO):
-    """The bytes of a call. They leave only in time: a process may have been frozen since its guard was asked."""
-
-    def __init__(self, data: bytes, until: float) -> None:
-        super().__init__(data)
-        self._until = until
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if steady() >= self._until:
-            raise LeaseLost("too little was left of the lease between its check and the call: nothing was sent")
-        return super().read(size)
 
 
 class LmsClient:
@@ -211,7 +197,7 @@ class LmsClient:
         def send() -> requests.Response:
             return self._session().post(
                 self._url + path,
-                data=_Body(data, until),
+                data=TimedBody(data, until),
                 headers={"Content-Type": "application/json"},
                 auth=self._auth,
                 timeout=(CONNECT_TIMEOUT, self._timeouts[kind]),

@@ -1,6 +1,7 @@
 """Log lines: one for each event, key=value for people or JSON for a log store, and what they carry."""
 
 import logging
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 import structlog
@@ -37,7 +38,7 @@ def configure(log_format: str, level: int = logging.INFO, file: str | Path | Non
 
     `log_format` is LOG_FORMAT's keyvalue or json. May be called again.
     """
-    handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    handler = WatchedFileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
@@ -46,7 +47,7 @@ def configure(log_format: str, level: int = logging.INFO, file: str | Path | Non
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in TALKATIVE:
-        logging.getLogger(name).setLevel(level if level <= logging.DEBUG else logging.WARNING)
+        logging.getLogger(name).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
 
 
 def _renderer(log_format: str) -> Processor:

@@ -19,11 +19,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session, aliased
 
+from worker import history
 from worker.calls import BUCKETS, bucket
+from worker.columns import DatabaseNow
 from worker.database import Database
 from worker.errors import LicenseExpiryError
 from worker.logs import get_logger
-from worker.models import ENDED, DatabaseNow, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
+from worker.models import ENDED, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
 from worker.policy import Rows
 from worker.report import due_rows
 from worker.scope import Scope
@@ -147,7 +149,7 @@ class _Collector:
         """Read the ledger and give every metric (prometheus_client's hook)."""
         with self._lock:  # or scrapes that come while the first one reads the whole history would read it too
             since = self._until
-            self._until, settled, fresh, values = self._database.transact(lambda session: _read(session, since))
+            self._until, settled, fresh, values = history.read(self._database, lambda session: _read(session, since))
             self._past = _added(self._past, settled)
             sums = _added(_added(_zeros(), self._past), fresh)
         values |= sums | self._due.latest() | {("build_info", version("license-expiry")): 1}

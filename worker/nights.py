@@ -10,8 +10,9 @@ from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from worker.columns import DatabaseNow
 from worker.database import Database
-from worker.models import DatabaseNow, Heartbeat, Night
+from worker.models import Heartbeat, Night
 from worker.records import changed
 
 LEASE_SECONDS = 300
@@ -47,7 +48,12 @@ def let_down(database: Database, scheduled_for: datetime) -> None:
 
 def reconciled(database: Database) -> None:
     """Note that `reconcile` has ended well: somebody sends it, so beat is there."""
-    database.transact(lambda session: session.execute(update(Heartbeat).values(reconciled_at=DatabaseNow())))
+
+    def work(session: Session) -> None:
+        if not changed(session, update(Heartbeat).values(reconciled_at=DatabaseNow())):  # a table that was emptied
+            session.execute(insert(Heartbeat).values(id=1, reconciled_at=DatabaseNow()))
+
+    database.transact(work)
 
 
 def overdue(database: Database, latest: datetime) -> list[datetime]:

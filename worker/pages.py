@@ -23,7 +23,7 @@ REFRESH_SECONDS = 10
 SILENT = timedelta(minutes=16)
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_CSS = (_TEMPLATES / "style.css").read_text()
+_CSS = (_TEMPLATES / "style.css").read_text("utf-8")
 CSP = "; ".join(
     [
         f"default-src 'none'; style-src 'sha256-{b64encode(sha256(_CSS.encode()).digest()).decode()}'",

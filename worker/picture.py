@@ -93,8 +93,9 @@ def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
 def _worked(step: Step, begin: datetime, end: datetime, retries: Sequence[Retry]) -> list[Piece]:
     """A step from its begin to its end, with the waits for its retries taken out."""
     found, at = [], begin
-    for retry in (each for each in retries if each.step == step):
-        again = min(retry.again_at, end)
+    own = [each for each in retries if each.step == step]
+    for retry, following in zip(own, [*(each.at for each in own[1:]), end], strict=False):
+        again = min(retry.again_at, following)  # it may have been taken up by hand, earlier
         found += [Piece(step, True, at, retry.at), *_some(Piece(step, False, retry.at, again))]
         at = again
     return [*found, Piece(step, True, at, end)] if at < end or not found else found

@@ -7,7 +7,8 @@ from uuid import UUID
 from sqlalchemy import CursorResult, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from worker.models import DatabaseNow, Downgrade, HeldLicense, License, LmsCall, Retry, Run, SubscriptionPlan
+from worker.columns import DatabaseNow
+from worker.models import Downgrade, HeldLicense, License, LmsCall, Retry, Run, SubscriptionPlan
 from worker.policy import HOLD
 
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")

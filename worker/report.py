@@ -245,7 +245,7 @@ def write_file(file: Path, text: str) -> None:
     """Write a file whole or not at all. Raises Unusable."""
     part = Path(f"{file}.part")
     try:
-        part.write_text(text)
+        part.write_text(text, "utf-8")
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)

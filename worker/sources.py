@@ -21,6 +21,13 @@ SECRETS_FOLDER = Path("/run/secrets")
 S = TypeVar("S", bound="Sourced")
 
 
+class _Secrets(SecretsSettingsSource):
+    """Files named like the settings; an empty one is as good as none, as in the environment."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__call__().items() if value != ""}
+
+
 class Sourced(BaseSettings):
     """Settings from the environment, which wins; from files of their names in /run/secrets; from the YAML file."""
 
@@ -38,7 +45,7 @@ class Sourced(BaseSettings):
         """Put the sources in their order (pydantic-settings' hook)."""
         sources = [init_settings, env_settings]
         if SECRETS_FOLDER.is_dir():
-            sources.append(SecretsSettingsSource(settings_cls, SECRETS_FOLDER))
+            sources.append(_Secrets(settings_cls, SECRETS_FOLDER))
         if path := os.environ.get(CONFIG_FILE_VARIABLE):
             sources.append(YamlConfigSettingsSource(settings_cls, yaml_file=Path(path)))
         return tuple(sources)
@@ -71,7 +78,8 @@ def _problem(error: Any, model: type[BaseSettings]) -> str:
     name = str(error["loc"][0])
     field = model.model_fields[name]
     if error["type"] in ("missing", "string_too_short"):
-        what = f"is not set. Set it in the environment or in the YAML file that {CONFIG_FILE_VARIABLE} names"
+        places = f"in the environment, in {SECRETS_FOLDER}, or in the YAML file that {CONFIG_FILE_VARIABLE} names"
+        what = f"is not set. Set it {places}"
     else:
         what = str(error["msg"]).removeprefix("Value error, ")
         if len(error["loc"]) > 1 and isinstance(error.get("input"), str):

@@ -13,21 +13,13 @@ from sqlalchemy.orm import Session
 
 from worker import ledger, policy, records
 from worker.batches import Batch, Plan, drive, pages
+from worker.columns import DatabaseNow, DjangoUUID, UTCDateTime
 from worker.database import Database
 from worker.deps import Deps
 from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, RunRefused, Stopping, Unavailable
 from worker.ledger import Claim, Step
 from worker.logs import get_logger
-from worker.models import (
-    DOWNGRADED_EVENT,
-    UNLINKED_EVENT,
-    DatabaseNow,
-    DjangoUUID,
-    LicenseEvent,
-    Run,
-    SubscriptionPlan,
-    UTCDateTime,
-)
+from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, LicenseEvent, Run, SubscriptionPlan
 from worker.scope import Scope, scope_of
 
 log = get_logger(__name__)
@@ -65,8 +57,10 @@ def attempt(
             claim = ledger.claim(deps.database, run_id, enterprise, step, owner, lease, deps.calls)
         except NotClaimed as reason:
             return _skipped(reason)
-        except Unavailable as error:
-            retry_in(error)
+        except LicenseExpiryError as error:
+            log.error("step could not begin", error=str(error))
+            if isinstance(error, Unavailable):
+                retry_in(error)
             raise
         log.info("step begins")
         return _do(deps, claim, retry_in)

@@ -10,8 +10,9 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 
-from worker.errors import Stopping
+from worker.errors import LeaseLost, Stopping
 from worker.logs import get_logger
 
 log = get_logger(__name__)
@@ -47,6 +48,20 @@ class Pause:
     def remaining(self) -> float:
         """The seconds that are left of it."""
         return max(0.0, float(self._until.value) - time.monotonic())
+
+
+class TimedBody(BytesIO):
+    """The bytes of a call. They leave only in time: a process may have been frozen since its guard was asked."""
+
+    def __init__(self, data: bytes, until: float) -> None:
+        super().__init__(data)
+        self._until = until
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Give the next bytes; raises LeaseLost when it is too late for the call to end in time."""
+        if steady() >= self._until:
+            raise LeaseLost("too little was left of the lease between its check and the call: nothing was sent")
+        return super().read(size)
 
 
 def stop() -> None:

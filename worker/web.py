@@ -67,6 +67,8 @@ class _Answer(RequestHandler):
         self.set_header("Content-Type", self.kind)
         self.finish(body)
 
+    head = get
+
     def tell(self, status: int, sentence: str) -> None:
         """Answer with one sentence."""
         self.set_status(status)
@@ -79,9 +81,10 @@ def application(
     settings: DatabaseSettings,
     next_night: Callable[[datetime], datetime | None],
     threads: Executor,
+    scrapes: Executor,
     health: Executor,
 ) -> Application:
-    """The pages on `threads`; the health check on a thread of its own, so that it never waits for them."""
+    """The pages on `threads`; metrics and health check on threads of their own, so that none waits for another."""
 
     def healthy() -> str:
         history.check(database)
@@ -90,16 +93,18 @@ def application(
     def nothing() -> str:
         raise BadArgument("There is no such page")
 
-    def route(path: str, make: Callable[..., str | bytes], **more: Any) -> tuple[str, type[_Answer], dict[str, Any]]:
-        return path, _Answer, {"executor": threads, "make": make, **more}
+    def route(
+        path: str, make: Callable[..., str | bytes], executor: Executor = threads, **more: Any
+    ) -> tuple[str, type[_Answer], dict[str, Any]]:
+        return path, _Answer, {"executor": executor, "make": make, **more}
 
     return Application(
         [
             route(r"/", partial(pages.nights_page, database, next_night)),
             route(r"/nights/([^/]+)", partial(pages.night_page, database)),
             route(r"/runs/([^/]+)", partial(pages.run_page, database)),
-            route(r"/metrics", partial(metrics.exposition, database, settings), kind=CONTENT_TYPE_LATEST),
-            route(r"/healthz", healthy, executor=health, kind=PLAIN, seconds=HEALTH_SECONDS),
+            route(r"/metrics", partial(metrics.exposition, database, settings), scrapes, kind=CONTENT_TYPE_LATEST),
+            route(r"/healthz", healthy, health, kind=PLAIN, seconds=HEALTH_SECONDS),
         ],
         default_handler_class=_Answer,
         default_handler_args={"executor": threads, "make": nothing},
@@ -119,8 +124,8 @@ def serve(
 
     `next_night` answers a moment with the scheduled night that comes after it, if any does.
     """
-    with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(1) as health:
-        asyncio.run(_serve(application(database, settings, next_night, threads, health), address, port))
+    with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(1) as scrapes, ThreadPoolExecutor(1) as health:
+        asyncio.run(_serve(application(database, settings, next_night, threads, scrapes, health), address, port))
 
 
 async def _serve(app: Application, address: str, port: int) -> None:

@@ -3,33 +3,44 @@
 import subprocess
 import sys
 import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from services import missing
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 
 
+def asked_for(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
+    """The names of all that a distribution of this environment asks for, its own among them."""
+    found = {name}
+    for line in metadata.requires(name) or []:
+        wanted = Requirement(line)
+        if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+            found |= asked_for(wanted.name, frozenset(wanted.extras))
+    return found
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with nothing but the wheel and what it asks for; the folder of its commands."""
+    """An environment with nothing but the wheel and what it asks for, lent by this one; the folder of its commands."""
     folder = tmp_path_factory.mktemp("package")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", folder, ROOT], check=True, cwd=folder)
     (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)
-    own: list[Path | str] = [
-        folder / "venv/bin/python",
-        "-m",
-        "pip",
-        "--quiet",
-        "--disable-pip-version-check",
-        "install",
-    ]
-    done = subprocess.run([*own, wheel])
-    if done.returncode:
-        missing("a package index", "connect to one: the wheel's dependencies are installed from it")
+    venv.create(folder / "venv", symlinks=True)
+    python = folder / "venv/bin/python"
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    (packages,) = (folder / "venv/lib").glob("python*/site-packages")
+    for name in asked_for("license-expiry") - {"license-expiry"}:
+        lent = metadata.distribution(name)
+        for part in {file.parts[0] for file in lent.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            if not (packages / part).exists():
+                (packages / part).symlink_to(Path(str(lent.locate_file(part))))
+    celery = folder / "venv/bin/celery"
+    celery.write_text(f"#!{python}\nfrom celery.__main__ import main\nmain()\n")
+    celery.chmod(0o755)
     return folder / "venv/bin"
 
 

@@ -81,7 +81,7 @@ def prometheus(processes: Processes, tmp_path: Path, serve: str, flower: str) ->
     if program is None:
         missing("prometheus", "install prometheus")
     config = {"serve:8001": serve, "flower:5555": flower.removeprefix("http://"), " 30s": " 1s", " 20s": " 1s"}
-    file = configure(tmp_path, {"prometheus.yml": config, "rules.yml": {"> 15 * 60": "> 5"}})
+    file = configure(tmp_path, {"prometheus.yml": config, "rules.yml": {"> 15 * 60": "> 5", "[15m]": "[5s]"}})
     address = f"127.0.0.1:{free_port()}"
     ready = f"http://{address}/-/ready"
     processes.start(

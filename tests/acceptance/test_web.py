@@ -140,43 +140,44 @@ def test_a_thousand_enterprises_are_one_page_with_the_axis_in_sight(serve: Any, 
     page.screenshot(path=file)  # what is in sight: all of it is 40,000 pixels high
 
 
-def test_what_it_answers_besides_pages_and_when_it_cannot(small: Served, processes: Processes) -> None:
-    health = requests.get(f"{small.address}/healthz", timeout=10)
+def test_what_it_answers_besides_pages_and_when_it_cannot(serve: Any, processes: Processes) -> None:
+    doomed = serve("doomed", 3)
+    health = requests.get(f"{doomed.address}/healthz", timeout=10)
     assert (health.status_code, health.text) == (200, "ok\n")
-    metrics = requests.get(f"{small.address}/metrics", timeout=10)
+    metrics = requests.get(f"{doomed.address}/metrics", timeout=10)
     assert metrics.headers["Content-Type"].startswith("text/plain")
     assert "license_expiry" in metrics.text
-    page = requests.get(f"{small.address}/", timeout=10)
+    page = requests.get(f"{doomed.address}/", timeout=10)
     assert "default-src 'none'; style-src 'sha256-" in page.headers["Content-Security-Policy"]
     assert page.headers["Cache-Control"] == "no-store"
     assert page.headers["X-Content-Type-Options"] == "nosniff"
     for path in ("/nights/yesterday", "/runs/1", "/nothing", "/runs/%3Cscript%3E"):
-        answer = requests.get(small.address + path, timeout=10)
+        answer = requests.get(doomed.address + path, timeout=10)
         assert (answer.status_code, "<script" in answer.text) == (404, False)
 
-    engine = make_engine(small.url)
+    engine = make_engine(doomed.url)
     with ThreadPoolExecutor(1) as pool:
         with engine.begin():  # SQLite's lock: the page waits for it, and nobody else for the page
-            waiting = pool.submit(requests.get, f"{small.address}/", timeout=60)
+            waiting = pool.submit(requests.get, f"{doomed.address}/", timeout=60)
             for _ in range(20):
-                assert requests.get(f"{small.address}/nothing", timeout=2).status_code == 404
+                assert requests.get(f"{doomed.address}/nothing", timeout=2).status_code == 404
             assert not waiting.done()
         assert waiting.result().status_code == 200
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE license_expiry_run RENAME TO gone"))
         connection.execute(text("UPDATE license_expiry_alembic_version SET version_num = '0001'"))
-    for path in ("/", f"/nights/{small.key}", "/healthz"):
-        answer = requests.get(small.address + path, timeout=10)
+    for path in ("/", f"/nights/{doomed.key}", "/healthz"):
+        answer = requests.get(doomed.address + path, timeout=10)
         assert (answer.status_code, "license-expiry init-db" in answer.text) == (503, True)
         assert "Traceback" not in answer.text
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE gone RENAME TO license_expiry_run"))
     engine.dispose()
-    Path(small.url.removeprefix("sqlite:///")).write_bytes(b"this is no database" * 100)
+    Path(doomed.url.removeprefix("sqlite:///")).write_bytes(b"this is no database" * 100)
     for path in ("/", "/healthz"):
-        answer = requests.get(small.address + path, timeout=10)
+        answer = requests.get(doomed.address + path, timeout=10)
         assert (answer.status_code, "cannot be read just now" in answer.text) == (503, True)
         assert "sqlite" not in answer.text
-    assert seconds_to_end(small.process, signal.SIGTERM) < 5
-    assert small.process.returncode == 0
-    assert "an error of our own" not in processes.log("small")
+    assert seconds_to_end(doomed.process, signal.SIGTERM) < 5
+    assert doomed.process.returncode == 0
+    assert "an error of our own" not in processes.log("doomed")

@@ -137,7 +137,7 @@ def test_wrong_settings_are_told_all_at_once_and_what_can_be_looked_at_is(
         "LMS_PARALLEL_REQUESTS",
         "BACKEND_SERVICE_EDX_OAUTH2_KEY",
     }
-    assert wrong["BACKEND_SERVICE_EDX_OAUTH2_KEY: is not set"].startswith("Set it in the environment or")
+    assert wrong["BACKEND_SERVICE_EDX_OAUTH2_KEY: is not set"].startswith("Set it in the environment, ")
     [(database, remedy)] = told(found["database"], "wrong")
     assert f"127.0.0.1:{nowhere}/license_manager cannot be used" in database
     assert remedy == "check DATABASE_URL, the account's rights and the server"

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from simulator.data import Data
 from worker import dispatch, ledger, records
 from worker.calls import Calls
+from worker.columns import DatabaseNow
 from worker.database import Database
 from worker.errors import BadArgument, LeaseLost, LicenseExpiryError, NotClaimed, Unavailable
 from worker.ledger import MAX_PUBLICATIONS, QUEUED_SECONDS, Claim, Opened, Step
-from worker.models import DatabaseNow, Downgrade, LmsCall, Phase, Retry, Run, Throttle
+from worker.models import Downgrade, LmsCall, Phase, Retry, Run, Throttle
 
 AS_OF = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 LEASE = 300

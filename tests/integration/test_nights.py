@@ -7,13 +7,14 @@ from uuid import UUID
 import pytest
 from nights import ON_EACH, ON_SQLITE, Make, lay, lost_commit_answer, open_one, rows, together, unlinking
 from nights import lapse as lapse_run
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, delete, update
 
 from simulator.lms import Simulator
 from worker import dispatch, nights
+from worker.columns import DatabaseNow
 from worker.database import Database
 from worker.errors import Unavailable
-from worker.models import DatabaseNow, Heartbeat, Night, Run
+from worker.models import Heartbeat, Night, Run
 from worker.nights import MAX_TRIES
 
 TONIGHT = datetime(2026, 6, 2, 2, 0, tzinfo=UTC)
@@ -184,3 +185,7 @@ def test_when_reconcile_last_ended_well_is_known(database: Database, engine: Eng
     nights.reconciled(database)
     [row] = rows(engine, Heartbeat)
     assert before <= row["reconciled_at"] <= database.now()
+    with engine.begin() as connection:
+        connection.execute(delete(Heartbeat))
+    nights.reconciled(database)
+    assert len(rows(engine, Heartbeat)) == 1, "a table that was emptied is mended"

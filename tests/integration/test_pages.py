@@ -108,6 +108,11 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     assert re.search(r"http_200</code></td>", texts[str(runs[fine.enterprise])])
     assert "1 enterprise</b> failed" in texts["nights"]
     assert "1 licence held" in texts["nights"]
+    now = deps.database.now()
+    with deps.database.engine.begin() as connection:
+        night_without_it = {"scheduled_for": now, "opened_at": now, "lease_until": None, "tries": 1}
+        connection.execute(insert(Night).values(night_without_it))
+    assert "failed or given up in" not in pages.nights_page(deps.database, never), "a later night had nothing of it"
 
 
 @ON_SQLITE

@@ -1014,7 +1014,7 @@ def test_an_error_of_our_own_fails_the_run_and_is_named_without_its_words(
 
 @ON_SQLITE
 def test_a_database_that_is_away_is_for_the_caller_to_try_again(
-    lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
+    lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     laid = lay(lms, licenses=2)
     run_id = open_one(make_test_deps(), laid.enterprise)
@@ -1024,6 +1024,8 @@ def test_a_database_that_is_away_is_for_the_caller_to_try_again(
     with pytest.raises(Unavailable, match="DATABASE_URL"):
         attempt(away, laid.enterprise, run_id, Step.DOWNGRADE, lambda error: asked.append(error.reason))
     assert asked == ["database"]
+    assert "step could not begin" in caplog.text
+    assert str(run_id) in caplog.text
     assert finish(make_test_deps(), laid.enterprise, run_id).phase == Phase.FINISHED
 
 

@@ -54,6 +54,12 @@ def told(pieces: list[Piece]) -> list[tuple[Step, bool, float, float]]:
             [(D, True, 0, 1), (U, True, 1, 2), (U, False, 2, 9)],
             id="waits now",
         ),
+        pytest.param(
+            run(Phase.DOWNGRADING, 0, 1),
+            [retry(2, 30), retry(5, 40)],
+            [(D, False, 0, 1), (D, True, 1, 2), (D, False, 2, 5), (D, True, 5, 5), (D, False, 5, 9)],
+            id="taken up by hand before it was to come again",
+        ),
         pytest.param(run(Phase.FAILED, 0, 1, None, None, 1), [], [(D, False, 0, 1), (D, True, 1, 1)], id="at once"),
         pytest.param(
             run(Phase.DOWNGRADED, 0, 1, 2), [], [(D, False, 0, 1), (D, True, 1, 2), (U, False, 2, 9)], id="between"

@@ -577,6 +577,13 @@ def test_the_environment_wins_over_a_secret_and_a_secret_over_the_file(env: Env,
     assert (settings.TIME_ZONE, settings.UNLINK_AFTER_DAYS) == ("Europe/Paris", 30)
 
 
+def test_an_empty_secret_is_as_good_as_none(env: Env, yaml: Yaml, secrets: Path) -> None:
+    env(DATABASE_URL=None)
+    yaml("DATABASE_URL: mysql://u:p@mysql/license_manager\n")
+    (secrets / "DATABASE_URL").write_text("\n")
+    assert load_settings().DATABASE_URL == "mysql+pymysql://u:p@mysql/license_manager"
+
+
 def test_a_wrong_secret_is_told_like_any_other(env: Env, secrets: Path) -> None:
     env(DATABASE_URL=None)
     (secrets / "DATABASE_URL").write_text("oracle://u:the-lms-secret@h/d")

@@ -6,8 +6,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from worker.columns import UTCDateTime
 from worker.migrations import license_uuid_type
-from worker.models import UTCDateTime
 
 revision = "0001"
 down_revision = None

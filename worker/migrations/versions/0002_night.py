@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from worker.models import UTCDateTime
+from worker.columns import UTCDateTime
 
 revision = "0002"
 down_revision = "0001"

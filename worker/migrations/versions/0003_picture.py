@@ -5,8 +5,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from worker.columns import DatabaseNow, UTCDateTime
 from worker.migrations import license_uuid_type
-from worker.models import DatabaseNow, UTCDateTime
 
 revision = "0003"
 down_revision = "0002"
