@@ -1,4 +1,4 @@
-"""Some 30 faults on each push, drawn from a fixed seed; `make chaos` plays as many as one likes."""
+"""Some 50 faults on each push, drawn from a fixed seed; `make chaos` plays as many as one likes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from chaos.faults import AT_THE_LMS, IN_A_PROCESS, KINDS, NIGHT_MISSED, Fault, S
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SCALE = Scale(points=1700, downgrades=70, unlinks=50, enterprises=("a", "b", "c"))
-FAULTS_EACH = 15
+FAULTS_EACH = 25
 
 
 @pytest.fixture

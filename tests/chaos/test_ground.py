@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from nights import ON_SERVERS, ON_SQLITE, raw, rows
+from nights import ON_SQLITE, raw, rows
 from sqlalchemy import Connection, Engine, delete, insert, select, text, update
 
 from chaos.ground import Ground, due, undisturbed
@@ -21,7 +21,7 @@ from worker.models import Downgrade, HeldLicense, Run
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@ON_SERVERS
+@pytest.mark.parametrize("engine_kind", ["mariadb"], indirect=True)
 def test_two_undisturbed_nights_of_one_seed_are_alike(database_url: str) -> None:
     first, second = (undisturbed(Ground(3), database_url) for _ in range(2))
     assert difference(first, second) == []

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.dialects import mysql
 
 LICENSE_TABLE = "subscriptions_license"
@@ -42,6 +40,9 @@ def license_uuid_type(connection: sa.Connection) -> sa.types.TypeEngine[Any]:
 
 def upgrade(engine: sa.Engine) -> None:
     """Make the ledger's tables, or bring them up to date; doing it again changes nothing."""
+    from alembic import command  # here, because it takes as long to load as all of ours, and few commands need it
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     with engine.begin() as connection:
