@@ -68,9 +68,9 @@ def _everything(processes: Processes, once: bool) -> int:
     for name, (command, port) in embedded.items():
         processes.start(name.lower(), command, lambda port=port: listens(port))  # type: ignore[misc]
     flower = _start_celery(processes)
-    pages = _start_serve(processes)
     status = _night(load_settings(broker=True), shown)
     if not once:
+        pages = _start_serve(processes)
         prometheus = _start_prometheus(processes, pages, flower)
         _invite(flower, pages, prometheus, "LMS_URL" in embedded)
         signal.pause()
