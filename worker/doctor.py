@@ -6,11 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
@@ -24,7 +22,6 @@ from worker.sources import load
 from worker.waits import Patience
 
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
-VERSION_TABLE = "license_expiry_alembic_version"
 # As far as beat's clock may be ahead of the database's without its night being taken for that of the day before.
 CLOCK_AHEAD = timedelta(seconds=30)
 
@@ -87,7 +84,8 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             dialect = connection.dialect
             kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
             version = ".".join(map(str, dialect.server_version_info or ()))
-            level = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+            kept_in = {"version_table": migrations.VERSION_TABLE}
+            level = MigrationContext.configure(connection, opts=kept_in).get_current_revision()
         where = database.engine.url.set(query={}).render_as_string(hide_password=True)
         yield Finding("database", "ok", f"{NAMES[kind]} {version} at {where}")
         yield _clock(database)
@@ -103,12 +101,11 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
 def _tables(database: Database, level: str | None) -> Iterator[Finding]:
     theirs = _lacking(database, ledger=False)
     yield from theirs or [Finding("database", "ok", "license-manager's tables have every column that is used")]
-    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
-    head = scripts.get_current_head()
+    head = migrations.revisions()[0]
     if level is None:
         yield Finding("ledger", "wrong", "its tables are not made", "run license-expiry init-db")
     elif level != head:
-        newer = level not in {each.revision for each in scripts.walk_revisions()}
+        newer = level not in migrations.revisions()
         remedy = "install the release that made it" if newer else "run license-expiry init-db"
         yield Finding("ledger", "wrong", f"its tables are at {level}, and this release has {head}", remedy)
     else:

@@ -7,13 +7,10 @@ question takes the same few statements, however many enterprises and licenses th
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from alembic.script import ScriptDirectory
-from sqlalchemy import Select, and_, case, exists, func, or_, select, text
+from sqlalchemy import Select, String, and_, case, column, exists, func, or_, select, table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
@@ -114,8 +111,8 @@ def moment_of(key: str) -> datetime:
 
 def check(database: Database) -> None:
     """Raise Unavailable or Unusable unless the database answers and the ledger's tables are those of this release."""
-    version = text("SELECT version_num FROM license_expiry_alembic_version")
-    if read(database, lambda session: session.scalars(version).all()) != [_head()]:
+    version = select(column("version_num", String)).select_from(table(migrations.VERSION_TABLE))
+    if read(database, lambda session: session.scalars(version).all()) != [migrations.revisions()[0]]:
         raise Unusable("The ledger's tables are of another release: run license-expiry init-db")
 
 
@@ -202,11 +199,6 @@ def read(database: Database, work: Callable[[Session], T]) -> T:
             database.check()  # names what it lacks
             raise Unavailable("database", cannot_be_used(database.engine, error)) from error
     raise AssertionError("unreachable")
-
-
-@cache
-def _head() -> str | None:
-    return ScriptDirectory(str(Path(migrations.__file__).parent)).get_current_head()
 
 
 def _passes(session: Session, since: datetime) -> list[Pass]:

@@ -1,5 +1,6 @@
 """Alembic migrations of the ledger's tables; license-manager's own are never touched."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 LICENSE_TABLE = "subscriptions_license"
+VERSION_TABLE = "license_expiry_alembic_version"
 
 
 class _NativeUUID(sa.types.UserDefinedType[Any]):
@@ -36,6 +38,15 @@ def license_uuid_type(connection: sa.Connection) -> sa.types.TypeEngine[Any]:
         {"table": LICENSE_TABLE},
     ).one()
     return _NativeUUID() if data_type == "uuid" else mysql.CHAR(32, charset=charset, collation=collation)
+
+
+@cache
+def revisions() -> tuple[str, ...]:
+    """The ids of all migrations, the newest first: that is the level of this release."""
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(Path(__file__).parent)).walk_revisions()
+    return tuple(each.revision for each in scripts)
 
 
 def upgrade(engine: sa.Engine) -> None:

@@ -2,12 +2,13 @@
 
 from alembic import context
 
+from worker.migrations import VERSION_TABLE
 from worker.models import Ledger
 
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Ledger.metadata,
-    version_table="license_expiry_alembic_version",
+    version_table=VERSION_TABLE,
 )
 with context.begin_transaction():
     context.run_migrations()
