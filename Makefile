@@ -53,7 +53,7 @@ format: setup  ## Put the code in form
 lock: setup  ## Pin the environment's packages anew, by name and hash (needs uv)
 	@uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --quiet --output-file requirements/dev.txt --upgrade
-	@uv pip compile pyproject.toml --extra mysql --extra postgresql --universal --python-version 3.11 \
+	@uv pip compile pyproject.toml --extra mysql --extra postgresql --extra segment --universal --python-version 3.11 \
 	  --constraint requirements/dev.txt \
 	  --generate-hashes --no-annotate --no-header --quiet --output-file requirements/run.txt --upgrade
 
