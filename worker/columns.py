@@ -1,10 +1,10 @@
 """How values are stored, exactly as Django does on each engine (docs/architecture.md); and the database's clock."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CHAR, DateTime, Dialect, String, Uuid, literal
+from sqlalchemy import CHAR, BigInteger, DateTime, Dialect, Interval, String, Uuid, literal
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -60,6 +60,25 @@ class UTCDateTime(TypeDecorator[datetime]):
             return None
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+class DjangoDuration(TypeDecorator[timedelta]):
+    """Django's DurationField: `interval` on PostgreSQL, microseconds elsewhere."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type (SQLAlchemy's hook)."""
+        return dialect.type_descriptor(Interval() if dialect.name == "postgresql" else BigInteger())
+
+    def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> Any:
+        """Turn a duration into what the column holds (SQLAlchemy's hook)."""
+        return value if value is None or dialect.name == "postgresql" else value // timedelta(microseconds=1)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> timedelta | None:
+        """Turn what the column holds into a duration (SQLAlchemy's hook)."""
+        return value if value is None or isinstance(value, timedelta) else timedelta(microseconds=value)
 
 
 class DatabaseNow(FunctionElement[datetime]):

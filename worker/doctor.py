@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from alembic.runtime.migration import MigrationContext
 from redis.exceptions import RedisError
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from worker import migrations
+from worker import dispatch, migrations, rehearsal, rights
 from worker.broker import celery_app, connected
 from worker.database import Database, cannot_be_used, make_engine
 from worker.errors import LicenseExpiryError, ReasonedError, RunRefused, Unavailable, Unusable
 from worker.lms import LmsClient
+from worker.rights import Right
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
 from worker.sources import load
 from worker.waits import Patience
@@ -44,9 +46,13 @@ def examine() -> list[Finding]:
 
 def _settings() -> Iterator[Finding]:
     try:
-        load_settings(broker=True)
+        settings = load_settings(broker=True)
         celery_app()
         yield Finding("settings", "ok", f"all {len(Settings.model_fields)} can be used")
+        calls = max(settings.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, settings.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
+        ends = (calls, settings.LEASE_SECONDS, settings.TASK_TIME_LIMIT_SECONDS, settings.VISIBILITY_TIMEOUT_SECONDS)
+        in_order = "the time-outs of call, lease, task and message are in order: {} < {} < {} < {} s".format(*ends)
+        yield Finding("settings", "ok", in_order)
     except Unusable as error:
         for line in str(error).removeprefix("These settings are wrong:\n").splitlines():
             yield _wrong("settings", Unusable(line.strip()))
@@ -85,11 +91,18 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
             version = ".".join(map(str, dialect.server_version_info or ()))
             kept_in = {"version_table": migrations.VERSION_TABLE}
+            where = database.engine.url.set(query={}).render_as_string(hide_password=True)
+            yield Finding("database", "ok", f"{NAMES[kind]} {version} at {where}")
+            yield _clock("the database's", database.now)
+            lacks = [] if kind == "sqlite" else rights.lacking(connection)
+            yield from () if kind == "sqlite" else _rights(connection, lacks)
+            if any(each.verb in ("SELECT", "USAGE") for each in lacks):
+                return
             level = MigrationContext.configure(connection, opts=kept_in).get_current_revision()
-        where = database.engine.url.set(query={}).render_as_string(hide_password=True)
-        yield Finding("database", "ok", f"{NAMES[kind]} {version} at {where}")
-        yield _clock(database)
-        yield from _tables(database, level)
+        found = list(_tables(database, level))
+        yield from found
+        if all(each.status == "ok" for each in found):
+            yield from _unlinking(settings, database)
     except DBAPIError as error:
         yield _wrong("database", Unusable(cannot_be_used(database.engine, error)))
     except LicenseExpiryError as error:  # it went away meanwhile
@@ -109,8 +122,16 @@ def _tables(database: Database, level: str | None) -> Iterator[Finding]:
         remedy = "install the release that made it" if newer else "run license-expiry init-db"
         yield Finding("ledger", "wrong", f"its tables are at {level}, and this release has {head}", remedy)
     else:
-        ours = [each for each in _lacking(database, ledger=True) if each not in theirs]
+        ours = [each for each in _lacking(database, ledger=True) if each not in theirs] or list(_forms(database))
         yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
+
+
+def _forms(database: Database) -> Iterator[Finding]:
+    with database.engine.connect() as connection:
+        if unlike := migrations.unlike(connection):
+            names = ", ".join(f"{each.table.name}.{each.name}" for each in unlike)
+            what = f"its UUIDs are of another type or collation than subscriptions_license.uuid: {names}"
+            yield Finding("ledger", "wrong", what, "stop the workers and run license-expiry init-db")
 
 
 def _lacking(database: Database, ledger: bool) -> list[Finding]:
@@ -123,14 +144,48 @@ def _lacking(database: Database, ledger: bool) -> list[Finding]:
         return [_wrong("ledger" if "license_expiry_" in line else "database", Unusable(line)) for line in about]
 
 
-def _clock(database: Database) -> Finding:
+def _rights(connection: Connection, lacks: list[Right]) -> Iterator[Finding]:
+    account = rights.account(connection)
+    ledger = [each for each in lacks if each.table.startswith(rights.LEDGERS)]
+    if len(ledger) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if table.startswith(rights.LEDGERS)):
+        remedy = (
+            "run license-expiry init-db with an account that may create tables, then the GRANTs of docs/security.md"
+        )
+        yield Finding("rights", "wrong", f"{account} has no right on the ledger's tables, or they are not made", remedy)
+        lacks = [each for each in lacks if each not in ledger]
+    for each in lacks:
+        remedy = each.grant(connection.dialect.name, str(connection.engine.url.database), account)
+        yield Finding("rights", "wrong", f"{account} lacks {each.verb} on {each.table}", remedy)
+    if not lacks and not ledger:
+        yield Finding("rights", "ok", f"{account} has each right that is needed")
+    if more := rights.besides(connection):
+        shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")
+        remedy = "give the nights an account of their own, with the GRANTs of docs/security.md"
+        yield Finding("rights", "warning", f"{account} may do more than a night needs: {shown}", remedy)
+
+
+def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Finding]:
+    enabled, after = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, settings.UNLINK_AFTER_DAYS
+    found = [_wrong("unlinking", Unusable(each)) for each in dispatch.strangers(settings, database).values()]
+    query = rehearsal.purged_too_early(enabled, timedelta(days=after))
+    for enterprise, kept in database.transact(lambda session: session.execute(query).all()):
+        what = (
+            f"license-manager clears the e-mails of enterprise {enterprise} when a plan has expired for {kept.days} "
+            f"days (license_duration_before_purge): unlinking, after {after} days, may come too late"
+        )
+        remedy = f"set it to more than {after} days in the customer agreement, or lower UNLINK_AFTER_DAYS"
+        found.append(Finding("unlinking", "wrong", what, remedy))
+    yield from found or [Finding("unlinking", "ok", f"{len(enabled)} enterprises have it, and keep e-mails for longer")]
+
+
+def _clock(whose: str, clock: Callable[[], datetime]) -> Finding:
     before = datetime.now(UTC)
-    there = database.now()
+    there = clock()
     ahead = before + (datetime.now(UTC) - before) / 2 - there
     told = f"this machine's is {abs(ahead.total_seconds()):.1f} s {'ahead of' if ahead > timedelta() else 'behind'}"
     if abs(ahead) <= CLOCK_AHEAD:
-        return Finding("clock", "ok", f"{told} the database's")
-    return Finding("clock", "warning", f"{told} the database's", "let NTP keep both clocks")
+        return Finding("clock", "ok", f"{told} {whose}")
+    return Finding("clock", "warning", f"{told} {whose}", "let NTP keep both clocks")
 
 
 def _broker(settings: CelerySettings) -> Iterator[Finding]:
@@ -175,8 +230,10 @@ def _lms(settings: Settings) -> Iterator[Finding]:
         patience=Patience(longest_throttle=10.0),
     )
     try:
-        client.check()
+        dated = client.check()
         yield Finding("LMS", "ok", f"{settings.LMS_URL} is there, and we are given a token")
+        if dated:
+            yield _clock("the LMS's", lambda: dated + timedelta(seconds=0.5))  # a Date is to the second
     except (RunRefused, Unavailable) as error:
         yield _wrong("LMS", error, "try again later, or look at the LMS")
     finally:

@@ -18,7 +18,7 @@ import requests
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
 from worker.errors import BatchRefused, RunRefused, Unavailable
-from worker.outcomes import CREDENTIALS_REMEDY, judge, retry_after
+from worker.outcomes import CREDENTIALS_REMEDY, dated, judge, retry_after
 from worker.waits import Patience, Pause, TimedBody
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
@@ -107,6 +107,7 @@ class LmsClient:
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._answered: dict[str, float] = {}
+        self._dated: datetime | None = None
 
     def downgrade(self, licenses: Sequence[UUID], modified_after: datetime | None, guard: Guard) -> None:
         """Have the LMS move the enrolments of these licenses to audit.
@@ -131,9 +132,10 @@ class LmsClient:
         body, probe = ({"user_emails": to, "is_relinkable": True} for to in (list(emails), [NOBODYS_EMAIL]))
         self._call("unlink", UNLINK_PATH.format(enterprise=enterprise), body, probe, guard)
 
-    def check(self) -> None:
-        """Get a token. Raises RunRefused, Unavailable."""
+    def check(self) -> datetime | None:
+        """Get a token, and the moment of the LMS's clock at its answer, if it told. Raises RunRefused, Unavailable."""
         self._auth.ready()
+        return self._dated
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -266,7 +268,7 @@ class LmsClient:
             ),
             setting="SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)",
         )
-        status = response.status_code
+        self._dated, status = dated(response.headers), response.status_code
         if status == 408 or status >= 500:
             later = retry_after(response.headers)
             raise Unavailable(f"token_http_{status}", f"the LMS gave no token but {status}", later)

@@ -1,6 +1,6 @@
 """license-manager's tables (the columns that we use) and the ledger's own."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import JSON, Double, ForeignKey, Index, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from worker.columns import DjangoUUID, UTCDateTime
+from worker.columns import DjangoDuration, DjangoUUID, UTCDateTime
 
 DOWNGRADED_EVENT = "edx.server.license-manager.expired.license.downgraded"
 UNLINKED_EVENT = "edx.server.license-manager.expired.license.unlinked"
@@ -28,6 +28,7 @@ class CustomerAgreement(LicenseManager):
     uuid: Mapped[UUID] = mapped_column(primary_key=True)
     enterprise_customer_uuid: Mapped[UUID]
     enterprise_customer_name: Mapped[str | None]
+    license_duration_before_purge: Mapped[timedelta] = mapped_column(DjangoDuration())
 
 
 class SubscriptionPlan(LicenseManager):

@@ -42,7 +42,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         if value.isascii() and value.isdigit():
             return float(value)
-        moment = parsedate_to_datetime(value)
-        return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (_moment(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, OverflowError):
         return None
+
+
+def dated(headers: Mapping[str, str]) -> datetime | None:
+    """The moment of the answering clock, UTC, to the second; None without a readable Date."""
+    try:
+        return _moment(headers.get("Date", ""))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _moment(value: str) -> datetime:
+    moment = parsedate_to_datetime(value)
+    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)

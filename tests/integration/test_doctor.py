@@ -11,21 +11,25 @@ from dataclasses import astuple
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Self
+from uuid import UUID, uuid4
 
 import pytest
 import redis
-from nights import ON_SERVERS, ON_SQLITE
+from accounts import Account
+from nights import ON_EACH, ON_SERVERS, ON_SQLITE, raw
 from services import RABBITMQ_URL, missing
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 
+from simulator.data import Data
 from simulator.lms import Simulator
 from simulator.processes import Processes, free_port, listens
-from worker import doctor
+from worker import doctor, migrations
 from worker.settings import DatabaseSettings, Settings
 from worker.sources import CONFIG_FILE_VARIABLE
 
 COMMAND = Path(sys.executable).with_name("license-expiry")
 PASSWORD = "hunter2secret"
+UNLINKING = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -93,16 +97,20 @@ def settings(database_url: str, lms: Simulator, redis_servers: tuple[int, int]) 
 
 @ON_SERVERS
 def test_where_all_is_well_each_thing_is_said_to_be(
-    engine: Engine, engine_kind: str, lms: Simulator, settings: dict[str, str]
+    engine: Engine, engine_kind: str, account: Account, lms: Simulator, settings: dict[str, str]
 ) -> None:
     """One of them with a RabbitMQ."""
+    data = Data(engine)
+    agreement = data.agreement(license_duration_before_purge=timedelta(days=91))
+    data.flush()
+    settings |= {"DATABASE_URL": account.url, UNLINKING: str(agreement.enterprise_customer_uuid)}
     if engine_kind == "mariadb":
         settings["CELERY_BROKER_URL"] = RABBITMQ_URL
         if not listens(5672):
             missing("rabbitmq", "start rabbitmq-server")
     status, found = examine(settings)
     assert status == 0
-    assert list(found) == ["settings", "database", "clock", "ledger", "broker", "LMS"]
+    assert list(found) == ["settings", "database", "clock", "rights", "ledger", "unlinking", "broker", "LMS"]
     assert {each["status"] for findings in found.values() for each in findings} == {"ok"}
     name, version = {
         "postgresql": ("PostgreSQL", "SHOW server_version"),
@@ -110,6 +118,8 @@ def test_where_all_is_well_each_thing_is_said_to_be(
     }[engine_kind]
     with engine.connect() as connection:
         begin = str(connection.execute(text(version)).scalar_one()).split("-")[0].split(" ")[0]
+    assert found["settings"][1]["what"].endswith("in order: 120 < 300 < 3000 < 4200 s")
+    assert [each["what"].rpartition(" ")[0].split()[-1] for each in found["clock"]] == ["the", "the"]
     assert found["database"][0]["what"].startswith(f"{name} {begin}")
     assert len(found["broker"]) == (3 if engine_kind == "postgresql" else 1)
     assert "guest:guest" not in found["broker"][0]["what"]
@@ -164,6 +174,7 @@ def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert [tuple(line.split()[:2]) for line in lines if not line.startswith(" ")] == [
+        ("ok", "settings"),
         ("ok", "settings"),
         ("ok", "database"),
         ("ok", "clock"),
@@ -220,7 +231,8 @@ def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_told_once(
 
 
 def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
-    return [astuple(each) for each in doctor._database(DatabaseSettings(DATABASE_URL=settings["DATABASE_URL"]))]
+    given = {name: value for name, value in settings.items() if name in DatabaseSettings.model_fields}
+    return [astuple(each) for each in doctor._database(DatabaseSettings.model_validate(given))]
 
 
 @ON_SQLITE
@@ -234,6 +246,50 @@ def test_a_ledger_that_is_not_made_or_lacks_a_column_is_told(engine: Engine, set
     assert findings(settings)[-1] == ("ledger", "wrong", "its tables are not made", remedy)
 
 
+@ON_EACH
+def test_who_may_lose_the_e_mail_before_being_unlinked_is_named(engine: Engine, settings: dict[str, str]) -> None:
+    data = Data(engine)
+    kept = {days: data.agreement(license_duration_before_purge=timedelta(days=days)) for days in (30, 90, 91)}
+    data.agreement(license_duration_before_purge=timedelta(days=1))  # not on the list
+    data.flush()
+    nobody = UUID(int=7)
+    listed = ",".join(str(each) for each in [*(each.enterprise_customer_uuid for each in kept.values()), nobody])
+    wrong = [each for each in findings(settings | {UNLINKING: listed}) if each[:2] == ("unlinking", "wrong")]
+    trapped = sorted((kept[days].enterprise_customer_uuid, days) for days in (30, 90))
+    assert [what.partition(" (")[0] for _, _, what, _ in wrong[1:]] == [
+        f"license-manager clears the e-mails of enterprise {uuid} when a plan has expired for {days} days"
+        for uuid, days in trapped
+    ]
+    assert {remedy for *_, remedy in wrong[1:]} == {
+        "set it to more than 90 days in the customer agreement, or lower UNLINK_AFTER_DAYS"
+    }
+    assert str(nobody) in wrong[0][2]
+    assert wrong[0][3] == f"check the UUID, or take it off {UNLINKING}"
+
+
+@pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid"], indirect=True)
+def test_a_ledger_whose_uuids_are_not_as_license_managers_is_told_and_init_db_mends_it(
+    engine: Engine, engine_kind: str, settings: dict[str, str]
+) -> None:
+    other = "char(36)" if engine_kind == "mariadb-uuid" else "char(32) COLLATE utf8mb4_bin"
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO license_expiry_downgrade VALUES (:u, :u, :u, now())"), {"u": uuid4().hex})
+        connection.execute(text(f"ALTER TABLE license_expiry_downgrade MODIFY license_uuid {other} NOT NULL"))
+    before = raw(engine, "SELECT license_uuid, run_id FROM license_expiry_downgrade")
+    [ledger] = [each for each in findings(settings) if each[0] == "ledger"]
+    assert ledger[1:] == (
+        "wrong",
+        "its UUIDs are of another type or collation than subscriptions_license.uuid: "
+        "license_expiry_downgrade.license_uuid",
+        "stop the workers and run license-expiry init-db",
+    )
+    migrations.upgrade(engine)
+    assert [each[1] for each in findings(settings) if each[0] == "ledger"] == ["ok"]
+    assert raw(engine, "SELECT license_uuid, run_id FROM license_expiry_downgrade") == before
+    columns = {each["name"]: each["nullable"] for each in inspect(engine).get_columns("license_expiry_downgrade")}
+    assert not any(columns.values())
+
+
 @ON_SQLITE
 @pytest.mark.parametrize(("seconds", "status"), [(20, "ok"), (-20, "ok"), (45, "warning"), (-45, "warning")])
 def test_a_clock_that_is_far_from_the_databases_is_a_warning(
@@ -245,9 +301,13 @@ def test_a_clock_that_is_far_from_the_databases_is_a_warning(
             return super().now(tz) + timedelta(seconds=seconds)
 
     monkeypatch.setattr(doctor, "datetime", Skewed)
-    [(_, found, what, _)] = [each for each in findings(settings) if each[0] == "clock"]
-    assert found == status
-    assert re.search(rf"{abs(seconds)}\.\d s {'ahead of' if seconds > 0 else 'behind'} the database's", what)
+    lms = [astuple(each) for each in doctor._lms(Settings.model_validate(settings))]
+    for whose, found in (("database", findings(settings)), ("LMS", lms)):
+        [(_, each, what, _)] = [each for each in found if each[0] == "clock"]
+        assert each == status
+        said = re.search(rf"([0-9.]+) s {'ahead of' if seconds > 0 else 'behind'} the {whose}'s", what)
+        assert said
+        assert float(said[1]) == pytest.approx(abs(seconds), abs=1)
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)

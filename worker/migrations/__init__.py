@@ -7,6 +7,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
+from worker.columns import DjangoUUID
+from worker.models import Ledger
+
 LICENSE_TABLE = "subscriptions_license"
 VERSION_TABLE = "license_expiry_alembic_version"
 
@@ -40,6 +43,25 @@ def license_uuid_type(connection: sa.Connection) -> sa.types.TypeEngine[Any]:
     return _NativeUUID() if data_type == "uuid" else mysql.CHAR(32, charset=charset, collation=collation)
 
 
+def unlike(connection: sa.Connection) -> list[sa.Column[Any]]:
+    """The ledger's UUID columns of another type or collation than a license's uuid has by now."""
+    wanted = license_uuid_type(connection)
+    if connection.dialect.name in ("postgresql", "sqlite"):
+        return []
+    question = sa.text(
+        "SELECT data_type, collation_name FROM information_schema.columns "
+        "WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
+    )
+    form = ("uuid", None) if isinstance(wanted, _NativeUUID) else ("char", wanted.collation)  # type: ignore[attr-defined]
+    columns = (each for table in Ledger.metadata.sorted_tables for each in table.columns)
+    return [
+        each
+        for each in columns
+        if isinstance(each.type, DjangoUUID)
+        and tuple(connection.execute(question, {"table": each.table.name, "column": each.name}).one()) != form
+    ]
+
+
 @cache
 def revisions() -> tuple[str, ...]:
     """The ids of all migrations, the newest first: that is the level of this release."""
@@ -50,7 +72,11 @@ def revisions() -> tuple[str, ...]:
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Make the ledger's tables, or bring them up to date; doing it again changes nothing."""
+    """Make the ledger's tables, or bring them up to date; doing it again changes nothing.
+
+    Their UUIDs follow a license's: license-manager may have been moved to MariaDB's native ones, or its tables to
+    another collation.
+    """
     from alembic import command  # here, because it takes as long to load as all of ours, and few commands need it
     from alembic.config import Config
 
@@ -59,3 +85,7 @@ def upgrade(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        for column in unlike(connection):
+            uuid = license_uuid_type(connection).compile(connection.dialect)
+            null = "NULL" if column.nullable else "NOT NULL"
+            connection.execute(sa.text(f"ALTER TABLE {column.table.name} MODIFY {column.name} {uuid} {null}"))

@@ -1,0 +1,184 @@
+"""An account with just the rights that docs/security.md gives it, on each server: enough, and not one too many."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from accounts import Account, documented
+from nights import Make, events, finish, held, processed, ready, unlinking
+from sqlalchemy import Engine, text
+from waiting import eventually
+
+from simulator.data import DAY, Data
+from simulator.faults import Fault
+from simulator.lms import Simulator
+from worker import dispatch, doctor, history, ledger, metrics, nights, rights
+from worker.database import make_engine
+from worker.errors import Unavailable
+from worker.ledger import Step
+from worker.migrations import VERSION_TABLE
+from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
+from worker.rights import RIGHTS, Right
+
+ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mariadb-uuid"], indirect=True)
+
+
+Findings = Callable[[], list[doctor.Finding]]
+
+
+def lay(data: Data, lms: Simulator) -> tuple[UUID, UUID]:
+    """An enterprise with every kind of work: due, waiting, held, protected; give its id and a faultless plan's."""
+    agreement = data.agreement()
+    old = data.plan(agreement, expires=data.now - 120 * DAY)
+    waiting = data.plan(agreement, expires=data.now - 110 * DAY)
+    data.renewal(waiting, None)
+    bad, *_ = [data.license(plan) for plan in (old, old, old, waiting)]
+    data.license(data.plan(agreement), user_email="both@rights.example")
+    data.license(old, user_email="both@rights.example")
+    done = data.plan(agreement, expires=data.now - 100 * DAY)
+    data.license(done)
+    ready(data, lms)
+    lms.faults(Fault("downgrade", status=422, license=str(bad)))
+    return agreement.enterprise_customer_uuid, done
+
+
+@ON_EACH_SERVER
+def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
+    engine: Engine, account: Account, lms: Simulator, make_test_deps: Make
+) -> None:
+    enterprise, done = lay(Data(engine), lms)
+    deps = make_test_deps(DATABASE_URL=account.url, LMS_REQUESTS_PER_MINUTE=60_000, **unlinking(enterprise))
+    deps.database.check()
+    tonight = deps.database.now().replace(microsecond=0)
+    assert nights.overdue(deps.database, tonight - timedelta(days=1)) == []
+    [started] = dispatch.start_scheduled(deps, tonight, lambda *_: None) or []
+    nights.let_down(deps.database, tonight)
+    assert dispatch.make_good(deps, tonight, lambda *_: None) == 1
+    claim = ledger.claim(deps.database, started.run_id, enterprise, Step.DOWNGRADE, "a test", 300, deps.calls)
+    claim.release(0, Unavailable("http_503", "the LMS answered 503"))
+    run = finish(deps, enterprise, started.run_id)
+    assert (run.phase, run.error) == (Phase.FINISHED, None)
+    assert (len(held(engine)), sum(events(engine, DOWNGRADED_EVENT).values())) == (1, 1)
+    assert sum(events(engine, UNLINKED_EVENT).values()) == 4
+    assert processed(engine) == {done}
+    nights.reconciled(deps.database)
+    assert ledger.take_up_stalled(deps.database) == ([], [])
+    assert history.one_run(deps.database, run.id)
+    assert history.one_pass(deps.database, None)
+    assert history.overview(deps.database)
+    eventually(lambda: b"license_expiry_due_enterprises" in metrics.exposition(deps.database, deps.settings))
+
+
+@pytest.fixture
+def findings(account: Account) -> Iterator[Callable[[], list[doctor.Finding]]]:
+    """What doctor finds about the account's rights, as they are when asked."""
+    engine = make_engine(account.url)
+
+    def look() -> list[doctor.Finding]:
+        engine.dispose()  # PostgreSQL looks at a schema's rights once in a session
+        with engine.connect() as connection:
+            return list(doctor._rights(connection, rights.lacking(connection)))
+
+    yield look
+    engine.dispose()
+
+
+@ON_EACH_SERVER
+def test_doctor_finds_nothing_lacking_and_nothing_to_spare(account: Account, findings: Findings) -> None:
+    assert [(each.status, each.what) for each in findings()] == [
+        ("ok", f"{account.name} has each right that is needed")
+    ]
+
+
+@ON_EACH_SERVER
+def test_each_right_that_is_taken_away_is_named_and_its_remedy_gives_it_back(
+    account: Account, findings: Findings
+) -> None:
+    for table, verbs in RIGHTS.items():
+        for verb in verbs:
+            account.revoke(Right(verb, table))
+            wrong = [each for each in findings() if each.status == "wrong"]
+            assert [each.what for each in wrong] == [f"{account.name} lacks {verb} on {table}"]
+            account.execute(wrong[0].remedy)
+    assert [(each.status, each.what) for each in findings() if each.status != "ok"] == []
+
+
+@ON_EACH_SERVER
+def test_a_ledger_that_the_account_cannot_see_is_one_finding(
+    engine: Engine, account: Account, findings: Findings
+) -> None:
+    for table, verbs in RIGHTS.items():
+        for verb in verbs if table.startswith("license_expiry_") else ():
+            account.revoke(Right(verb, table))
+    [finding] = findings()
+    assert finding.what == f"{account.name} has no right on the ledger's tables, or they are not made"
+    assert "init-db" in finding.remedy
+
+
+PLAN, MARKS = "subscriptions_subscriptionplan", "expiration_processed, modified"
+OTHER = "subscriptions_historicallicense"
+SPARE = {
+    "mysql": {
+        "DELETE ON license_manager.subscriptions_license": "DELETE on {database}.subscriptions_license",
+        f"UPDATE (title) ON license_manager.{PLAN}": f"UPDATE ({MARKS}, title) on {{database}}.{PLAN}",
+        f"SELECT ON license_manager.{OTHER}": f"SELECT on {{database}}.{OTHER}",
+        "DROP, ALTER, CREATE, INDEX ON license_manager.*": "CREATE, DROP, INDEX and 1 more on {database}.*",
+        "ALL ON license_manager.license_expiry_alembic_version": None,
+        "PROCESS ON *.*": "PROCESS on *.*",
+    },
+    "postgresql": {
+        "DELETE, TRUNCATE ON subscriptions_license": "DELETE, TRUNCATE on subscriptions_license",
+        f"UPDATE (title) ON {PLAN}": f"UPDATE on {PLAN}",
+        "UPDATE (user_email) ON subscriptions_license": "UPDATE on subscriptions_license",
+        f"SELECT ON {OTHER}": f"SELECT on {OTHER}",
+        "ALL ON license_expiry_alembic_version": None,
+    },
+}
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+def test_what_the_account_could_do_besides_is_a_warning(engine: Engine, account: Account, findings: Findings) -> None:
+    for spare, told in SPARE["postgresql" if account.postgresql else "mysql"].items():
+        account.execute(f"GRANT {spare} TO {account.name}")
+        ok, *warnings = findings()
+        assert ok.status == "ok"
+        assert [each.status for each in warnings] == (["warning"] if told else [])
+        for each in warnings:
+            assert each.what.endswith(f" more than a night needs: {str(told).format(database=engine.url.database)}")
+        account.execute(f"REVOKE {spare} FROM {account.name}")
+        account.execute(
+            f"GRANT SELECT ON {'' if account.postgresql else 'license_manager.'}{VERSION_TABLE} TO {account.name}"
+        )
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_rows_numbered_by_a_sequence_need_a_right_on_it(engine: Engine, account: Account, findings: Findings) -> None:
+    """As Django before 4.1 made them."""
+    numbered = {"licenseevent": "id", "historicalsubscriptionplan": "history_id"}
+    with engine.begin() as connection:
+        for table, column in numbered.items():
+            name = f"subscriptions_{table}"
+            for change in (
+                f"ALTER TABLE {name} ALTER {column} DROP IDENTITY",
+                f"CREATE SEQUENCE {name}_{column}_seq OWNED BY {name}.{column}",
+                f"ALTER TABLE {name} ALTER {column} SET DEFAULT nextval('{name}_{column}_seq')",
+            ):
+                connection.execute(text(change))
+    wrong = [each for each in findings() if each.status == "wrong"]
+    assert len(wrong) == 2
+    for finding, statement in zip(wrong, documented("postgresql")[1], strict=True):
+        assert finding.remedy.replace("public.", "").replace(account.user, "license_expiry") == statement
+        account.execute(finding.remedy)
+    assert [(each.status, each.what) for each in findings() if each.status != "ok"] == []
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_a_schema_that_the_account_may_not_use_is_named(engine: Engine, account: Account, findings: Findings) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("REVOKE USAGE ON SCHEMA public FROM PUBLIC"))
+        connection.execute(text(f"REVOKE USAGE ON SCHEMA public FROM {account.user}"))
+    [finding] = findings()
+    assert finding.what == f"{account.name} lacks USAGE on SCHEMA public"
+    account.execute(finding.remedy)
+    assert [(each.status, each.what) for each in findings() if each.status != "ok"] == []
