@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,7 @@ from uuid import UUID
 import click
 from sqlalchemy.exc import DBAPIError
 
-from worker import broker, dispatch, here, logs, migrations, records, report
+from worker import broker, dispatch, here, logs, migrations, records, rehearsal, report
 from worker.broker import publisher
 from worker.database import Database, cannot_be_used, make_engine
 from worker.deps import Deps, make_deps
@@ -21,6 +22,23 @@ from worker.settings import DatabaseSettings, load_settings
 from worker.sources import load
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_NARROWING = (
+    click.option("--enterprise", "enterprises", multiple=True, type=click.UUID, help="Only this customer; repeatable."),
+    click.option("--plan", "plans", multiple=True, type=click.UUID, help="Only this plan, in both steps; repeatable."),
+    click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC)."),
+    click.option("--expired-before", help="Only plans that expired at or before this date-time (UTC)."),
+)
+
+
+def narrowing(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that narrow a night: as `enterprises`, and `asked` for dispatch.parse_request."""
+
+    @functools.wraps(command)
+    def wrapped(plans: tuple[UUID, ...], expired_after: str | None, expired_before: str | None, **others: Any) -> None:
+        window = {"expired_after": expired_after, "expired_before": expired_before}
+        command(asked={"plan_uuids": plans or None, **window}, **others)
+
+    return functools.reduce(lambda done, option: option(done), reversed(_NARROWING), wrapped)
 
 
 def _sentences(command: Callable[..., int]) -> Callable[..., None]:
@@ -94,23 +112,36 @@ def doctor(as_json: bool) -> int:
 
 
 @main.command()
+@narrowing
+@click.option("--csv", "as_csv", is_flag=True, help="Print a line for each plan, as CSV.")
 @as_json
 @_sentences
-def due(as_json: bool) -> int:
-    """Show what a night would do if it began now. Changes nothing, sends nothing.
+def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_json: bool) -> int:
+    """Show what a night would do if it began now, by enterprise and plan. Changes nothing, sends nothing.
 
-    For example: license-expiry due --json
-    """
+    \b
+    The next night:                    license-expiry due
+    For a spreadsheet:                 license-expiry due --csv > due.csv
+    A first night on an old database:  license-expiry due --expired-after 2026-01-01
+    """  # noqa: D301, click's own mark
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json exclude each other.")
     settings, database = _database()
-    rows = report.due_rows(database, scope_of(settings, dispatch.Request(), database.now(), None))
+    request = dispatch.parse_request(**asked)
+    as_of = database.now()
+    dispatch.check(database, request, frozenset(enterprises), as_of)
+    named: list[UUID | None] = [*sorted(set(enterprises))] or [None]
+    scopes = [scope_of(settings, request, as_of, enterprise) for enterprise in named]
+    by_plan = [row for scope in scopes for row in rehearsal.plan_rows(database, scope)]
     for sentence in dispatch.strangers(settings, database).values():
         report.err.print(f"Warning: {sentence}", markup=False, soft_wrap=True)
-    if as_json:
-        report.show_json({"enterprises": rows})
-    elif rows:
-        report.show_due(rows)
+    by_enterprise = rehearsal.due_rows(by_plan)
+    if as_csv:
+        report.show_csv([field.name for field in fields(rehearsal.PlanRow)], map(asdict, by_plan))
+    elif as_json:
+        report.show_json({"enterprises": by_enterprise, "plans": list(map(asdict, by_plan))})
     else:
-        report.out.print("Nothing is due.")
+        report.show_due(by_enterprise, by_plan)
     return 0
 
 
@@ -126,10 +157,7 @@ From Flower, where it listens; UUID is the enterprise customer's:
 
 
 @main.command(epilog=FROM_FLOWER)
-@click.option("--enterprise", "enterprises", multiple=True, type=click.UUID, help="Only this customer; repeatable.")
-@click.option("--plan", "plans", multiple=True, type=click.UUID, help="Only this plan, in both steps; repeatable.")
-@click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC).")
-@click.option("--expired-before", help="Only plans that expired at or before this date-time (UTC).")
+@narrowing
 @click.option("--force", is_flag=True, help="Send the licenses of processed plans, and held ones, again.")
 @click.option("--reason", help="Why --force; kept in the ledger.")
 @click.option("--dry-run", is_flag=True, help="Go through it all, but send nothing and count what would be done.")
@@ -139,9 +167,7 @@ From Flower, where it listens; UUID is the enterprise customer's:
 @_sentences
 def run(
     enterprises: tuple[UUID, ...],
-    plans: tuple[UUID, ...],
-    expired_after: str | None,
-    expired_before: str | None,
+    asked: dict[str, Any],
     force: bool,
     reason: str | None,
     dry_run: bool,
@@ -158,14 +184,7 @@ def run(
     A plan, once more:     license-expiry run --plan UUID --force --reason "restored from backup"
     """  # noqa: D301, click's own mark
     deps = _deps(with_broker=not in_process)
-    request = dispatch.parse_request(
-        dry_run=dry_run,
-        plan_uuids=plans or None,
-        expired_after=expired_after,
-        expired_before=expired_before,
-        force=force,
-        reason=reason,
-    )
+    request = dispatch.parse_request(dry_run=dry_run, force=force, reason=reason, **asked)
     started = dispatch.start(deps, request, enterprises, (lambda *_: None) if in_process else publisher())
     for other in (each for each in started if not each.new):
         report.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)

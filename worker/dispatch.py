@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from worker import ledger, nights, policy
-from worker.database import Database
+from worker.database import Database, require
 from worker.deps import Deps
 from worker.errors import BadArgument
 from worker.logs import get_logger
@@ -92,10 +92,13 @@ def start(
     Raises BadArgument, before anything is written, for an unknown enterprise, a plan that is not of one of these
     enterprises, or a window in the future. An enterprise on the unlink list that license-manager does not know
     gets a failed run with the reason, when all were asked for. `scheduled_for` is the scheduled night that this is.
+    Raises Unusable, before that, as `worker.database.require` does.
     """
     named = frozenset(enterprises)
     as_of = deps.database.now()
-    _check(deps.database, request, named, as_of)
+    # A worker may have been at work before license-manager was upgraded: before anything is sent, look once more.
+    deps.database.transact(lambda session: require(session.connection()))
+    check(deps.database, request, named, as_of)
     started = []
     for enterprise in due_enterprises(deps, request, named, as_of):
         columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
@@ -116,6 +119,22 @@ def start(
             for enterprise, sentence in strangers(deps.settings, deps.database).items()
         ]
     return started
+
+
+def check(database: Database, request: Request, named: frozenset[UUID], as_of: datetime) -> None:
+    """Raise BadArgument for an unknown enterprise, a plan that is not of one of these, or a window in the future."""
+    for unknown in sorted(named - _known(database, named)):
+        raise BadArgument(_stranger(unknown))
+    for name in ("expired_after", "expired_before"):
+        moment = getattr(request, name)
+        if moment and moment > as_of:
+            raise BadArgument(f"{name} {moment.isoformat()} is in the future: only expired plans can be processed")
+    if request.plan_uuids:
+        query = policy.plans_of(named, request.plan_uuids)
+        theirs = database.transact(lambda session: session.scalars(query).all())
+        for stray in sorted(set(request.plan_uuids) - set(theirs)):
+            whose = f"enterprise {', '.join(map(str, sorted(named)))}" if named else "any enterprise"
+            raise BadArgument(f"plan {stray} is not a plan of {whose}: check plan_uuids")
 
 
 def start_scheduled(deps: Deps, scheduled_for: datetime, publish: Publish) -> list[Started] | None:
@@ -191,21 +210,6 @@ def _known(database: Database, enterprises: frozenset[UUID]) -> frozenset[UUID]:
 
 def _stranger(enterprise: UUID) -> str:
     return f"enterprise {enterprise} has no customer agreement in license-manager: check the UUID"
-
-
-def _check(database: Database, request: Request, named: frozenset[UUID], as_of: datetime) -> None:
-    for unknown in sorted(named - _known(database, named)):
-        raise BadArgument(_stranger(unknown))
-    for name in ("expired_after", "expired_before"):
-        moment = getattr(request, name)
-        if moment and moment > as_of:
-            raise BadArgument(f"{name} {moment.isoformat()} is in the future: only expired plans can be processed")
-    if request.plan_uuids:
-        query = policy.plans_of(named, request.plan_uuids)
-        theirs = database.transact(lambda session: session.scalars(query).all())
-        for stray in sorted(set(request.plan_uuids) - set(theirs)):
-            whose = f"enterprise {', '.join(map(str, sorted(named)))}" if named else "any enterprise"
-            raise BadArgument(f"plan {stray} is not a plan of {whose}: check plan_uuids")
 
 
 def _sentence(error: Any) -> str:

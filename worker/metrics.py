@@ -27,7 +27,7 @@ from worker.errors import LicenseExpiryError
 from worker.logs import get_logger
 from worker.models import ENDED, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
 from worker.policy import Rows
-from worker.report import due_rows
+from worker.rehearsal import due_rows, plan_rows
 from worker.scope import Scope
 from worker.settings import DatabaseSettings
 
@@ -122,7 +122,8 @@ class _Due:
     def _count(self) -> None:
         try:
             now = self._database.now()
-            rows = due_rows(self._database, Scope(now, self._unlink_after, self._unlink_enabled))
+            scope = Scope(now, self._unlink_after, self._unlink_enabled)
+            rows = due_rows(plan_rows(self._database, scope, detailed=False))
             self._counted = {
                 ("due_enterprises",): len(rows),
                 ("due_downgrades",): sum(row["downgrades"] for row in rows),

@@ -4,21 +4,20 @@ No Celery, no HTTP and no clock here: every query is a function of a `Scope`. Th
 docs/architecture.md, "What is due"; the tests compare them, row by row, with a plain-Python reading.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, tuple_, union
+from sqlalchemy import ColumnElement, and_, exists, literal, or_, select, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from worker.learners import KNOWN_BY, Among, Learners, Mailbox, Rows
 from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, License, LicenseEvent
 from worker.models import CustomerAgreement as Agreement
 from worker.models import SubscriptionPlan as Plan
 from worker.models import SubscriptionPlanRenewal as Renewal
 from worker.scope import Scope
-
-Rows: TypeAlias = Select[*tuple[Any, ...]]
 
 LEARNER_STATUSES = ("assigned", "activated")
 # A held license is tried again next night: longer than a repeat by hand, shorter than any two nights are apart.
@@ -37,9 +36,8 @@ def due_plans(scope: Scope) -> Rows:
         select(Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
         .join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
         .where(
-            *_narrowed(scope),
             Plan.uuid.in_(_plans_whose_chain_ended(scope)),
-            or_(workable.exists(), ~waits.exists()),
+            or_(_any(workable), ~_any(waits)),
         )
     )
 
@@ -52,8 +50,7 @@ def waiting_plans(scope: Scope) -> Rows:
 def due_downgrades(scope: Scope, *columns: Any) -> Rows:
     """Which licenses of due plans has the LMS not confirmed yet? (`columns` of License, Plan or Agreement)"""
     return _licenses(*columns).where(
-        *_narrowed(scope),
-        Plan.uuid.in_(_plans_whose_chain_ended(scope)),
+        Among(License.subscription_plan_id, _plans_whose_chain_ended(scope)),
         License.status.in_(LEARNER_STATUSES),
         ~_sent(scope),
         ~_held(scope),
@@ -62,7 +59,15 @@ def due_downgrades(scope: Scope, *columns: Any) -> Rows:
 
 def waiting_downgrades(scope: Scope, *columns: Any) -> Rows:
     """Which licenses are due to be unlinked while their plan waits, and are to be downgraded one by one first?"""
-    return _unlinkable(scope, *columns).where(*_to_downgrade_alone(scope), ~_protected(scope))
+    return _unlinkable(scope, *columns).where(*_to_downgrade_alone(scope))
+
+
+def plans_waiting_for_renewal(scope: Scope) -> Rows:
+    """Which expired plans does nobody process yet, because their renewal chain has not ended? (as `due_plans`)"""
+    waits = Plan.uuid.not_in(_plans_whose_chain_ended(scope))
+    columns = (Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
+    joined = select(*columns).join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
+    return joined.where(*_narrowed(scope), Plan.expiration_processed.is_(False), waits)
 
 
 def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: UUID | None) -> Rows:
@@ -73,19 +78,20 @@ def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: U
 
 def done_plans(scope: Scope) -> Rows:
     """Which due plans have no license left that the LMS has not confirmed? (uuid, expiration_date, customer)"""
-    return due_plans(scope).where(~_licenses_of(Plan.uuid).where(~_sent(scope)).exists())
+    return due_plans(scope).where(~_any(_licenses_of(Plan.uuid).where(~_sent(scope))))
 
 
 def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
     """Which licenses' learners are to be unlinked? (Not `downgraded`: those too whose downgrade the run is to do.)"""
-    due = _unlinkable(scope, *columns).where(~_protected(scope))
+    if not downgraded:
+        return _unlinkable(scope, *columns)
     # Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner.
-    return due.where(_confirmed(), ~_learner_held(scope, HeldLicense.step == "downgrade")) if downgraded else due
+    return _unlinkable(scope, *columns, held=or_(_holds(scope), HeldLicense.step == "downgrade")).where(_confirmed())
 
 
-def protected(scope: Scope, *columns: Any) -> Rows:
-    """Which licenses would be due to be unlinked but for another current license of the same learner?"""
-    return _unlinkable(scope, *columns).where(_protected(scope))
+def protected(scope: Scope, *columns: Any, by: Sequence[str] = KNOWN_BY) -> Rows:
+    """Which licenses would be due to be unlinked but for another current license of the learner, known `by` these?"""
+    return _unlinkable(scope, *columns, protected_by=by)
 
 
 def unlink_page(scope: Scope, limit: int, after: UUID | None) -> Rows:
@@ -121,7 +127,8 @@ def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime
 def _after(page: Rows, after: UUID | None, limit: int) -> Rows:
     if after is not None:
         page = page.where(License.uuid > after)
-    return page.order_by(License.uuid).limit(limit)
+    found = page.offset(0).subquery()  # or all licenses might be read in this order until there are enough
+    return select(found).order_by(found.c.uuid).limit(limit)
 
 
 def _licenses(*columns: Any) -> Rows:
@@ -131,6 +138,10 @@ def _licenses(*columns: Any) -> Rows:
         .join(Plan, Plan.uuid == License.subscription_plan_id)
         .join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
     )
+
+
+def _plans(*conditions: ColumnElement[bool]) -> Rows:
+    return select(Plan.uuid).join(Agreement, Agreement.uuid == Plan.customer_agreement_id).where(*conditions)
 
 
 def _licenses_of(plan: UUID | InstrumentedAttribute[UUID], *columns: Any) -> Rows:
@@ -188,9 +199,14 @@ def _plans_whose_chain_ended(scope: Scope) -> Rows:
     )
 
 
+def _any(rows: Rows) -> ColumnElement[bool]:
+    """EXISTS, looked up by key: the OFFSET keeps databases from reading the whole table instead, once for all."""
+    return rows.offset(0).exists()
+
+
 def _exists(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """EXISTS about the License and the Plan at hand, however deep it stands in a query."""
-    return exists().where(*conditions).correlate(License, Plan)
+    return _any(select(literal(1)).where(*conditions).correlate(License, Plan))
 
 
 def _downgrade_confirmed() -> ColumnElement[bool]:
@@ -220,65 +236,44 @@ def _to_downgrade_alone(scope: Scope) -> list[ColumnElement[bool]]:
     return [~_confirmed(), Plan.uuid.not_in(_plans_whose_chain_ended(scope))]
 
 
-def _unlinkable(scope: Scope, *columns: Any) -> Rows:
-    """Licenses that are due to be unlinked, but for protection and for the downgrade's being confirmed."""
-    unlinked = _exists(LicenseEvent.license_id == License.uuid, LicenseEvent.event_name == UNLINKED_EVENT)
-    enabled = scope.unlink_enabled
-    if scope.enterprise is not None:
-        enabled &= {scope.enterprise}
-    return _licenses(*columns).where(
-        Agreement.enterprise_customer_uuid.in_(sorted(enabled)),
-        Plan.expiration_date < scope.as_of - scope.unlink_after,
-        *_narrowed_by_request(scope),
+def _unlinkable(
+    scope: Scope, *columns: Any, protected_by: Sequence[str] = (), held: ColumnElement[bool] | None = None
+) -> Rows:
+    """Licenses that are due to be unlinked, but for the downgrade's being confirmed; or for protection by these.
+
+    A license that is `held` so, as the scope has it unless given, keeps its learner linked.
+    """
+    customers = scope.unlink_enabled if scope.enterprise is None else scope.unlink_enabled & {scope.enterprise}
+    theirs = Agreement.enterprise_customer_uuid.in_(sorted(customers))
+    old = Plan.expiration_date < scope.as_of - scope.unlink_after
+    protecting = _with_current_license(scope, theirs)
+    holding = _with_held_license(customers, _holds(scope) if held is None else held)
+    return holding.join(protecting.join(_licenses(*columns))).where(
+        Among(License.subscription_plan_id, _plans(theirs, old, *_narrowed_by_request(scope))),
         License.status.in_(LEARNER_STATUSES),
         License.renewed_to_id.is_(None),
-        _mailbox(License) != "",
-        ~unlinked,
-        ~_learner_held(scope, _holds(scope)),
+        Mailbox(License.user_email) != "",
+        ~_exists(LicenseEvent.license_id == License.uuid, LicenseEvent.event_name == UNLINKED_EVENT),
+        ~holding.include(),
+        protecting.include(protected_by) if protected_by else ~protecting.include(),
     )
 
 
-def _mailbox(license: Any) -> ColumnElement[str]:
-    """The e-mail as it is compared: the LMS trims white space, and case does not make another learner."""
-    email = license.user_email
-    for blank in "\t\n\r":
-        email = func.replace(email, blank, " ")
-    return func.lower(func.trim(email))
-
-
-def _protected(scope: Scope) -> ColumnElement[bool]:
-    """Has the learner any license, of whatever status, in an active, current plan of the same customer?
+def _with_current_license(scope: Scope, customers: ColumnElement[bool]) -> Learners:
+    """Who has any license, of whatever status, in an active, current plan of these customers?
 
     Wide on purpose, as license-manager has it: a plan counts as current through its expiration date inclusive.
     """
-    other, plan = aliased(License), aliased(Plan)
-    return _learner_among(
-        scope,
-        other,
-        plan,
-        plan.is_active.is_(True),
-        plan.start_date <= scope.as_of,
-        plan.expiration_date >= scope.as_of,
-    )
+    other = aliased(License)
+    current = (Plan.is_active.is_(True), Plan.start_date <= scope.as_of, Plan.expiration_date >= scope.as_of)
+    return Learners(other, Among(other.subscription_plan_id, _plans(customers, *current)))
 
 
-def _learner_among(scope: Scope, other: Any, plan: Any, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Has the learner at hand another license, of the same customer, such as these conditions say?
-
-    Asked of two sets that do not depend on the license at hand, so that they are read once and not once for each.
-    """
-
-    def among(mine: Any, theirs: Any) -> ColumnElement[bool]:
-        those = select(plan.customer_agreement_id, theirs).where(
-            theirs.is_not(None), plan.uuid == other.subscription_plan_id, *conditions
-        )
-        if scope.enterprise is not None:
-            customer = select(Agreement.uuid).where(Agreement.enterprise_customer_uuid == scope.enterprise)
-            those = those.where(plan.customer_agreement_id.in_(customer.correlate(None)))
-        return and_(mine.is_not(None), tuple_(Plan.customer_agreement_id, mine).in_(those.correlate(None)))
-
-    either = or_(among(_mailbox(License), _mailbox(other)), among(License.lms_user_id, other.lms_user_id))
-    return case((either, 1), else_=0) == 1  # never NULL: for a NOT IN that might be, SQLite reads the set every time
+def _with_held_license(customers: frozenset[UUID], how: ColumnElement[bool]) -> Learners:
+    """Who has a license of one of these customers that is held so?"""
+    other = aliased(License)
+    held = select(HeldLicense.license_uuid).where(HeldLicense.enterprise_customer_uuid.in_(sorted(customers)), how)
+    return Learners(other, Among(other.uuid, held))
 
 
 def _holds(scope: Scope) -> ColumnElement[bool]:
@@ -288,12 +283,6 @@ def _holds(scope: Scope) -> ColumnElement[bool]:
 
 def _held(scope: Scope) -> ColumnElement[bool]:
     return _exists(HeldLicense.license_uuid == License.uuid, _holds(scope))
-
-
-def _learner_held(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Is this license, or another one of the same learner and customer, held so? A held license keeps its learner."""
-    other, plan = aliased(License), aliased(Plan)
-    return _learner_among(scope, other, plan, other.uuid == HeldLicense.license_uuid, how)
 
 
 def _on_held_list() -> ColumnElement[bool]:

@@ -1,8 +1,10 @@
 """What the command shows: tables that fit 80 columns, lines, JSON, and waiting for runs to end."""
 
+import csv
 import json
+import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -16,16 +18,14 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 
-from worker import policy, records
+from worker import records
 from worker.database import Database
 from worker.errors import Unusable
 from worker.models import ENDED, HeldLicense, Phase, Run
-from worker.models import CustomerAgreement as Agreement
-from worker.scope import Scope
+from worker.rehearsal import PlanRow
 
-WORK = ("plans", "downgrades", "unlinks")
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 15.0
 MOST_SHOWN = 10  # live runs, two lines for each: a small terminal shows them whole
@@ -208,37 +208,38 @@ def show_findings(findings: Sequence[Any], as_json: bool) -> int:
     return 1 if any(each.status == "wrong" for each in findings) else 0
 
 
-def show_due(rows: Sequence[dict[str, Any]]) -> None:
-    """Show what `due_rows` counted, and the sums."""
-    columns = ("enterprise", "plans", "downgrades", "unlinks", "protected")
-    shown = table(columns, [tuple(row.values()) for row in rows])
-    sums = [sum(row[name] for row in rows) for name in columns[1:]]
-    shown.add_row(f"all {len(rows)}", *map(str, sums), style="bold")
-    out.print(shown)
+def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow]) -> None:
+    """Show the sums of `rehearsal.due_rows`, beneath each its plans with work, and what else there is to know."""
+    columns = ("enterprise\n  plan", "plans,\nexpired", "downgrades", "unlinks", "protected")
+    shown = table(columns, [])
+    of = {enterprise: list(group) for enterprise, group in groupby(plans, lambda plan: plan.enterprise_customer_uuid)}
+    for row in rows:
+        shown.add_row(*map(str, row.values()))
+        for plan in (each for each in of[row["enterprise_customer_uuid"]] if each.work):
+            counts = [str(getattr(plan, name)) for name in columns[2:]]
+            shown.add_row(f"  {plan.plan_uuid}", plan.expiration_date[:10], *counts, style="dim")
+    sums = [str(sum(row[name] for row in rows)) for name in ("plans", *columns[2:])]
+    shown.add_row(f"all {len(rows)}", *sums, style="bold")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    out.print(shown if rows else "Nothing is due.")
+    for sentence in _rehearsed(plans):
+        out.print(sentence, highlight=False, soft_wrap=True)
 
 
-def due_rows(database: Database, scope: Scope) -> list[dict[str, Any]]:
-    """Count per enterprise what is due under this scope: plans, downgrades, unlinks, and learners protected."""
-    customer = Agreement.enterprise_customer_uuid
-    plans = policy.due_plans(scope).subquery()
-    counts = {
-        "plans": [select(plans.c.enterprise_customer_uuid)],
-        "downgrades": [policy.due_downgrades(scope, customer), policy.waiting_downgrades(scope, customer)],
-        "unlinks": [policy.due_unlinks(scope, customer, downgraded=False)],
-        "protected": [policy.protected(scope, customer)],
-    }
-    rows: dict[UUID, dict[str, Any]] = {}
-    for name, queries in counts.items():
-        for query in queries:
-            each = query.subquery()
-            grouped = select(each.c.enterprise_customer_uuid, func.count()).group_by(each.c.enterprise_customer_uuid)
-            for enterprise, count in database.transact(lambda session: session.execute(grouped).all()):  # noqa: B023
-                row = rows.setdefault(
-                    enterprise, {"enterprise_customer_uuid": str(enterprise), **dict.fromkeys(counts, 0)}
-                )
-                row[name] += count
-    working = [enterprise for enterprise, row in rows.items() if any(row[name] for name in WORK)]
-    return [rows[enterprise] for enterprise in sorted(working)]
+def _rehearsed(plans: Sequence[PlanRow]) -> Iterator[str]:
+    def total(name: str) -> int:
+        return sum(getattr(plan, name) for plan in plans)
+
+    by_email, by_id = total("protected_by_user_email"), total("protected_by_lms_user_id")
+    if total("protected"):
+        both = by_email + by_id - total("protected")
+        yield f"Protected by another license: {by_email} by e-mail, {by_id} by LMS user id, {both} by both."
+    waiting = [plan for plan in plans if plan.state == "waiting"]
+    if waiting:
+        yield f"Waiting for a renewal: {len(waiting)} plans with {total('waiting')} assigned licenses."
+    if back := max((plan.nights_back for plan in plans), default=0):
+        yield f"The oldest has been due for {back} nights; --expired-after leaves older plans out."
 
 
 def write_file(file: Path, text: str) -> None:
@@ -250,6 +251,13 @@ def write_file(file: Path, text: str) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise Unusable(f"{file} cannot be written ({error.strerror}): give another FILE") from None
+
+
+def show_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Print rows as CSV, beneath the names of their columns."""
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def show_json(value: dict[str, Any]) -> None:

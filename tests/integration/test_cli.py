@@ -203,7 +203,7 @@ def test_a_whole_pass_from_init_db_to_held(engine: Engine, lms: Simulator, set_u
     before = snapshot(engine)
     due = license_expiry("due", "--json")
     assert due.exit_code == 0
-    assert list(json_of(due)) == ["enterprises"]
+    assert list(json_of(due)) == ["enterprises", "plans"]
     fields = ["enterprise_customer_uuid", "plans", "downgrades", "unlinks", "protected"]
     assert [list(row) for row in json_of(due)["enterprises"]] == [fields] * len(DUE)
     rows_due = {names[row["enterprise_customer_uuid"]]: row for row in json_of(due)["enterprises"]}
@@ -315,7 +315,8 @@ def test_due_says_when_nothing_is(lms: Simulator, set_up: Use) -> None:
     lay(lms, days=-10)
     result = license_expiry("due")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Nothing is due.\n", "")
-    assert json_of(license_expiry("due", "--json")) == {"enterprises": []}
+    assert json_of(license_expiry("due", "--json")) == {"enterprises": [], "plans": []}
+    assert len(license_expiry("due", "--csv").stdout.splitlines()) == 1
 
 
 def test_due_names_no_enterprise_that_the_night_would_pass_over(engine: Engine, lms: Simulator, set_up: Use) -> None:
@@ -324,7 +325,10 @@ def test_due_names_no_enterprise_that_the_night_would_pass_over(engine: Engine, 
     set_up(**{LIST: unlinked})
     license_expiry("run", "--here")
     assert license_expiry("run", "--here").stdout == "Nothing is due.\n"
-    assert license_expiry("due").stdout == "Nothing is due.\n"
+    assert license_expiry("due").stdout.splitlines() == [
+        "Nothing is due.",
+        "Protected by another license: 1 by e-mail, 0 by LMS user id, 0 by both.",
+    ]
 
 
 def test_due_does_not_list_the_same_enterprise_twice_and_adds_up_its_plans(

@@ -26,7 +26,7 @@ from worker.deps import Deps
 from worker.errors import Unavailable, Unusable
 from worker.ledger import Step
 from worker.models import ENDED, Heartbeat, HeldLicense, LmsCall, Phase, Retry, Run
-from worker.report import due_rows
+from worker.rehearsal import PlanRow, plan_rows
 from worker.scope import Scope
 
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
@@ -223,12 +223,12 @@ def test_the_work_due_is_counted_beside_the_scrapes_and_seldom(
     deps = make_test_deps(**unlinking(laid.enterprise))
     go_on, counts = threading.Event(), []
 
-    def slow(database: Database, scope: Scope) -> Any:
+    def slow(database: Database, scope: Scope, *, detailed: bool) -> list[PlanRow]:
         counts.append(scope)
         assert go_on.wait(30)
-        return due_rows(database, scope)
+        return plan_rows(database, scope, detailed=detailed)
 
-    monkeypatch.setattr(metrics, "due_rows", slow)
+    monkeypatch.setattr(metrics, "plan_rows", slow)
     for _ in range(2):
         assert not [key for key in scrape(deps) if key[0].startswith("due_")]
     go_on.set()
