@@ -8,6 +8,7 @@ from functools import cache, partial
 from worker import ledger, waits
 from worker.calls import Calls
 from worker.database import Database, make_engine
+from worker.lifecycle import Lifecycle
 from worker.lms import LmsClient
 from worker.settings import Settings, load_settings
 from worker.waits import Patience
@@ -22,6 +23,7 @@ class Deps:
     lms: LmsClient
     executor: ThreadPoolExecutor
     calls: Calls
+    lifecycle: Lifecycle
 
     def close(self) -> None:
         """Close every connection and end the threads."""
@@ -47,7 +49,9 @@ def make_deps(settings: Settings, patience: Patience | None = None) -> Deps:
         pace=partial(ledger.seconds_to_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
     )
     executor = ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms")
-    return Deps(settings, database, lms, executor, calls)
+    # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
+    lifecycle = Lifecycle(settings.SEGMENT_KEY, settings.SEGMENT_INCLUDE_EMAIL, settings.TASK_TIME_LIMIT_SECONDS / 4)
+    return Deps(settings, database, lms, executor, calls, lifecycle)
 
 
 @cache

@@ -1,6 +1,7 @@
 """Typed settings. Importing this module reads nothing; `load_settings` reports all wrong settings at once."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -67,8 +68,8 @@ class CelerySettings(Sourced):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_yes_or_no(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # YAML's; it would pass for 1 or 0
+    def _no_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name != "SEGMENT_INCLUDE_EMAIL":  # YAML's; it would pass for 1 or 0
             raise ValueError("must not be yes or no")
         return value
 
@@ -199,6 +200,13 @@ class Settings(DatabaseSettings):
     TASK_RETRY_SECONDS: PositiveInt = setting(
         "The wait before the first of these; it doubles each time, up to 15 minutes", "60", 60
     )
+    SEGMENT_KEY: str = setting(
+        "Segment's write key, for license-manager's lifecycle events; none are sent when not set",
+        "(a secret)",
+        "",
+        secret=True,
+    )
+    SEGMENT_INCLUDE_EMAIL: bool = setting("Whether these events carry the learner's e-mail address", "false", False)
 
     @field_validator("LMS_URL", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
     @classmethod
@@ -218,6 +226,13 @@ class Settings(DatabaseSettings):
                 raise ValueError(f"{path} cannot be read ({error.strerror})") from error
         if not value:
             raise ValueError("is not set")
+        return value
+
+    @field_validator("SEGMENT_KEY")
+    @classmethod
+    def _with_its_library(cls, value: str) -> str:
+        if value and not (find_spec("segment") and find_spec("segment.analytics")):
+            raise ValueError("needs Segment's library: pip install 'license-expiry[segment]'")
         return value
 
     @field_validator("LEASE_SECONDS")

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from worker import ledger, policy, records
 from worker.batches import Batch, Plan, drive, pages
 from worker.columns import DatabaseNow, DjangoUUID, UTCDateTime
-from worker.database import Database
 from worker.deps import Deps
 from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, RunRefused, Stopping, Unavailable
 from worker.ledger import Claim, Step
@@ -136,9 +135,9 @@ def downgrade(deps: Deps, claim: Claim, deadline: float) -> bool:
     try:
         done = drive(deps, claim, batches(), send, confirm, "licenses_downgraded", deadline)
     except (Unavailable, RunRefused):
-        _settle(_mark_done_plans, deps.database, claim, scope)  # a plan that is done is done, whatever befell others
+        _settle(_mark_done_plans, deps, claim, scope)  # a plan that is done is done, whatever befell others
         raise
-    _mark_done_plans(deps.database, claim, scope)
+    _mark_done_plans(deps, claim, scope)
     return done
 
 
@@ -180,27 +179,29 @@ def _plans(session: Session, scope: Scope) -> list[Plan]:
     return sorted(plans, key=lambda plan: (plan.expiration_date, plan.uuid))
 
 
-def _mark_done_plans(database: Database, claim: Claim, scope: Scope) -> None:
+def _mark_done_plans(deps: Deps, claim: Claim, scope: Scope) -> None:
     """Mark the due plans with nothing left to confirm as license-manager does: the plan, and a row of its history."""
     unmarked = policy.done_plans(scope).where(SubscriptionPlan.expiration_processed.is_(False))
-    if not database.transact(lambda session: session.execute(unmarked).first()):
+    if not deps.database.transact(lambda session: session.execute(unmarked).first()):
         return
-    plan, history, copied = database.plan_history()
+    plan, history, copied = deps.database.plan_history()
+    plans: list[UUID] = []
 
     def write(session: Session) -> None:
-        plans = [row[0] for row in session.execute(unmarked)]  # once more: a plan may have been extended since
+        plans[:] = [row[0] for row in session.execute(unmarked)]  # once more: a plan may have been extended since
         if not plans:
             return
         now = session.execute(select(DatabaseNow())).scalar_one()
         marked = {"expiration_processed": True, "modified": now}
         session.execute(update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(plans)).values(marked))
-        row: policy.Rows = select(*(plan.c[name] for name in copied), literal("~"), literal(now, UTCDateTime()))
+        row: policy.Rows = select(*copied.values(), literal("~"), literal(now, UTCDateTime()))
         row = row.where(type_coerce(plan.c.uuid, DjangoUUID()).in_(plans))
         session.execute(insert(history).from_select([*copied, "history_type", "history_date"], row))
         more = Run.plans_processed + len(plans)
         session.execute(update(Run).where(Run.id == claim.run.id).values(plans_processed=more))
 
     claim.record(write)
+    deps.lifecycle.tell(deps.database, claim, plans)
 
 
 def _rehearse_downgrade(session: Session, scope: Scope) -> dict[str, int]:

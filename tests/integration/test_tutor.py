@@ -1,6 +1,8 @@
 """The Tutor plugin, installed by pip and rendered by the real tutor."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from uuid import UUID
 import pytest
 import yaml
 
+from worker.rights import RIGHTS
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -119,3 +122,16 @@ def test_no_secret_is_in_a_manifest(rendered: Path) -> None:
     text = "".join(path.read_text() for path in [*manifests, rendered / "plugins/license-expiry/config.yml"])
     for secret in [*secrets, *filter(None, passwords)]:
         assert secret not in text
+
+
+def test_its_account_is_given_the_documented_rights_once_the_ledger_is_made(rendered: Path) -> None:
+    asked = "import json, tutor_license_expiry.plugin, tutor.hooks as hooks;"
+    asked += "print(json.dumps(list(hooks.Filters.CLI_DO_INIT_TASKS.iterate())))"
+    environment = os.environ | {"PYTHONPATH": str(rendered.parents[1] / "site")}
+    told = subprocess.run([sys.executable, "-c", asked], env=environment, check=True, capture_output=True, text=True)
+    make_account, make_ledger, give_rights = json.loads(told.stdout)[-3:]
+    assert [make_account[0], make_ledger[0], give_rights[0]] == ["mysql", "license-expiry", "mysql"]
+    assert "license-expiry init-db" in make_ledger[1]
+    given = re.findall(r"GRANT (.+) ON (\w+) TO '{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%';", give_rights[1])
+    assert given == [(", ".join(verbs), table) for table, verbs in RIGHTS.items()]
+    assert "GRANT" not in make_account[1].replace("REVOKE ALL PRIVILEGES, GRANT OPTION", "")

@@ -1,6 +1,7 @@
 """Settings: where they come from, which are wrong, and what an operator is told about those."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def test_the_names_and_defaults_are_those_of_the_design() -> None:
         "VISIBILITY_TIMEOUT_SECONDS": 4200,
         "TASK_MAX_RETRIES": 5,
         "TASK_RETRY_SECONDS": 60,
+        "SEGMENT_KEY": "",
+        "SEGMENT_INCLUDE_EMAIL": False,
     }
     assert {name for name, field in Settings.model_fields.items() if field.is_required()} == {
         "DATABASE_URL",
@@ -644,3 +647,39 @@ def test_what_is_told_of_a_wrong_file_holds_no_secret(env: Env, yaml: Yaml, cont
     env(**{SECRET: None})
     yaml(content)
     assert "the-lms-secret" not in refused()
+
+
+# Segment
+
+
+def test_a_segment_key_needs_segments_library(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    env(SEGMENT_KEY="the-segment-key")
+    assert load_settings().SEGMENT_KEY == "the-segment-key"
+    assert "the-segment-key" not in repr(load_settings())
+    monkeypatch.setitem(sys.modules, "segment", None)  # what is not installed
+    told = complaints(refused())
+    assert list(told) == ["SEGMENT_KEY"]
+    assert "pip install 'license-expiry[segment]'" in told["SEGMENT_KEY"]
+    assert "the-segment-key" not in told["SEGMENT_KEY"]
+    env(SEGMENT_KEY=None)
+    assert load_settings().SEGMENT_KEY == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "included"),
+    [
+        pytest.param("SEGMENT_INCLUDE_EMAIL: true", True, id="YAML's own"),
+        pytest.param("SEGMENT_INCLUDE_EMAIL: no", False, id="YAML's other word for it"),
+        pytest.param("SEGMENT_INCLUDE_EMAIL: 'true'", True, id="a string"),
+        pytest.param("TIME_ZONE: UTC", False, id="by default"),
+    ],
+)
+def test_whether_segment_gets_the_email_is_yes_or_no(env: Env, yaml: Yaml, content: str, included: bool) -> None:
+    env(SEGMENT_INCLUDE_EMAIL=None)
+    yaml(content)
+    assert load_settings().SEGMENT_INCLUDE_EMAIL is included
+
+
+def test_whether_segment_gets_the_email_is_nothing_else(env: Env) -> None:
+    env(SEGMENT_INCLUDE_EMAIL="perhaps")
+    assert list(complaints(refused())) == ["SEGMENT_INCLUDE_EMAIL"]

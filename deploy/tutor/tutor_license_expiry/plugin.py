@@ -19,16 +19,22 @@ DEFAULTS: dict[str, Any] = {
 }
 MADE_ONCE = {"MYSQL_PASSWORD": "{{ 24|random_string }}", "FLOWER_PASSWORD": "{{ 24|random_string }}"}
 
-# Enough for `license-expiry init-db` and for a night. On the whole database: MySQL gives no rights by a table's prefix.
-GRANTS = """
-mysql -u {{ MYSQL_ROOT_USERNAME }} --password="{{ MYSQL_ROOT_PASSWORD }}" \
-  --host "{{ MYSQL_HOST }}" --port {{ MYSQL_PORT }} <<'SQL'
-CREATE USER IF NOT EXISTS '{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%';
-ALTER USER '{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%' IDENTIFIED BY '{{ LICENSE_EXPIRY_MYSQL_PASSWORD }}';
-GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX
-  ON `{{ LICENSE_EXPIRY_MYSQL_DATABASE }}`.* TO '{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%';
+ROOT = """mysql -u {{ MYSQL_ROOT_USERNAME }} --password="{{ MYSQL_ROOT_PASSWORD }}" \\
+  --host "{{ MYSQL_HOST }}" --port {{ MYSQL_PORT }} '{{ LICENSE_EXPIRY_MYSQL_DATABASE }}' <<'SQL'
+"""
+ACCOUNT = "'{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%'"
+MAKE_ACCOUNT = f"""{ROOT}
+CREATE USER IF NOT EXISTS {ACCOUNT};
+ALTER USER {ACCOUNT} IDENTIFIED BY '{{{{ LICENSE_EXPIRY_MYSQL_PASSWORD }}}}';
+REVOKE ALL PRIVILEGES, GRANT OPTION FROM {ACCOUNT};
 SQL
 """
+# As root: our own account may make no tables, and a right on a table can be given only once that is made.
+MAKE_LEDGER = (
+    "DATABASE_URL='mysql://{{ MYSQL_ROOT_USERNAME }}:{{ MYSQL_ROOT_PASSWORD|urlencode }}"
+    "@{{ MYSQL_HOST }}:{{ MYSQL_PORT }}/{{ LICENSE_EXPIRY_MYSQL_DATABASE }}' license-expiry init-db"
+)
+GIVE_RIGHTS = ROOT + (HERE / "grants.sql").read_text().replace("license_expiry;", f"{ACCOUNT};") + "SQL\n"
 
 hooks.Filters.CONFIG_DEFAULTS.add_items([(f"LICENSE_EXPIRY_{name}", value) for name, value in DEFAULTS.items()])
 hooks.Filters.CONFIG_UNIQUE.add_items([(f"LICENSE_EXPIRY_{name}", value) for name, value in MADE_ONCE.items()])
@@ -37,5 +43,5 @@ hooks.Filters.ENV_TEMPLATE_ROOTS.add_item(str(HERE / "templates"))
 hooks.Filters.ENV_TEMPLATE_TARGETS.add_item(("license-expiry", "plugins"))
 # LOW: license-manager's plugin, whatever its name, makes its database first.
 hooks.Filters.CLI_DO_INIT_TASKS.add_items(
-    [("mysql", GRANTS), ("license-expiry", "license-expiry init-db")], priority=hooks.priorities.LOW
+    [("mysql", MAKE_ACCOUNT), ("license-expiry", MAKE_LEDGER), ("mysql", GIVE_RIGHTS)], priority=hooks.priorities.LOW
 )

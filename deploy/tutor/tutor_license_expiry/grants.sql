@@ -1,0 +1,15 @@
+GRANT SELECT ON subscriptions_customeragreement TO license_expiry;
+GRANT SELECT, UPDATE (expiration_processed, modified) ON subscriptions_subscriptionplan TO license_expiry;
+GRANT SELECT ON subscriptions_subscriptionplanrenewal TO license_expiry;
+GRANT SELECT ON subscriptions_license TO license_expiry;
+GRANT SELECT, INSERT ON subscriptions_licenseevent TO license_expiry;
+GRANT SELECT, INSERT ON subscriptions_historicalsubscriptionplan TO license_expiry;
+GRANT SELECT, INSERT, UPDATE ON license_expiry_run TO license_expiry;
+GRANT SELECT, INSERT, DELETE ON license_expiry_downgrade TO license_expiry;
+GRANT SELECT, INSERT, UPDATE, DELETE ON license_expiry_held TO license_expiry;
+GRANT SELECT, INSERT, UPDATE ON license_expiry_night TO license_expiry;
+GRANT SELECT, UPDATE ON license_expiry_throttle TO license_expiry;
+GRANT SELECT, INSERT, UPDATE ON license_expiry_heartbeat TO license_expiry;
+GRANT SELECT, INSERT, DELETE ON license_expiry_retry TO license_expiry;
+GRANT SELECT, INSERT, DELETE ON license_expiry_lms_call TO license_expiry;
+GRANT SELECT ON license_expiry_alembic_version TO license_expiry;
