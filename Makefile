@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 T ?= tests
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Where it is set, each of the hundreds of processes of a test run would compile all that it imports, 2 s long.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-compose chaos check lint format lock clean
+.PHONY: help setup run test test-engines test-compose chaos check lint format lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +34,9 @@ run: setup  ## Run a night end to end on this machine, and stay until Ctrl-C
 
 test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails)
 	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(T)
+
+test-engines: setup  ## Run the tests of the steps on each kind of database, not on SQLite alone
+	@EVERY_ENGINE=1 $(BIN)/python -m pytest -n auto tests/integration/test_steps.py
 
 test-compose: setup  ## Run the image and docker-compose.yml on a Docker of its own (root; else it is skipped)
 	@PYTHONPATH=tests:. $(BIN)/python -m compose

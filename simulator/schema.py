@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -158,6 +159,7 @@ def _uuid_form(engine: Engine) -> UuidForm | None:
     return "native" if _text(answer).lower() == "uuid" else "char32"
 
 
+@cache
 def _metadata(dialect: str, uuid_form: UuidForm) -> MetaData:
     metadata = MetaData()
     type_column = {"sqlite": "sqlite_type", "postgresql": "postgres_type"}.get(

@@ -1,4 +1,4 @@
-"""The database: the engine for each kind of it, whole transactions tried again, and what it lacks."""
+"""The database: the engine for each kind of it, whole transactions tried again, and what is wrong with its tables."""
 
 import random
 import time
@@ -7,8 +7,25 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, MetaData, Table, create_engine, event, inspect, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Inspector,
+    Integer,
+    TableClause,
+    Uuid,
+    column,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.engine import make_url
+from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -21,10 +38,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from worker.columns import DatabaseNow
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
-from worker.models import Ledger, LicenseManager
+from worker.models import Ledger, LicenseEvent, LicenseManager
 
 PLAN_TABLE = "subscriptions_subscriptionplan"
 PLAN_HISTORY_TABLE = "subscriptions_historicalsubscriptionplan"
+EVENT_TABLE = LicenseEvent.__tablename__
+_OF_HISTORY = {"history_type", "history_date"}  # what a night gives a row of it, beside the plan's columns
 
 TRIES = 8  # with waits that double up to 5 seconds: some 15 seconds, so that a restart is sat out
 CONNECT_TIMEOUT = 10
@@ -42,6 +61,11 @@ _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mysql": {"connect_timeout": CONNECT_TIMEOUT, **_SILENCE},
     "mariadb": {"connect_timeout": CONNECT_TIMEOUT, **_SILENCE},
 }
+
+_MYSQL_DEFAULT = text(
+    "SELECT column_default FROM information_schema.columns"
+    " WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
+)
 
 T = TypeVar("T")
 
@@ -86,7 +110,6 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._sessions = sessionmaker(engine, expire_on_commit=False, execution_options={"synchronize_session": False})
-        self._history: tuple[Table, Table, list[str]] | None = None
 
     def transact(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction and commit.
@@ -111,26 +134,37 @@ class Database:
         return self.transact(lambda session: session.execute(select(DatabaseNow())).scalar_one())
 
     def check(self, ledger: bool = True) -> None:
-        """Raise Unusable, naming every table and column that we need and the database lacks.
-
-        Without `ledger`, only license-manager's are looked for.
-        """
+        """Raise Unusable when the database does not answer, or as `require` does."""
         try:
-            problems = self._lacking(ledger)
+            with self.engine.connect() as connection:
+                require(connection, ledger)
         except DBAPIError as error:
             raise Unusable(cannot_be_used(self.engine, error)) from error
-        if problems:
-            raise Unusable("\n".join(["The database cannot be used:", *(f"  {each}" for each in problems)]))
 
-    def plan_history(self) -> tuple[Table, Table, list[str]]:
-        """license-manager's tables of plans and of their history, and the names of the columns that both have.
+    def plan_history(self) -> tuple[TableClause, TableClause, dict[str, ColumnElement[Any]]]:
+        """license-manager's tables of plans and of their history, and what of a plan each column of a history row gets.
 
-        Looked at once: releases of license-manager differ in these columns.
+        Looked at each time: releases of license-manager differ in these columns, and it may be upgraded as we run.
         """
-        if self._history is None:
-            plan, history = (self.transact(partial(_reflect, name)) for name in (PLAN_TABLE, PLAN_HISTORY_TABLE))
-            self._history = plan, history, [column.name for column in plan.columns if column.name in history.columns]
-        return self._history
+
+        def look(session: Session) -> list[dict[str, ReflectedColumn]]:
+            inspector = inspect(session.connection())
+            return [
+                {each["name"]: each for each in inspector.get_columns(name)}
+                for name in (PLAN_TABLE, PLAN_HISTORY_TABLE)
+            ]
+
+        of_plan, of_history = self.transact(look)
+        plan, history = (
+            table(name, *(column(each["name"], each["type"]) for each in columns.values()))
+            for name, columns in ((PLAN_TABLE, of_plan), (PLAN_HISTORY_TABLE, of_history))
+        )
+        copied = {
+            name: _in_form(plan.c[name], history.c[name])
+            for name in of_plan
+            if name in of_history and "computed" not in of_history[name]
+        }
+        return plan, history, copied
 
     def _explain(self, error: DBAPIError) -> LicenseExpiryError:
         try:
@@ -141,31 +175,66 @@ class Database:
         sentence = cannot_be_used(self.engine, error)
         return Unusable(sentence) if isinstance(error, ProgrammingError) else Unavailable("database", sentence)
 
-    def _lacking(self, ledger: bool) -> list[str]:
-        inspector = inspect(self.engine)
-        wanted = {
-            table.name: ([column.name for column in table.columns], remedy)
-            for metadata, remedy in (
-                (LicenseManager.metadata, "is DATABASE_URL license-manager's database, and migrated?"),
-                (Ledger.metadata, "run license-expiry init-db"),
-            )
-            for table in metadata.sorted_tables
-            if ledger or metadata is not Ledger.metadata
-        }
-        wanted[PLAN_HISTORY_TABLE] = ["history_type", "history_date", "uuid"], wanted[PLAN_TABLE][1]
-        problems = []
-        for table, (columns, remedy) in wanted.items():
-            try:
-                there = {column["name"] for column in inspector.get_columns(table)}
-            except NoSuchTableError:
-                problems.append(f"table {table} is missing: {remedy}")
-                continue
-            problems += [f"table {table} lacks column {name}: {remedy}" for name in columns if name not in there]
-        return problems
+
+def require(connection: Connection, ledger: bool = True) -> None:
+    """Raise Unusable, naming every table and column that we need and the database lacks, and those we cannot fill.
+
+    Without `ledger`, only license-manager's are looked at.
+    """
+    inspector = inspect(connection)
+    theirs = {each.name: set(each.columns.keys()) for each in LicenseManager.metadata.sorted_tables}
+    theirs[PLAN_HISTORY_TABLE] = {"uuid", *_OF_HISTORY}
+    remedy = "is DATABASE_URL license-manager's database, and migrated?"
+    problems = {name: _lacking(inspector, name, columns, remedy) for name, columns in theirs.items()}
+    # Where a column is missing, it may be there under another name.
+    if not problems[PLAN_TABLE] and not problems[PLAN_HISTORY_TABLE]:
+        known = {each["name"] for each in inspector.get_columns(PLAN_TABLE)} | _OF_HISTORY
+        problems[PLAN_HISTORY_TABLE] = _unknown(connection, inspector, PLAN_HISTORY_TABLE, known)
+    if not problems[EVENT_TABLE]:
+        problems[EVENT_TABLE] = _unknown(connection, inspector, EVENT_TABLE, theirs[EVENT_TABLE] - {"id"})
+    for each in Ledger.metadata.sorted_tables if ledger else ():
+        columns = set(each.columns.keys())
+        problems[each.name] = _lacking(inspector, each.name, columns, "run license-expiry init-db")
+    if told := [f"  {each}" for of_table in problems.values() for each in of_table]:
+        raise Unusable("\n".join(["The database cannot be used:", *told]))
 
 
-def _reflect(name: str, session: Session) -> Table:
-    return Table(name, MetaData(), autoload_with=session.connection(), resolve_fks=False)
+def _lacking(inspector: Inspector, name: str, wanted: set[str], remedy: str) -> list[str]:
+    try:
+        there = {each["name"] for each in inspector.get_columns(name)}
+    except NoSuchTableError:
+        return [f"table {name} is missing: {remedy}"]
+    return [f"table {name} lacks column {each}: {remedy}" for each in sorted(wanted - there)]
+
+
+def _unknown(connection: Connection, inspector: Inspector, name: str, known: set[str]) -> list[str]:
+    """The columns that a row which we insert must have a value for, beside those that we know."""
+    return [
+        f"table {name} has column {each['name']}, which must be given a value that this release does not know: "
+        "install a release of license-expiry that does, or give the column a default"
+        for each in inspector.get_columns(name)
+        if each["name"] not in known and not _filled_without_us(connection, name, each)
+    ]
+
+
+def _filled_without_us(connection: Connection, table_name: str, column: ReflectedColumn) -> bool:
+    seen = column["nullable"] or column["default"] is not None or column.get("autoincrement") is True
+    if seen or "computed" in column:
+        return True
+    if connection.dialect.name == "sqlite":  # which numbers such a key, and says so nowhere
+        return bool(column.get("primary_key")) and isinstance(column["type"], Integer)
+    # SQLAlchemy does not see each default of MySQL's and MariaDB's that is an expression.
+    names = {"table": table_name, "column": column["name"]}
+    return connection.dialect.name != "postgresql" and connection.scalar(_MYSQL_DEFAULT, names) is not None
+
+
+def _in_form(value: ColumnElement[Any], of: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column's value in the form of another column: one MariaDB server can hold both forms of UUID.
+
+    Its native type takes the 32 digits as they are.
+    """
+    shortened = isinstance(value.type, Uuid) and not isinstance(of.type, Uuid)
+    return func.replace(value, "-", "") if shortened else value
 
 
 def cannot_be_used(engine: Engine, error: DBAPIError) -> str:

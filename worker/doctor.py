@@ -18,6 +18,7 @@ from worker.broker import celery_app, connected
 from worker.database import Database, cannot_be_used, make_engine
 from worker.errors import LicenseExpiryError, ReasonedError, RunRefused, Unavailable, Unusable
 from worker.lms import LmsClient
+from worker.models import CustomerAgreement
 from worker.rights import Right
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
 from worker.sources import load
@@ -101,7 +102,7 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             level = MigrationContext.configure(connection, opts=kept_in).get_current_revision()
         found = list(_tables(database, level))
         yield from found
-        if all(each.status == "ok" for each in found):
+        if not any(CustomerAgreement.__tablename__ in each.what for each in found):
             yield from _unlinking(settings, database)
     except DBAPIError as error:
         yield _wrong("database", Unusable(cannot_be_used(database.engine, error)))

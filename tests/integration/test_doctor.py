@@ -24,6 +24,7 @@ from simulator.data import Data
 from simulator.lms import Simulator
 from simulator.processes import Processes, free_port, listens
 from worker import doctor, migrations
+from worker.rights import Right
 from worker.settings import DatabaseSettings, Settings
 from worker.sources import CONFIG_FILE_VARIABLE
 
@@ -194,6 +195,52 @@ def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
         "the LMS gives us no token check BACKEND_SERVICE_EDX_OAUTH2_KEY",
     ):
         assert sentence in said
+
+
+@ON_SERVERS
+def test_all_faults_at_once_are_all_named_each_with_its_remedy(
+    engine: Engine, account: Account, lms: Simulator, settings: dict[str, str], redis_servers: tuple[int, int]
+) -> None:
+    data = Data(engine)
+    trapped, stranger = data.agreement().enterprise_customer_uuid, uuid4()
+    data.flush()
+    history = "subscriptions_historicalsubscriptionplan"
+    with engine.begin() as connection:
+        for change in (
+            "ALTER TABLE subscriptions_license RENAME COLUMN renewed_to_id TO renewed",
+            f"ALTER TABLE {history} ADD COLUMN colour varchar(9) NOT NULL",
+            "ALTER TABLE license_expiry_run RENAME COLUMN fence TO old_fence",
+        ):
+            connection.execute(text(change))
+    account.revoke(Right("INSERT", "subscriptions_licenseevent"))
+    spare = "GRANT DELETE ON {}subscriptions_license TO {}"
+    account.execute(spare.format("" if account.postgresql else "license_manager.", account.name))
+    status, found = examine(
+        settings
+        | {
+            "DATABASE_URL": account.url,
+            UNLINKING: f"{trapped},{stranger}",
+            "CELERY_BROKER_URL": f"redis://127.0.0.1:{redis_servers[1]}/5",
+            "BACKEND_SERVICE_EDX_OAUTH2_SECRET": PASSWORD,
+            "LEASE_SECONDS": "100",
+        }
+    )
+    assert status == 1
+    named = {
+        "settings": ["LEASE_SECONDS: is 100, but must be more than"],
+        "rights": [f"{account.name} lacks INSERT on subscriptions_licenseevent", "DELETE on"],
+        "database": ["table subscriptions_license lacks column renewed_to_id", "colour"],
+        "ledger": ["table license_expiry_run lacks column fence"],
+        "unlinking": [str(stranger), str(trapped)],
+        "broker": ["allkeys-lru", "append-only"],
+    }
+    for subject, faults in named.items():
+        told_wrong = [(each["what"], each["remedy"]) for each in found[subject] if each["status"] != "ok"]
+        assert len(told_wrong) == len(faults)
+        for (what, remedy), fault in zip(told_wrong, faults, strict=True):
+            assert fault in what
+            assert remedy
+    assert "LMS" not in found, "without all of its settings there is no asking it"
 
 
 @ON_SQLITE

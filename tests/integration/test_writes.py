@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -25,13 +26,14 @@ from nights import (
     times_sent,
     unlinking,
 )
-from sqlalchemy import Engine, event, make_url, text
+from sqlalchemy import Engine, Uuid, event, inspect, make_url, text
 
 from simulator.data import DAY, Data
 from simulator.lms import Simulator
 from simulator.schema import create_tables
 from worker import migrations
 from worker.database import Database, make_engine
+from worker.errors import Unusable
 from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
 
 PLAN = "subscriptions_subscriptionplan"
@@ -202,13 +204,81 @@ def test_a_moment_on_the_very_second_is_stored_without_a_fraction(lms: Simulator
     assert all(re.fullmatch(r"[-\d]{10} [\d:]{8}", each) for row in stored for each in row)
 
 
+# One MariaDB server can hold both forms of UUID.
+
+NATIVE, CHAR32 = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "[0-9a-f]{32}"
+
+
+def change_form(engine: Engine, table_name: str, *names: str) -> None:
+    """Give these columns of UUIDs, or all of the table's, the other form."""
+    inspector = inspect(engine)
+    with engine.begin() as connection:
+        for key in inspector.get_foreign_keys(table_name):
+            connection.execute(text(f"ALTER TABLE {table_name} DROP FOREIGN KEY {key['name']}"))
+        for column in inspector.get_columns(table_name):
+            name, native = column["name"], isinstance(column["type"], Uuid)
+            if name in names or (not names and (native or getattr(column["type"], "length", 0) == 32)):
+                null = "" if column["nullable"] else "NOT NULL"
+                connection.execute(text(f"ALTER TABLE {table_name} MODIFY {name} char(36) {null}"))
+                connection.execute(text(f"UPDATE {table_name} SET {name} = REPLACE({name}, '-', '')"))
+                kind = "char(32)" if native else "uuid"
+                connection.execute(text(f"ALTER TABLE {table_name} MODIFY {name} {kind} {null}"))
+
+
+@pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid"], indirect=True)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param([(HISTORY,)], id="the history's"),
+        pytest.param([(HISTORY, "customer_agreement_id")], id="one column of the history"),
+        pytest.param([(EVENT,)], id="the events'"),
+        pytest.param([(HISTORY, "uuid", "enterprise_catalog_uuid"), (EVENT,)], id="some of each"),
+    ],
+)
+def test_each_column_is_written_in_its_own_form(
+    changed: list[tuple[str, ...]], laid: UUID, engine: Engine, lms: Simulator, make_test_deps: Make
+) -> None:
+    for table_name, *names in changed:
+        change_form(engine, table_name, *names)
+    native = {
+        (each, column["name"])
+        for each in (PLAN, HISTORY, EVENT)
+        for column in inspect(engine).get_columns(each)
+        if isinstance(column["type"], Uuid)
+    }
+    deps = make_test_deps(**unlinking(laid))
+    [run] = night(deps).values()
+    assert (run.phase, counts(run)["plans"], counts(run)["unlinked"]) == (Phase.FINISHED, 2, 3 + 5 + 2)
+    plans = by_uuid(rows(engine, "subscriptionplan"))
+    history = rows(engine, "historicalsubscriptionplan")
+    assert len(history) == 2
+    for row in history:
+        plan = plans[row["uuid"]]
+        assert row == {name: row[name] for name in row if name.startswith("history_")} | plan
+    for table_name, column in [
+        *((HISTORY, name) for name in ("uuid", "enterprise_catalog_uuid", "customer_agreement_id")),
+        (EVENT, "license_id"),
+    ]:
+        form = NATIVE if (table_name, column) in native else CHAR32
+        stored = [str(each) for [each] in raw(engine, f"SELECT {column} FROM {table_name}")]
+        assert [each for each in stored if not re.fullmatch(form, each)] == []
+    before, calls = snapshot(engine), len(lms.calls())
+    assert night(deps) == {}
+    assert (snapshot(engine), len(lms.calls())) == (before, calls)
+
+
 # Releases of license-manager differ in their columns.
 
 
 def add_columns(engine: Engine, *columns: tuple[str, str]) -> None:
     with engine.begin() as connection:
         for table_name, column in columns:
-            connection.execute(text(f"ALTER TABLE {table_name} ADD COLUMN {column}"))
+            if engine.dialect.name == "sqlite" and "NOT NULL" in column and "DEFAULT" not in column:
+                [[made]] = connection.execute(text("SELECT sql FROM sqlite_master WHERE name = :t"), {"t": table_name})
+                connection.execute(text(f"DROP TABLE {table_name}"))  # which it adds no such column to
+                connection.execute(text(made.replace("(", f"({column}, ", 1)))
+            else:
+                connection.execute(text(f"ALTER TABLE {table_name} ADD COLUMN {column}"))
 
 
 def test_columns_of_other_releases_are_copied_where_both_tables_have_them(
@@ -223,6 +293,100 @@ def test_columns_of_other_releases_are_copied_where_both_tables_have_them(
     assert (run.phase, counts(run)["plans"]) == (Phase.FINISHED, 1)
     assert raw(engine, f"SELECT both_have, history_has FROM {HISTORY}") == [("copied", None)]
     assert raw(engine, f"SELECT both_have, plan_has FROM {PLAN}") == [("copied", "kept")]
+
+
+def test_a_column_that_the_database_fills_is_left_to_it(lms: Simulator, engine: Engine, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=1)
+    kind = "STORED" if engine.dialect.name == "postgresql" else "VIRTUAL"
+    doubled = f"doubled integer GENERATED ALWAYS AS (num_revocations_applied * 2) {kind}"
+    filled = "filled varchar(9) NOT NULL DEFAULT 'by them'"
+    add_columns(engine, (PLAN, doubled), (HISTORY, doubled), (HISTORY, filled), (EVENT, filled))
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {PLAN} SET num_revocations_applied = 4"))
+    deps = make_test_deps(**unlinking(laid.enterprise))
+    deps.database.check()
+    [run] = night(deps).values()
+    assert (run.phase, counts(run)["plans"], counts(run)["unlinked"]) == (Phase.FINISHED, 1, 1)
+    assert raw(engine, f"SELECT doubled, filled FROM {HISTORY}") == [(8, "by them")]
+    assert raw(engine, f"SELECT filled FROM {EVENT}") == [("by them",)]
+
+
+FILLED_BY = {
+    "postgresql": [
+        "numbered integer GENERATED BY DEFAULT AS IDENTITY",
+        "of_old serial NOT NULL",
+        "known integer GENERATED ALWAYS AS (1) STORED NOT NULL",
+        "at timestamptz NOT NULL DEFAULT now()",
+    ],
+    "mariadb": ["composed varchar(9) NOT NULL DEFAULT (concat('a', 'b'))", "at timestamp NOT NULL DEFAULT now()"],
+}
+
+
+@pytest.mark.parametrize("engine_kind", list(FILLED_BY), indirect=True)
+def test_a_column_may_be_filled_in_any_way_of_its_engine(
+    lms: Simulator, engine: Engine, engine_kind: str, make_test_deps: Make
+) -> None:
+    laid = lay(lms, licenses=1)
+    columns = FILLED_BY[engine_kind]
+    add_columns(engine, *((name, column) for name in (HISTORY, EVENT) for column in columns))
+    [run] = night(make_test_deps(**unlinking(laid.enterprise))).values()
+    assert (run.phase, counts(run)["plans"], counts(run)["unlinked"]) == (Phase.FINISHED, 1, 1)
+    for name in (HISTORY, EVENT):
+        [row] = raw(engine, f"SELECT {', '.join(column.split()[0] for column in columns)} FROM {name}")
+        assert None not in row
+
+
+@ON_SQLITE
+def test_a_column_that_comes_while_a_worker_runs_is_copied_from_then_on(
+    lms: Simulator, engine: Engine, make_test_deps: Make
+) -> None:
+    first, second = (lay(lms, licenses=1, seed=seed) for seed in (1, 2))
+    deps = make_test_deps()
+    night(deps, first.enterprise)
+    add_columns(engine, *((name, "newer varchar(9) NOT NULL DEFAULT 'unset'") for name in (PLAN, HISTORY)))
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE {PLAN} SET newer = 'set'"))
+    night(deps, second.enterprise)
+    assert raw(engine, f"SELECT newer FROM {HISTORY} ORDER BY history_id") == [("unset",), ("set",)]
+
+
+REQUIRED = [(HISTORY, "asked_for varchar(9) NOT NULL"), (EVENT, "asked_for integer NOT NULL")]
+
+
+@pytest.mark.parametrize("required", [REQUIRED[:1], REQUIRED[1:], REQUIRED], ids=["history", "event", "both"])
+def test_a_column_that_we_cannot_fill_is_named_before_anything_is_sent(
+    required: list[tuple[str, str]], lms: Simulator, engine: Engine, make_test_deps: Make
+) -> None:
+    laid = lay(lms, licenses=1)
+    deps = make_test_deps(**unlinking(laid.enterprise))
+    add_columns(engine, *required)
+    before = snapshot(engine)
+    expected = [
+        f"  table {name} has column asked_for, which must be given a value that this release does not know: "
+        "install a release of license-expiry that does, or give the column a default"
+        for name, _ in required
+    ]
+    for attempt in (deps.database.check, partial(deps.database.check, ledger=False), partial(night, deps)):
+        with pytest.raises(Unusable) as caught:
+            attempt()
+        assert set(str(caught.value).splitlines()) == {"The database cannot be used:", *expected}
+    assert (snapshot(engine), lms.calls()) == (before, [])
+
+
+NOT_NUMBERED = {
+    "postgresql": f"ALTER TABLE {HISTORY} ALTER history_id DROP IDENTITY",
+    "mysql": f"ALTER TABLE {HISTORY} MODIFY history_id int NOT NULL",
+    "sqlite": f"CREATE TABLE {HISTORY} (history_id char(32) NOT NULL PRIMARY KEY, uuid, history_type, history_date)",
+}
+
+
+def test_a_history_whose_key_the_database_does_not_number_is_named(engine: Engine) -> None:
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.execute(text(f"DROP TABLE {HISTORY}"))
+        connection.execute(text(NOT_NUMBERED[engine.dialect.name]))
+    with pytest.raises(Unusable, match=rf"table {HISTORY} has column history_id, which must be given a value"):
+        Database(engine).check()
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)  # the strictest about names
