@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Dialect, text
 from sqlalchemy.exc import DBAPIError
 
-from worker.database import PLAN_HISTORY_TABLE, PLAN_TABLE
+from worker.database import EVENT_TABLE, PLAN_HISTORY_TABLE, PLAN_TABLE
 from worker.migrations import VERSION_TABLE
-from worker.models import CustomerAgreement, Ledger, License, LicenseEvent, LicenseManager, SubscriptionPlanRenewal
+from worker.models import CustomerAgreement, Ledger, License, LicenseManager, SubscriptionPlanRenewal
 
 _MARKED = ["expiration_processed", "modified"]
 MARK = f"UPDATE ({', '.join(_MARKED)})"
@@ -22,7 +22,7 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     PLAN_TABLE: ("SELECT", MARK),
     SubscriptionPlanRenewal.__tablename__: ("SELECT",),
     License.__tablename__: ("SELECT",),
-    LicenseEvent.__tablename__: ("SELECT", "INSERT"),
+    EVENT_TABLE: ("SELECT", "INSERT"),
     PLAN_HISTORY_TABLE: ("SELECT", "INSERT"),
     "license_expiry_run": ("SELECT", "INSERT", "UPDATE"),
     "license_expiry_downgrade": ("SELECT", "INSERT", "DELETE"),
@@ -36,7 +36,7 @@ RIGHTS: dict[str, tuple[str, ...]] = {
 }
 LEDGERS = "license_expiry_"
 # Before Django 4.1 license-manager numbered rows by a sequence, whose use is a right of its own.
-NUMBERED = ((LicenseEvent.__tablename__, "id"), (PLAN_HISTORY_TABLE, "history_id"))
+NUMBERED = ((EVENT_TABLE, "id"), (PLAN_HISTORY_TABLE, "history_id"))
 
 _DENIED = {1044, 1142, 1143, "42501"}  # MySQL's and MariaDB's numbers; PostgreSQL's SQLSTATE
 _ON_COLUMNS = ["SELECT", "INSERT", "UPDATE", "REFERENCES"]
