@@ -1,18 +1,18 @@
 """What the tests share: databases of their own on each engine, and where the real services are."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from accounts import Account
 from hypothesis import HealthCheck, settings
-from services import ENGINES, SERVERS, create_database, drop_database, missing
+from services import ENGINES, new_database
+from shelf import COMPILED, Shelf
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 
 from simulator.lms import Simulator
-from simulator.schema import create_tables
-from worker import migrations
 from worker.database import make_engine
 from worker.deps import Deps, make_deps
 from worker.settings import Settings
@@ -40,15 +40,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
 
 
-def _new_database(kind: str) -> Iterator[str]:
-    try:
-        url = create_database(SERVERS[kind])
-    except OperationalError as error:
-        missing(kind, f"start it, or set TEST_{kind.split('-')[0].upper()}_URL ({type(error.orig).__name__})")
-    try:
-        yield url
-    finally:
-        drop_database(SERVERS[kind], url)
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    """The databases that are lent to one test after the other."""
+    with closing(Shelf(tmp_path_factory.mktemp("shelf"))) as made:
+        yield made
 
 
 @pytest.fixture(params=ENGINES)
@@ -64,22 +60,28 @@ def uuid_form(engine_kind: str) -> Literal["char32", "native"]:
 
 
 @pytest.fixture
-def database_url(engine_kind: str, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database of its own."""
-    if engine_kind == "sqlite":
-        yield f"sqlite:///{tmp_path}/license_manager.sqlite3"
-    else:
-        yield from _new_database(engine_kind)
+def database_url(request: pytest.FixtureRequest, engine_kind: str, tmp_path: Path, shelf: Shelf) -> Iterator[str]:
+    """The URL of a database of the test's own: with every table when it asks for `engine` too, else an empty one."""
+    take = shelf.lend if "engine" in request.fixturenames else new_database
+    with take(engine_kind, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
-def engine(database_url: str, uuid_form: Any) -> Iterator[Engine]:
+def engine(database_url: str) -> Iterator[Engine]:
     """A database with license-manager's tables and the ledger's, and no rows."""
     engine = make_engine(database_url)
-    create_tables(engine, uuid_form)
-    migrations.upgrade(engine)
+    engine.update_execution_options(compiled_cache=COMPILED)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def account(engine: Engine) -> Iterator[Account]:
+    """An account of the database's server with just the documented rights."""
+    made = Account(engine)
+    yield made
+    made.drop()
 
 
 @pytest.fixture
@@ -105,6 +107,7 @@ def make_test_deps(database_url: str, lms: Simulator) -> Iterator[Callable[..., 
             "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
         }
         made.append(make_deps(Settings(**(given | settings)), patience))
+        made[-1].database.engine.update_execution_options(compiled_cache=COMPILED)
         return made[-1]
 
     yield make

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -128,6 +129,7 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 def kill_all_of(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL, to a process and its children."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """SIGKILL, to a process and its children, those that are left."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()

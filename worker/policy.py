@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, exists, literal, or_, select, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
-from worker.learners import KNOWN_BY, Among, Learners, Mailbox, Rows
+from worker.learners import KNOWN_BY, Among, Mailbox, Rows, learner_among
 from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, License, LicenseEvent
 from worker.models import CustomerAgreement as Agreement
 from worker.models import SubscriptionPlan as Plan
@@ -50,6 +50,7 @@ def waiting_plans(scope: Scope) -> Rows:
 def due_downgrades(scope: Scope, *columns: Any) -> Rows:
     """Which licenses of due plans has the LMS not confirmed yet? (`columns` of License, Plan or Agreement)"""
     return _licenses(*columns).where(
+        *_narrowed(scope),  # once more: MariaDB would else look into every plan
         Among(License.subscription_plan_id, _plans_whose_chain_ended(scope)),
         License.status.in_(LEARNER_STATUSES),
         ~_sent(scope),
@@ -201,7 +202,7 @@ def _plans_whose_chain_ended(scope: Scope) -> Rows:
 
 def _any(rows: Rows) -> ColumnElement[bool]:
     """EXISTS, looked up by key: the OFFSET keeps databases from reading the whole table instead, once for all."""
-    return rows.offset(0).exists()
+    return rows.limit(1).offset(0).exists()
 
 
 def _exists(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -246,34 +247,33 @@ def _unlinkable(
     customers = scope.unlink_enabled if scope.enterprise is None else scope.unlink_enabled & {scope.enterprise}
     theirs = Agreement.enterprise_customer_uuid.in_(sorted(customers))
     old = Plan.expiration_date < scope.as_of - scope.unlink_after
-    protecting = _with_current_license(scope, theirs)
-    holding = _with_held_license(customers, _holds(scope) if held is None else held)
-    return holding.join(protecting.join(_licenses(*columns))).where(
+    protecting = _has_current_license(scope, theirs, protected_by or KNOWN_BY)
+    return _licenses(*columns).where(
         Among(License.subscription_plan_id, _plans(theirs, old, *_narrowed_by_request(scope))),
         License.status.in_(LEARNER_STATUSES),
         License.renewed_to_id.is_(None),
         Mailbox(License.user_email) != "",
         ~_exists(LicenseEvent.license_id == License.uuid, LicenseEvent.event_name == UNLINKED_EVENT),
-        ~holding.include(),
-        protecting.include(protected_by) if protected_by else ~protecting.include(),
+        ~_has_held_license(customers, _holds(scope) if held is None else held),
+        protecting if protected_by else ~protecting,
     )
 
 
-def _with_current_license(scope: Scope, customers: ColumnElement[bool]) -> Learners:
-    """Who has any license, of whatever status, in an active, current plan of these customers?
+def _has_current_license(scope: Scope, customers: ColumnElement[bool], by: Sequence[str]) -> ColumnElement[bool]:
+    """Has the learner any license, of whatever status, in an active, current plan of the same customer?
 
     Wide on purpose, as license-manager has it: a plan counts as current through its expiration date inclusive.
     """
     other = aliased(License)
     current = (Plan.is_active.is_(True), Plan.start_date <= scope.as_of, Plan.expiration_date >= scope.as_of)
-    return Learners(other, Among(other.subscription_plan_id, _plans(customers, *current)))
+    return learner_among(other, Among(other.subscription_plan_id, _plans(customers, *current)), by)
 
 
-def _with_held_license(customers: frozenset[UUID], how: ColumnElement[bool]) -> Learners:
-    """Who has a license of one of these customers that is held so?"""
+def _has_held_license(customers: frozenset[UUID], how: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Is this license, or another one of the same learner and customer, held so? A held license keeps its learner."""
     other = aliased(License)
     held = select(HeldLicense.license_uuid).where(HeldLicense.enterprise_customer_uuid.in_(sorted(customers)), how)
-    return Learners(other, Among(other.uuid, held))
+    return learner_among(other, Among(other.uuid, held))
 
 
 def _holds(scope: Scope) -> ColumnElement[bool]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from outside import CELERY, OPERATOR, ROOT
+from outside import CELERY, OPERATOR, ROOT, kill_all_of
 from services import create_vhost, delete_vhost, missing
 from sqlalchemy import Engine
 
@@ -22,6 +22,8 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     """Starts processes in the project's root, logs in tmp_path; none survives the test."""
     with Processes(tmp_path, ROOT) as started:
         yield started
+        for _, process in started.running:  # asked to, each would take its seconds; test_shutdown.py sees how they end
+            kill_all_of(process)
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ PROMPTLY = 45.0
 # Calls of two, two at once, of 0.3 s each: 200 licenses take a step at least 15 s.
 SMALL_BATCHES = {"LICENSE_EXPIRATION_BATCH_SIZE": 2, "BULK_UNLINK_BATCH_SIZE": 2, "LMS_PARALLEL_REQUESTS": 2}
 LICENSES = 200
+# For whoever goes on: what is left is not to take as long again.
+LARGE_BATCHES = {"LICENSE_EXPIRATION_BATCH_SIZE": 100, "BULK_UNLINK_BATCH_SIZE": 100}
 PHASES = {"downgrade": Phase.DOWNGRADING, "unlink": Phase.UNLINKING}
 
 
@@ -60,6 +62,7 @@ def test_a_worker_ends_after_the_calls_in_flight_and_another_goes_on(
     assert_handed_back(engine, PHASES[step])
 
     lms.faults()
+    environment(**LARGE_BATCHES)
     worker(name="second")
     eventually(lambda: ended(engine), what="the run, by the second worker")
     assert_all_done(engine, lms, enterprises=1, licenses=LICENSES)
@@ -100,6 +103,7 @@ def test_the_command_that_is_interrupted_says_so_and_goes_on_when_it_is_given_ag
     assert_handed_back(engine, Phase.DOWNGRADING)
 
     lms.faults()
+    environment(**LARGE_BATCHES)
     status, night = command("run", "--here")
     assert (status, [run["phase"] for run in night["runs"]]) == (0, ["finished"])
     assert_all_done(engine, lms, enterprises=1, licenses=LICENSES)
