@@ -176,7 +176,9 @@ def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Findi
         )
         remedy = f"set it to more than {after} days in the customer agreement, or lower UNLINK_AFTER_DAYS"
         found.append(Finding("unlinking", "wrong", what, remedy))
-    yield from found or [Finding("unlinking", "ok", f"{len(enabled)} enterprises have it, and keep e-mails for longer")]
+    listed = f"{len(enabled)} enterprises are on the unlink list, and keep e-mails for longer than {after} days"
+    empty = "nobody is unlinked: CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED is empty"
+    yield from found or [Finding("unlinking", "ok", listed if enabled else empty)]
 
 
 def _clock(whose: str, clock: Callable[[], datetime]) -> Finding:
