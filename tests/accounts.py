@@ -23,27 +23,26 @@ def documented(dialect: str) -> tuple[list[str], list[str]]:
 class Account:
     """An account with the documented rights on one database, and who may give and take them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, name: str = "few") -> None:
         self.engine = engine
         self.postgresql = engine.dialect.name == "postgresql"
-        self.user = f"few_{uuid4().hex[:8]}"
-        self.name = self.user if self.postgresql else f"'{self.user}'@'%'"
+        self.user = f"{name}_{uuid4().hex[:8]}"
+        quoted = engine.dialect.identifier_preparer.quote(self.user)
+        self.name = quoted if self.postgresql else "'{}'@'%'".format(self.user.replace("'", "''"))
         for statement in documented(engine.dialect.name)[0]:
             self.execute(statement)
 
     def execute(self, statement: str) -> None:
         """Execute what the documentation or doctor says, for this account and this database."""
         statement = statement.replace("license_manager.", f"{self.engine.url.database}.")
-        statement = statement.replace("TO license_expiry", f"TO {self.user}").replace(
-            "'license_expiry'", f"'{self.user}'"
-        )
-        statement = statement.replace("ROLE license_expiry", f"ROLE {self.user}")
+        ours = r"(TO|ROLE|USER) ('license_expiry'@'%'|license_expiry\b)"
+        statement = re.sub(ours, lambda found: f"{found[1]} {self.name}", statement)
         with self.engine.begin() as connection:
             connection.exec_driver_sql(statement.replace("%", "%%") if not self.postgresql else statement)
 
     def revoke(self, right: Right) -> None:
-        grant = right.grant(self.engine.dialect.name, str(self.engine.url.database), self.name)
-        self.execute(grant.replace("GRANT", "REVOKE").replace(" TO ", " FROM "))
+        where = right.table if self.postgresql else f"license_manager.{right.table}"
+        self.execute(f"REVOKE {right.verb} ON {where} FROM {self.name}")
 
     @property
     def url(self) -> str:
@@ -51,5 +50,5 @@ class Account:
         return url.render_as_string(hide_password=False)
 
     def drop(self) -> None:
-        self.execute(f"DROP OWNED BY {self.user}" if self.postgresql else "DO 0")
-        self.execute(f"DROP ROLE {self.user}" if self.postgresql else f"DROP USER {self.name}")
+        self.execute(f"DROP OWNED BY {self.name}" if self.postgresql else "DO 0")
+        self.execute(f"DROP ROLE {self.name}" if self.postgresql else f"DROP USER {self.name}")

@@ -162,7 +162,7 @@ class Database:
         copied = {
             name: _in_form(plan.c[name], history.c[name])
             for name in of_plan
-            if name in of_history and "computed" not in of_history[name]
+            if name in of_history and not _given(of_history[name])
         }
         return plan, history, copied
 
@@ -188,7 +188,7 @@ def require(connection: Connection, ledger: bool = True) -> None:
     problems = {name: _lacking(inspector, name, columns, remedy) for name, columns in theirs.items()}
     # Where a column is missing, it may be there under another name.
     if not problems[PLAN_TABLE] and not problems[PLAN_HISTORY_TABLE]:
-        known = {each["name"] for each in inspector.get_columns(PLAN_TABLE)} | _OF_HISTORY
+        known = {each["name"] for each in inspector.get_columns(PLAN_TABLE) if not each["nullable"]} | _OF_HISTORY
         problems[PLAN_HISTORY_TABLE] = _unknown(connection, inspector, PLAN_HISTORY_TABLE, known)
     if not problems[EVENT_TABLE]:
         problems[EVENT_TABLE] = _unknown(connection, inspector, EVENT_TABLE, theirs[EVENT_TABLE] - {"id"})
@@ -215,6 +215,11 @@ def _unknown(connection: Connection, inspector: Inspector, name: str, known: set
         for each in inspector.get_columns(name)
         if each["name"] not in known and not _filled_without_us(connection, name, each)
     ]
+
+
+def _given(column: ReflectedColumn) -> bool:
+    """Does the database insist on giving this column its value?"""
+    return "computed" in column or bool(column.get("identity") and column["identity"]["always"])
 
 
 def _filled_without_us(connection: Connection, table_name: str, column: ReflectedColumn) -> bool:

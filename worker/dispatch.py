@@ -134,7 +134,7 @@ def check(database: Database, request: Request, named: frozenset[UUID], as_of: d
         theirs = database.transact(lambda session: session.scalars(query).all())
         for stray in sorted(set(request.plan_uuids) - set(theirs)):
             whose = f"enterprise {', '.join(map(str, sorted(named)))}" if named else "any enterprise"
-            raise BadArgument(f"plan {stray} is not a plan of {whose}: check plan_uuids")
+            raise BadArgument(f"plan {stray} is not a plan of {whose}: check its UUID")
 
 
 def start_scheduled(deps: Deps, scheduled_for: datetime, publish: Publish) -> list[Started] | None:

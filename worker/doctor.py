@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, Literal
 
-from alembic.runtime.migration import MigrationContext
 from redis.exceptions import RedisError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from worker import dispatch, migrations, rehearsal, rights
@@ -91,19 +90,21 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             dialect = connection.dialect
             kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
             version = ".".join(map(str, dialect.server_version_info or ()))
-            kept_in = {"version_table": migrations.VERSION_TABLE}
             where = database.engine.url.set(query={}).render_as_string(hide_password=True)
             yield Finding("database", "ok", f"{NAMES[kind]} {version} at {where}")
             yield _clock("the database's", database.now)
+            yield from _read_only(connection)
             lacks = [] if kind == "sqlite" else rights.lacking(connection)
-            yield from () if kind == "sqlite" else _rights(connection, lacks)
-            if any(each.verb in ("SELECT", "USAGE") for each in lacks):
-                return
-            level = MigrationContext.configure(connection, opts=kept_in).get_current_revision()
-        found = list(_tables(database, level))
-        yield from found
-        if not any(CustomerAgreement.__tablename__ in each.what for each in found):
-            yield from _unlinking(settings, database)
+            unseen = {each.table for each in lacks if each.verb == "SELECT" or each.table.startswith("SCHEMA")}
+            level = None
+            if migrations.VERSION_TABLE not in unseen:
+                level = migrations.level(connection)
+            connection.rollback()
+            stale = migrations.VERSION_TABLE not in unseen and level != migrations.revisions()[0]
+            if kind != "sqlite":  # rights on tables that are still to be made can be given only then
+                yield from _rights(connection, [each for each in lacks if not (stale and rights.of_ledger(each))])
+        if not any(table.startswith("SCHEMA") for table in unseen):
+            yield from _tables(database, settings, level, unseen)
     except DBAPIError as error:
         yield _wrong("database", Unusable(cannot_be_used(database.engine, error)))
     except LicenseExpiryError as error:  # it went away meanwhile
@@ -112,9 +113,20 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
         database.engine.dispose()
 
 
-def _tables(database: Database, level: str | None) -> Iterator[Finding]:
-    theirs = _lacking(database, ledger=False)
-    yield from theirs or [Finding("database", "ok", "license-manager's tables have every column that is used")]
+def _tables(database: Database, settings: DatabaseSettings, level: str | None, unseen: set[str]) -> Iterator[Finding]:
+    """What is wrong with tables that can be seen, and with what is in them."""
+    hidden = {each for each in unseen if each.startswith(rights.LEDGERS)}
+    theirs = []
+    if unseen == hidden:
+        theirs = _lacking(database, ledger=False)
+        yield from theirs or [Finding("database", "ok", "license-manager's tables have every column that is used")]
+    if migrations.VERSION_TABLE not in unseen:
+        yield from _ledger(database, level, theirs, look=not unseen)
+    if unseen == hidden and not any(CustomerAgreement.__tablename__ in each.what for each in theirs):
+        yield from _unlinking(settings, database)
+
+
+def _ledger(database: Database, level: str | None, theirs: list[Finding], look: bool) -> Iterator[Finding]:
     head = migrations.revisions()[0]
     if level is None:
         yield Finding("ledger", "wrong", "its tables are not made", "run license-expiry init-db")
@@ -122,9 +134,16 @@ def _tables(database: Database, level: str | None) -> Iterator[Finding]:
         newer = level not in migrations.revisions()
         remedy = "install the release that made it" if newer else "run license-expiry init-db"
         yield Finding("ledger", "wrong", f"its tables are at {level}, and this release has {head}", remedy)
-    else:
+    elif look:
         ours = [each for each in _lacking(database, ledger=True) if each not in theirs] or list(_forms(database))
         yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
+
+
+def _read_only(connection: Connection) -> Iterator[Finding]:
+    asked = {"postgresql": "SELECT current_setting('transaction_read_only') = 'on'", "sqlite": "SELECT 0"}
+    if connection.scalar(text(asked.get(connection.dialect.name, "SELECT @@global.read_only"))):
+        what = "it takes no writes: it is read-only, as a replica is"
+        yield Finding("database", "wrong", what, "let DATABASE_URL lead to the server that takes them")
 
 
 def _forms(database: Database) -> Iterator[Finding]:
@@ -147,17 +166,16 @@ def _lacking(database: Database, ledger: bool) -> list[Finding]:
 
 def _rights(connection: Connection, lacks: list[Right]) -> Iterator[Finding]:
     account = rights.account(connection)
-    ledger = [each for each in lacks if each.table.startswith(rights.LEDGERS)]
-    if len(ledger) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if table.startswith(rights.LEDGERS)):
-        remedy = (
-            "run license-expiry init-db with an account that may create tables, then the GRANTs of docs/security.md"
-        )
+    ours = [each for each in lacks if rights.of_ledger(each)]
+    if len(ours) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if table.startswith(rights.LEDGERS)):
+        remedy = "run license-expiry init-db with an account that may, then the GRANTs of docs/security.md"
         yield Finding("rights", "wrong", f"{account} has no right on the ledger's tables, or they are not made", remedy)
-        lacks = [each for each in lacks if each not in ledger]
-    for each in lacks:
-        remedy = each.grant(connection.dialect.name, str(connection.engine.url.database), account)
-        yield Finding("rights", "wrong", f"{account} lacks {each.verb} on {each.table}", remedy)
-    if not lacks and not ledger:
+        named = [each for each in lacks if each not in ours]
+    else:
+        named = lacks
+    for each in named:
+        yield Finding("rights", "wrong", f"{account} lacks {each.verb} on {each.table}", each.grant(connection))
+    if not lacks:
         yield Finding("rights", "ok", f"{account} has each right that is needed")
     if more := rights.besides(connection):
         shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")

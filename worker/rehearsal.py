@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal, select
 
 from worker import policy
 from worker.database import Database
@@ -23,14 +23,15 @@ COUNTS = ("downgrades", "unlinks", "protected")
 class PlanRow:
     """What a night would do about one plan, and what it would leave, in licenses.
 
-    `state` is `due` (to be processed), `waiting` (for its renewals) or `processed`; `nights_back` how many nights ago
-    its work became due. A learner whom both columns protect is counted under each, and once in `protected`.
+    `state` is `due` (to be processed), `waiting` (for its renewals), `held` (all that is left of it is) or `processed`;
+    `nights_back` how many nights ago its work became due. `unlinks` will be so many if every downgrade is confirmed. A
+    learner whom both columns protect is counted under each, and once in `protected`.
     """
 
     enterprise_customer_uuid: str
     plan_uuid: str
     expiration_date: str
-    state: str = "processed"
+    state: str
     nights_back: int = 0
     downgrades: int = 0
     unlinks: int = 0
@@ -53,8 +54,9 @@ def plan_rows(database: Database, scope: Scope, *, detailed: bool = True) -> lis
     rows: dict[UUID, PlanRow] = {}
     for name, query in _counted(scope, detailed):
         found = database.transact(lambda session: session.execute(query).all())  # noqa: B023, run at once
-        for customer, plan, expired, count in found:
-            row = rows.setdefault(plan, PlanRow(str(customer), str(plan), expired.isoformat()))
+        for customer, plan, expired, processed, count in found:
+            state = "processed" if processed else "held"
+            row = rows.setdefault(plan, PlanRow(str(customer), str(plan), expired.isoformat(), state))
             if name in ("due", "waiting"):
                 row.state = name
             if name != "due":
@@ -80,10 +82,10 @@ def due_rows(plans: Sequence[PlanRow]) -> list[dict[str, Any]]:
 
 
 def _counted(scope: Scope, detailed: bool) -> Iterator[tuple[str, Rows]]:
-    """Named queries for (customer, plan, expiration date, count)."""
-    of = (Agreement.enterprise_customer_uuid, Plan.uuid, Plan.expiration_date)
+    """Named queries for (customer, plan, expiration date, whether it is processed, count)."""
+    of = (Agreement.enterprise_customer_uuid, Plan.uuid, Plan.expiration_date, Plan.expiration_processed)
     plans = policy.due_plans(scope).subquery().c
-    yield "due", select(plans.enterprise_customer_uuid, plans.uuid, plans.expiration_date, 1)
+    yield "due", select(plans.enterprise_customer_uuid, plans.uuid, plans.expiration_date, literal(False), 1)
     yield "downgrades", _grouped(policy.due_downgrades(scope, *of))
     yield "downgrades", _grouped(policy.waiting_downgrades(scope, *of))
     yield "unlinks", _grouped(policy.due_unlinks(scope, *of, downgraded=False))
@@ -94,7 +96,7 @@ def _counted(scope: Scope, detailed: bool) -> Iterator[tuple[str, Rows]]:
         waits = policy.plans_waiting_for_renewal(scope).subquery()
         learners = (License.subscription_plan_id == waits.c.uuid) & License.status.in_(LEARNER_STATUSES)
         columns = (waits.c.enterprise_customer_uuid, waits.c.uuid, waits.c.expiration_date)
-        counted = select(*columns, func.count(License.uuid)).outerjoin_from(waits, License, learners)
+        counted = select(*columns, literal(False), func.count(License.uuid)).outerjoin_from(waits, License, learners)
         yield "waiting", counted.group_by(*columns)
 
 

@@ -223,23 +223,23 @@ def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow]) -> None:
     for column in shown.columns[1:]:
         column.justify = "right"
     out.print(shown if rows else "Nothing is due.")
-    for sentence in _rehearsed(plans):
+    for sentence in _rehearsed([plan for row in rows for plan in of[row["enterprise_customer_uuid"]]], plans):
         out.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _rehearsed(plans: Sequence[PlanRow]) -> Iterator[str]:
-    def total(name: str) -> int:
-        return sum(getattr(plan, name) for plan in plans)
-
-    by_email, by_id = total("protected_by_user_email"), total("protected_by_lms_user_id")
-    if total("protected"):
-        both = by_email + by_id - total("protected")
-        yield f"Protected by another license: {by_email} by e-mail, {by_id} by LMS user id, {both} by both."
+def _rehearsed(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[str]:
+    protected, by_email, by_id = (
+        sum(getattr(plan, name) for plan in working)
+        for name in ("protected", "protected_by_user_email", "protected_by_lms_user_id")
+    )
+    if protected:
+        kinds = f"{protected - by_id} by e-mail, {protected - by_email} by LMS user id"
+        yield f"Protected by another license: {protected} ({kinds}, {by_email + by_id - protected} by both)."
     waiting = [plan for plan in plans if plan.state == "waiting"]
     if waiting:
-        yield f"Waiting for a renewal: {len(waiting)} plans with {total('waiting')} assigned licenses."
-    if back := max((plan.nights_back for plan in plans), default=0):
-        yield f"The oldest has been due for {back} nights; --expired-after leaves older plans out."
+        yield f"Waiting for a renewal: plans {len(waiting)}, their licenses {sum(plan.waiting for plan in waiting)}."
+    if back := max((plan.nights_back for plan in working), default=0):
+        yield f"Nights since the oldest became due: {back}; --expired-after leaves older plans out."
 
 
 def write_file(file: Path, text: str) -> None:

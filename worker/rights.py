@@ -44,6 +44,7 @@ _ON_TABLES = ["DELETE", "TRUNCATE", "TRIGGER"]
 _COLUMNS = {
     each.name: each.columns.keys() for base in (LicenseManager, Ledger) for each in base.metadata.sorted_tables
 } | {PLAN_HISTORY_TABLE: ["uuid", "history_type", "history_date"]}
+_WHOLE = (PLAN_TABLE, VERSION_TABLE)  # read with all columns that there may be
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,16 @@ class Right:
     verb: str
     table: str
 
-    def grant(self, dialect: str, database: str, account: str) -> str:
-        """The statement that gives it to this account; `database` is MySQL's and MariaDB's name for the schema."""
-        return (
-            f"GRANT {self.verb} ON {self.table if dialect == 'postgresql' else f'{database}.{self.table}'} TO {account}"
-        )
+    def grant(self, connection: Connection) -> str:
+        """The statement that gives it to the account of this connection."""
+        database = connection.dialect.identifier_preparer.quote(str(connection.engine.url.database))
+        where = self.table if connection.dialect.name == "postgresql" else f"{database}.{self.table}"
+        return f"GRANT {self.verb} ON {where} TO {account(connection)}"
+
+
+def of_ledger(right: Right) -> bool:
+    """Is it a right on a table of the ledger's?"""
+    return right.table.startswith(LEDGERS)
 
 
 def account(connection: Connection) -> str:
@@ -65,14 +71,16 @@ def account(connection: Connection) -> str:
     if connection.dialect.name == "postgresql":
         name = str(connection.execute(text("SELECT current_user")).scalar_one())
         return connection.dialect.identifier_preparer.quote(name)
-    user, _, host = str(connection.execute(text("SELECT CURRENT_USER()")).scalar_one()).rpartition("@")
+    name = str(connection.execute(text("SELECT CURRENT_USER()")).scalar_one())
+    user, _, host = name.replace("'", "''").rpartition("@")
     return f"'{user}'@'{host}'"
 
 
 def lacking(connection: Connection) -> list[Right]:
     """The rights of RIGHTS that the account does not have; tables and columns that are not there are passed over."""
     if connection.dialect.name == "postgresql" and not connection.scalar(text("SELECT current_schema()")):
-        return [Right("USAGE", "SCHEMA public")]
+        path = str(connection.scalar(text("SELECT current_setting('search_path')"))).split(",")
+        return [Right("USAGE", f"SCHEMA {next((each.strip() for each in path if '$user' not in each), 'public')}")]
     lacks = [
         Right(verb, table) for table, verbs in RIGHTS.items() for verb in verbs if not _may(connection, verb, table)
     ]
@@ -83,13 +91,15 @@ def besides(connection: Connection) -> list[str]:
     """What the account may do besides, but for making and changing the ledger's tables: "DELETE on …" and the like."""
     if connection.dialect.name == "postgresql":
         return _besides_on_postgresql(connection)
+    database = f"{connection.engine.url.database}."
     found = []
     for (line,) in connection.execute(text("SHOW GRANTS")):
-        granted = re.match(r"GRANT (.+) ON (?:TABLE )?(\S+) TO ", line)
-        if granted:
+        granted = re.match(r"GRANT (.+) ON (.+) TO [`'].*?( WITH GRANT OPTION)?$", line)
+        if granted:  # else it makes the account a member of a role, whose rights have lines of their own
             where = granted[2].replace("`", "").replace("\\", "")
-            table = where.removeprefix(f"{connection.engine.url.database}.")
+            table = where.removeprefix(database) if where.startswith(database) else ""
             verbs = [_normal(verb) for verb in re.findall(r"[^,(]+(?:\([^)]*\))?", granted[1])]
+            verbs += ["GRANT OPTION"] if granted[3] else []
             more = [verb for verb in verbs if verb not in ("USAGE", *RIGHTS.get(table, ()))]
             if more and not table.startswith(LEDGERS):
                 found.append(_told(more, where))
@@ -110,20 +120,21 @@ def _may(connection: Connection, verb: str, table: str) -> bool:
         connection.exec_driver_sql(f"EXPLAIN {_needing(verb, table, connection.dialect)}").close()
         return True
     except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
         return not {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())} & _DENIED
     finally:
         connection.rollback()
 
 
 def _needing(verb: str, table: str, dialect: Dialect) -> str:
-    """A statement that needs this right; of a table that is copied whole, each column."""
-    whole = table in (PLAN_TABLE, VERSION_TABLE)
-    columns = ["*"] if whole else [dialect.identifier_preparer.quote(name) for name in _COLUMNS[table]]
-    changed = ", ".join(f"{name} = NULL" for name in (_MARKED if verb == MARK else columns))
+    """A statement that needs this right, on each column that we use."""
+    names = [dialect.identifier_preparer.quote(name) for name in _COLUMNS.get(table, ())]
+    written = _MARKED if verb == MARK else names[table == EVENT_TABLE :]  # whose first one the database numbers
     words = {
-        "SELECT": ("SELECT", ", ".join(columns), "FROM", table, "WHERE FALSE"),
-        "INSERT": ("INSERT INTO", table, "DEFAULT VALUES" if dialect.name == "postgresql" else "() VALUES ()"),
-        "UPDATE": ("UPDATE", table, "SET", changed, "WHERE FALSE"),
+        "SELECT": ("SELECT", "*" if table in _WHOLE else ", ".join(names), "FROM", table, "WHERE FALSE"),
+        "INSERT": ("INSERT INTO", table, f"({', '.join(written)}) VALUES ({', '.join(['NULL'] * len(written))})"),
+        "UPDATE": ("UPDATE", table, "SET", ", ".join(f"{name} = NULL" for name in written), "WHERE FALSE"),
         "DELETE": ("DELETE FROM", table, "WHERE FALSE"),
     }
     return " ".join(words[verb.split()[0]])
@@ -143,23 +154,34 @@ def _sequences(connection: Connection) -> Iterator[Right]:
 
 
 def _besides_on_postgresql(connection: Connection) -> list[str]:
-    if connection.execute(text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")).scalar_one():
-        return ["everything, being a superuser"]
-    question = text(
-        "SELECT c.relname, p FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " CROSS JOIN unnest(CAST(:verbs AS text[])) p"
-        " WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'"
-        " AND CASE WHEN p = ANY(CAST(:on_columns AS text[])) THEN has_any_column_privilege(c.oid, p)"
-        " ELSE has_table_privilege(c.oid, p) END ORDER BY c.relname, p"
+    about = text(
+        "SELECT rolsuper, rolcreaterole, rolcreatedb, has_schema_privilege(current_schema(), 'CREATE')"
+        " FROM pg_roles WHERE rolname = current_user"
     )
+    superuser, *others = connection.execute(about).one()
+    if others[-1] is None:  # it may use no schema
+        return []
+    if superuser:
+        return ["everything, being a superuser"]
+    attributes = ("make roles", "make databases", "make tables of its own")
     found: dict[str, list[str]] = {}
-    for table, verb in connection.execute(question, {"verbs": _ON_TABLES + _ON_COLUMNS, "on_columns": _ON_COLUMNS}):
+    asked = {"verbs": _ON_TABLES + _ON_COLUMNS, "on_columns": _ON_COLUMNS, "plan": PLAN_TABLE, "marked": _MARKED}
+    for table, verb in connection.execute(text(_BESIDES), asked):
         if not table.startswith(LEDGERS) and verb not in RIGHTS.get(table, ()):
             found.setdefault(table, []).append(verb)
-    others = text(
-        "SELECT count(*) FROM pg_attribute a WHERE a.attrelid = to_regclass(:plan) AND a.attnum > 0"
-        " AND a.attname <> ALL(CAST(:marked AS text[])) AND has_column_privilege(a.attrelid, a.attnum, 'UPDATE')"
-    )
-    if not connection.execute(others, {"marked": _MARKED, "plan": PLAN_TABLE}).scalar_one():
-        found[PLAN_TABLE] = [verb for verb in found.get(PLAN_TABLE, ()) if verb != "UPDATE"]
-    return [_told(verbs, table) for table, verbs in found.items() if verbs]
+    told = [_told(verbs, table) for table, verbs in found.items()]
+    return [what for what, may in zip(attributes, others, strict=True) if may] + told
+
+
+# Each right on each table, view or column of them, but for the columns of a plan that are ours to mark.
+_BESIDES = """
+SELECT CASE WHEN n.nspname = current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name, verb
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN unnest(CAST(:verbs AS text[])) verb
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'
+AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+AND CASE WHEN verb <> ALL(CAST(:on_columns AS text[])) THEN has_table_privilege(c.oid, verb) ELSE EXISTS (
+    SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    AND NOT (verb = 'UPDATE' AND c.oid = to_regclass(:plan) AND a.attname = ANY(CAST(:marked AS text[])))
+    AND has_column_privilege(c.oid, a.attnum, verb)
+) END ORDER BY 1, 2
+"""

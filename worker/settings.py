@@ -69,7 +69,8 @@ class CelerySettings(Sourced):
     @field_validator("*", mode="before")
     @classmethod
     def _no_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name != "SEGMENT_INCLUDE_EMAIL":  # YAML's; it would pass for 1 or 0
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and wanted is not bool:  # YAML's; it would pass for 1 or 0
             raise ValueError("must not be yes or no")
         return value
 
@@ -231,6 +232,7 @@ class Settings(DatabaseSettings):
     @field_validator("SEGMENT_KEY")
     @classmethod
     def _with_its_library(cls, value: str) -> str:
+        value = value.strip()
         if value and not (find_spec("segment") and find_spec("segment.analytics")):
             raise ValueError("needs Segment's library: pip install 'license-expiry[segment]'")
         return value

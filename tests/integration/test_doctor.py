@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 import redis
 from accounts import Account
-from nights import ON_EACH, ON_SERVERS, ON_SQLITE, raw
+from nights import ON_EACH, ON_SERVERS, ON_SQLITE, rows
 from services import RABBITMQ_URL, missing
 from sqlalchemy import Engine, inspect, text
 
@@ -24,6 +24,7 @@ from simulator.data import Data
 from simulator.lms import Simulator
 from simulator.processes import Processes, free_port, listens
 from worker import doctor, migrations
+from worker.models import Downgrade
 from worker.rights import Right
 from worker.settings import DatabaseSettings, Settings
 from worker.sources import CONFIG_FILE_VARIABLE
@@ -317,27 +318,34 @@ def test_who_may_lose_the_e_mail_before_being_unlinked_is_named(engine: Engine, 
     assert wrong[0][3] == f"check the UUID, or take it off {UNLINKING}"
 
 
-@pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid"], indirect=True)
+@pytest.mark.parametrize(
+    ("engine_kind", "other"),
+    [("mariadb", "char(32) COLLATE utf8mb4_bin"), ("mariadb", "uuid"), ("mariadb-uuid", "char(32)")],
+    indirect=["engine_kind"],
+)
 def test_a_ledger_whose_uuids_are_not_as_license_managers_is_told_and_init_db_mends_it(
-    engine: Engine, engine_kind: str, settings: dict[str, str]
+    engine: Engine, settings: dict[str, str], other: str
 ) -> None:
-    other = "char(36)" if engine_kind == "mariadb-uuid" else "char(32) COLLATE utf8mb4_bin"
+    table, columns = "license_expiry_downgrade", ("license_uuid", "run_id", "enterprise_customer_uuid")
+    license, run = uuid4(), uuid4()
+    form = str if other == "uuid" else (lambda uuid: uuid.hex)
     with engine.begin() as connection:
-        connection.execute(text("INSERT INTO license_expiry_downgrade VALUES (:u, :u, :u, now())"), {"u": uuid4().hex})
-        connection.execute(text(f"ALTER TABLE license_expiry_downgrade MODIFY license_uuid {other} NOT NULL"))
-    before = raw(engine, "SELECT license_uuid, run_id FROM license_expiry_downgrade")
+        for column in columns:
+            connection.execute(text(f"ALTER TABLE {table} MODIFY {column} {other} NOT NULL"))
+        row = {"license": form(license), "run": form(run)}
+        connection.execute(text(f"INSERT INTO {table} VALUES (:license, :run, :run, now())"), row)
     [ledger] = [each for each in findings(settings) if each[0] == "ledger"]
     assert ledger[1:] == (
         "wrong",
         "its UUIDs are of another type or collation than subscriptions_license.uuid: "
-        "license_expiry_downgrade.license_uuid",
+        + ", ".join(f"{table}.{column}" for column in columns),
         "stop the workers and run license-expiry init-db",
     )
     migrations.upgrade(engine)
     assert [each[1] for each in findings(settings) if each[0] == "ledger"] == ["ok"]
-    assert raw(engine, "SELECT license_uuid, run_id FROM license_expiry_downgrade") == before
-    columns = {each["name"]: each["nullable"] for each in inspect(engine).get_columns("license_expiry_downgrade")}
-    assert not any(columns.values())
+    [kept] = rows(engine, Downgrade)
+    assert (kept["license_uuid"], kept["run_id"]) == (license, run)
+    assert not any(each["nullable"] for each in inspect(engine).get_columns(table))
 
 
 @ON_SQLITE

@@ -11,11 +11,12 @@ from uuid import UUID
 
 import pytest
 from click.testing import CliRunner, Result
-from nights import ON_EACH, ON_SQLITE
-from sqlalchemy import Engine
+from nights import ON_EACH, ON_SQLITE, rows
+from sqlalchemy import Engine, insert
 
 from simulator.data import DAY, Data
 from worker.cli import main
+from worker.models import Downgrade, HeldLicense
 from worker.settings import Settings
 
 COUNTS = ("downgrades", "unlinks", "protected", "protected_by_user_email", "protected_by_lms_user_id", "waiting")
@@ -57,12 +58,15 @@ def laid(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     data.renewal(patience, None)
     for _ in range(3):
         data.license(patience)
+    data.license(patience, status="unassigned")
+    nobody = data.plan(patient, expires=data.now - 4 * DAY)
+    data.renewal(nobody, None)
     data.flush()
     for name in Settings.model_fields:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", str(large.enterprise_customer_uuid))
-    plans = {"old": old, "waiting": waiting, "processed": processed, "new": new, "patience": patience}
+    plans = {"old": old, "waiting": waiting, "processed": processed, "new": new, "patience": patience, "nobody": nobody}
     return Laid(large.enterprise_customer_uuid, small.enterprise_customer_uuid, patient.enterprise_customer_uuid, plans)
 
 
@@ -87,6 +91,7 @@ def test_each_plan_is_counted_with_whom_it_protects_and_what_waits(laid: Laid) -
         "processed": ("processed", 10, 0, 1, 0, 0, 0, 0),
         "new": ("due", 10, 1, 0, 0, 0, 0, 0),
         "patience": ("waiting", 0, 0, 0, 0, 0, 0, 3),
+        "nobody": ("waiting", 0, 0, 0, 0, 0, 0, 0),
     }
     assert {
         name: (row["state"], row["nights_back"], *(row[count] for count in COUNTS)) for name, row in told.items()
@@ -120,11 +125,10 @@ def test_people_see_the_plans_beneath_their_enterprise_in_80_columns(laid: Laid)
     ]
     assert [row[2:] for row in cells[large + 1 : large + 4]] == [["4", "1", "3"], ["2", "2", "0"], ["0", "1", "0"]]
     assert cells[cells.index([str(laid.small), "1", "1", "0", "0"]) + 1][0] == str(laid.plans["new"])
-    assert lines[-4:] == [
-        lines[-4],
-        "Protected by another license: 2 by e-mail, 2 by LMS user id, 1 by both.",
-        "Waiting for a renewal: 2 plans with 5 assigned licenses.",
-        "The oldest has been due for 120 nights; --expired-after leaves older plans out.",
+    assert lines[-3:] == [
+        "Protected by another license: 3 (1 by e-mail, 1 by LMS user id, 1 by both).",
+        "Waiting for a renewal: plans 3, their licenses 5.",
+        "Nights since the oldest became due: 120; --expired-after leaves older plans out.",
     ]
     assert lines[-4].split() == ["all", "2", "2", "7", "4", "3"]
     assert str(laid.patient) not in due().stdout
@@ -138,12 +142,12 @@ def test_it_can_be_narrowed_as_a_run_can(laid: Laid, engine: Engine) -> None:
         return (now - timedelta(days=days)).isoformat()
 
     narrowed: dict[str, tuple[tuple[Any, ...], set[str]]] = {
-        "a first night": (("--expired-after", day(105)), {"processed", "new", "patience"}),
+        "a first night": (("--expired-after", day(105)), {"processed", "new", "patience", "nobody"}),
         "what is old": (("--expired-before", day(105)), {"old", "waiting"}),
         "a window": (("--expired-after", day(115), "--expired-before", day(105)), {"waiting"}),
         "a plan": (("--plan", laid.plans["old"]), {"old"}),
         "an enterprise": (("--enterprise", laid.large), {"old", "waiting", "processed"}),
-        "two": (("--enterprise", laid.small, "--enterprise", laid.patient), {"new", "patience"}),
+        "two": (("--enterprise", laid.small, "--enterprise", laid.patient), {"new", "patience", "nobody"}),
     }
     assert {why: set(plans_of(laid, *options)) for why, (options, _) in narrowed.items()} == {
         why: plans for why, (_, plans) in narrowed.items()
@@ -166,3 +170,19 @@ def test_a_wrong_option_is_told_in_one_sentence(laid: Laid, why: str) -> None:
     result = due(*options(laid))
     assert (result.exit_code, result.stdout) == (2, "")
     assert sentence in result.stderr
+
+
+@ON_SQLITE
+def test_a_plan_of_which_the_held_are_left_is_not_called_processed(laid: Laid, engine: Engine) -> None:
+    """One of its licenses is held, and one is confirmed: that one is to be unlinked, and the plan is not done."""
+    first, *others = [
+        row["uuid"] for row in rows(engine, "license") if row["subscription_plan_id"] == laid.plans["old"]
+    ]
+    now = Data(engine).now
+    of = {"run_id": UUID(int=1), "enterprise_customer_uuid": laid.large}
+    held = {"step": "downgrade", "reason": "http_422", "tries": 1, "first_held_at": now, "as_of": now}
+    with engine.begin() as connection:
+        connection.execute(insert(Downgrade), [{"license_uuid": each, "confirmed_at": now, **of} for each in others])
+        connection.execute(insert(HeldLicense).values({"license_uuid": first, **of, **held}))
+    told = plans_of(laid)["old"]
+    assert (told["state"], told["downgrades"]) == ("held", 0)

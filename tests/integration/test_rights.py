@@ -20,6 +20,7 @@ from worker.ledger import Step
 from worker.migrations import VERSION_TABLE
 from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
 from worker.rights import RIGHTS, Right
+from worker.settings import DatabaseSettings
 
 ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mariadb-uuid"], indirect=True)
 
@@ -67,7 +68,7 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     assert history.one_run(deps.database, run.id)
     assert history.one_pass(deps.database, None)
     assert history.overview(deps.database)
-    eventually(lambda: b"license_expiry_due_enterprises" in metrics.exposition(deps.database, deps.settings))
+    eventually(lambda: b"\nlicense_expiry_due_enterprises " in metrics.exposition(deps.database, deps.settings))
 
 
 @pytest.fixture
@@ -126,6 +127,7 @@ SPARE = {
         "DROP, ALTER, CREATE, INDEX ON license_manager.*": "CREATE, DROP, INDEX and 1 more on {database}.*",
         "ALL ON license_manager.license_expiry_alembic_version": None,
         "PROCESS ON *.*": "PROCESS on *.*",
+        "SELECT ON `license_expiry_of another`.*": "SELECT on license_expiry_of another.*",
     },
     "postgresql": {
         "DELETE, TRUNCATE ON subscriptions_license": "DELETE, TRUNCATE on subscriptions_license",
@@ -152,6 +154,73 @@ def test_what_the_account_could_do_besides_is_a_warning(engine: Engine, account:
         )
 
 
+@pytest.mark.parametrize("engine_kind", ["mariadb"], indirect=True)
+def test_a_right_that_may_be_handed_on_is_one_too_many(account: Account, findings: Findings) -> None:
+    account.execute(f"GRANT SELECT ON license_manager.subscriptions_license TO {account.name} WITH GRANT OPTION")
+    [_, warning] = findings()
+    assert "GRANT OPTION on " in warning.what
+    assert warning.what.endswith(".subscriptions_license")
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_what_lies_beside_the_tables_is_seen_too(engine: Engine, account: Account, findings: Findings) -> None:
+    view = "CREATE VIEW addresses AS SELECT user_email FROM subscriptions_license"
+    for change in (view, "CREATE SCHEMA other", "CREATE TABLE other.subscriptions_license (id int)"):
+        with engine.begin() as connection:
+            connection.execute(text(change))
+    account.execute(f"ALTER ROLE {account.name} CREATEROLE")
+    for grant in ("SELECT ON addresses", "CREATE ON SCHEMA public", "SELECT ON other.subscriptions_license"):
+        account.execute(f"GRANT {grant} TO {account.name}")
+    [_, warning] = findings()
+    told = "make roles; make tables of its own; SELECT on addresses; SELECT on other.subscriptions_license"
+    assert warning.what.endswith(f"may do more than a night needs: {told}")
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize(("table", "right"), [(PLAN, f"UPDATE ({MARKS})"), ("subscriptions_licenseevent", "INSERT")])
+def test_a_right_on_some_of_the_columns_is_not_enough(
+    account: Account, findings: Findings, table: str, right: str
+) -> None:
+    account.revoke(Right(right, table))
+    some = "UPDATE (modified)" if table == PLAN else "INSERT (created)"
+    where = table if account.postgresql else f"license_manager.{table}"
+    account.execute(f"GRANT {some} ON {where} TO {account.name}")
+    assert [each.what for each in findings() if each.status == "wrong"] == [f"{account.name} lacks {right} on {table}"]
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+def test_an_account_with_an_odd_name_is_told_what_gives_it_its_rights(engine: Engine) -> None:
+    account = Account(engine, "o'brien" if engine.dialect.name == "mysql" else "O-Brien")
+    try:
+        account.revoke(Right("INSERT", "subscriptions_licenseevent"))
+        made = make_engine(account.url)
+        with made.connect() as connection:
+            [right] = rights.lacking(connection)
+            account.execute(right.grant(connection))
+            assert rights.lacking(connection) == []
+        made.dispose()
+    finally:
+        account.drop()
+
+
+@ON_EACH_SERVER
+def test_a_ledger_of_the_release_before_is_told_and_not_the_rights_on_what_it_lacks(
+    engine: Engine, account: Account
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE license_expiry_lms_call"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0002'"))
+    wrong = [each for each in doctor._database(DatabaseSettings(DATABASE_URL=account.url)) if each.status == "wrong"]
+    assert [each.remedy for each in wrong] == ["run license-expiry init-db"]
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_a_database_that_takes_no_writes_is_told(engine: Engine, account: Account) -> None:
+    account.execute(f"ALTER ROLE {account.name} SET default_transaction_read_only = on")
+    wrong = [each for each in doctor._database(DatabaseSettings(DATABASE_URL=account.url)) if each.status == "wrong"]
+    assert [each.what for each in wrong] == ["it takes no writes: it is read-only, as a replica is"]
+
+
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
 def test_rows_numbered_by_a_sequence_need_a_right_on_it(engine: Engine, account: Account, findings: Findings) -> None:
     """As Django before 4.1 made them."""
@@ -168,7 +237,7 @@ def test_rows_numbered_by_a_sequence_need_a_right_on_it(engine: Engine, account:
     wrong = [each for each in findings() if each.status == "wrong"]
     assert len(wrong) == 2
     for finding, statement in zip(wrong, documented("postgresql")[1], strict=True):
-        assert finding.remedy.replace("public.", "").replace(account.user, "license_expiry") == statement
+        assert finding.remedy.replace("public.", "").replace(account.name, "license_expiry") == statement
         account.execute(finding.remedy)
     assert [(each.status, each.what) for each in findings() if each.status != "ok"] == []
 
@@ -177,7 +246,7 @@ def test_rows_numbered_by_a_sequence_need_a_right_on_it(engine: Engine, account:
 def test_a_schema_that_the_account_may_not_use_is_named(engine: Engine, account: Account, findings: Findings) -> None:
     with engine.begin() as connection:
         connection.execute(text("REVOKE USAGE ON SCHEMA public FROM PUBLIC"))
-        connection.execute(text(f"REVOKE USAGE ON SCHEMA public FROM {account.user}"))
+        connection.execute(text(f"REVOKE USAGE ON SCHEMA public FROM {account.name}"))
     [finding] = findings()
     assert finding.what == f"{account.name} lacks USAGE on SCHEMA public"
     account.execute(finding.remedy)

@@ -71,6 +71,13 @@ def revisions() -> tuple[str, ...]:
     return tuple(each.revision for each in scripts)
 
 
+def level(connection: sa.Connection) -> str | None:
+    """The id of the migration that this database's ledger is at; None where it is not made."""
+    from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
 def upgrade(engine: sa.Engine) -> None:
     """Make the ledger's tables, or bring them up to date; doing it again changes nothing.
 
@@ -86,6 +93,11 @@ def upgrade(engine: sa.Engine) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         for column in unlike(connection):
+            table, name, null = column.table.name, column.name, "NULL" if column.nullable else "NOT NULL"
             uuid = license_uuid_type(connection).compile(connection.dialect)
-            null = "NULL" if column.nullable else "NOT NULL"
-            connection.execute(sa.text(f"ALTER TABLE {column.table.name} MODIFY {column.name} {uuid} {null}"))
+            for change in (
+                f"ALTER TABLE {table} MODIFY {name} CHAR(36) {null}",  # for a native one's dashes
+                f"UPDATE {table} SET {name} = REPLACE({name}, '-', '')",  # noqa: S608, names of our own
+                f"ALTER TABLE {table} MODIFY {name} {uuid} {null}",
+            ):
+                connection.execute(sa.text(change))

@@ -26,7 +26,6 @@ ACCOUNT = "'{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%'"
 MAKE_ACCOUNT = f"""{ROOT}
 CREATE USER IF NOT EXISTS {ACCOUNT};
 ALTER USER {ACCOUNT} IDENTIFIED BY '{{{{ LICENSE_EXPIRY_MYSQL_PASSWORD }}}}';
-REVOKE ALL PRIVILEGES, GRANT OPTION FROM {ACCOUNT};
 SQL
 """
 # As root: our own account may make no tables, and a right on a table can be given only once that is made.
@@ -34,7 +33,10 @@ MAKE_LEDGER = (
     "DATABASE_URL='mysql://{{ MYSQL_ROOT_USERNAME }}:{{ MYSQL_ROOT_PASSWORD|urlencode }}"
     "@{{ MYSQL_HOST }}:{{ MYSQL_PORT }}/{{ LICENSE_EXPIRY_MYSQL_DATABASE }}' license-expiry init-db"
 )
-GIVE_RIGHTS = ROOT + (HERE / "grants.sql").read_text().replace("license_expiry;", f"{ACCOUNT};") + "SQL\n"
+GRANTS = (HERE / "grants.sql").read_text().replace("license_expiry;", f"{ACCOUNT};")
+GIVE_RIGHTS = f"""{ROOT}REVOKE ALL PRIVILEGES, GRANT OPTION FROM {ACCOUNT};
+{GRANTS}SQL
+"""
 
 hooks.Filters.CONFIG_DEFAULTS.add_items([(f"LICENSE_EXPIRY_{name}", value) for name, value in DEFAULTS.items()])
 hooks.Filters.CONFIG_UNIQUE.add_items([(f"LICENSE_EXPIRY_{name}", value) for name, value in MADE_ONCE.items()])
