@@ -9,8 +9,9 @@ import pytest
 from accounts import Account
 from hypothesis import HealthCheck, settings
 from services import ENGINES, new_database
-from shelf import COMPILED, Shelf
-from sqlalchemy import Engine
+from shelf import Shelf
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.util import LRUCache
 
 from simulator.lms import Simulator
 from worker.database import make_engine
@@ -38,6 +39,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         disable_socket(allow_unix_socket=True)
     else:
         socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
+
+
+class Compiled(LRUCache[Any, Any]):
+    """Statements as SQLAlchemy has compiled them: what was made for one engine serves all of its kind.
+
+    It takes SQLAlchemy far longer to compile a statement than to execute it here, and each test has engines of its own.
+    """
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get((type(key[0]), *key[1:]), default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__((type(key[0]), *key[1:]), value)
+
+
+COMPILED = Compiled(2000)
+
+
+@event.listens_for(Engine, "engine_connect")
+def share_what_is_compiled(connection: Connection) -> None:
+    """Let every engine of this process look there."""
+    connection.execution_options(compiled_cache=COMPILED)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +94,6 @@ def database_url(request: pytest.FixtureRequest, engine_kind: str, tmp_path: Pat
 def engine(database_url: str) -> Iterator[Engine]:
     """A database with license-manager's tables and the ledger's, and no rows."""
     engine = make_engine(database_url)
-    engine.update_execution_options(compiled_cache=COMPILED)
     yield engine
     engine.dispose()
 
@@ -107,7 +129,6 @@ def make_test_deps(database_url: str, lms: Simulator) -> Iterator[Callable[..., 
             "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
         }
         made.append(make_deps(Settings(**(given | settings)), patience))
-        made[-1].database.engine.update_execution_options(compiled_cache=COMPILED)
         return made[-1]
 
     yield make

@@ -13,5 +13,5 @@ def eventually(condition: Callable[[], T], seconds: float = 60, what: str = "") 
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what or condition}; last: {value!r}")
-        time.sleep(0.05)
+        time.sleep(0.1)
     return value

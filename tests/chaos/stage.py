@@ -10,7 +10,6 @@ from typing import Any, Self
 from uuid import UUID
 
 from sqlalchemy import Engine, create_engine, select
-from sqlalchemy.pool import NullPool
 
 from chaos import ground
 from chaos.broker import Broker
@@ -69,7 +68,7 @@ class Stage:
         self._stack.callback(self.database.kill)
         self.database.prepare()
         self.engine: Engine = make_engine(self.database.url)
-        self.watching = create_engine(self.database.url, poolclass=NullPool)
+        self.watching = create_engine(self.database.url, pool_pre_ping=True)  # looked through twenty times a second
         create_tables(self.engine)
         migrations.upgrade(self.engine)
         self.ground = ground.Ground(self.seed)

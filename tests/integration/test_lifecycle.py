@@ -33,7 +33,7 @@ from nights import (
     take_over,
     unlinking,
 )
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from waiting import eventually
 
 from simulator.data import DAY, Agreement, Data
@@ -289,24 +289,31 @@ def test_a_plan_that_the_lms_holds_up_is_told_of_in_the_night_that_marks_it(
 
 
 @ON_EACH
-def test_an_answer_to_the_marks_commit_that_gets_lost_costs_no_event_and_doubles_none(
-    lms: Simulator, engine: Engine, tell: Make, segment: Segment, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_mark_whose_commit_or_its_answer_gets_lost_costs_no_event_and_doubles_none(
+    committed: bool, lms: Simulator, tell: Make, segment: Segment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     laid = lay(lms)
     deps = tell()
     dialect = deps.database.engine.dialect
     commit = dialect.do_commit
-    lost: list[str] = []
+    marking: list[bool] = []  # that the mark is to be committed; then that this got lost
+
+    @event.listens_for(deps.database.engine, "before_cursor_execute")
+    def before(_c: Any, _u: Any, statement: str, *_: Any) -> None:
+        if not marking and statement.startswith("INSERT INTO subscriptions_historicalsubscriptionplan"):
+            marking.append(True)
 
     def do_commit(connection: Any) -> None:
-        commit(connection)
-        if not lost and processed(engine):
-            lost.append("the answer")
-            raise dialect.loaded_dbapi.OperationalError("the connection broke after the commit")
+        if committed or marking != [True]:
+            commit(connection)
+        if marking == [True]:
+            marking.append(False)
+            raise dialect.loaded_dbapi.OperationalError("the connection broke")
 
     monkeypatch.setattr(dialect, "do_commit", do_commit)
     [run] = night(deps).values()
-    assert lost
+    assert marking == [True, False]
     assert (counts(run)["plans"], len(segment.events)) == (1, 3)
     assert sorted(segment.properties()) == sorted(map(str, laid.licenses))
 
