@@ -40,7 +40,8 @@ def new_database(kind: str, folder: Path) -> Iterator[str]:
     try:
         url = create_database(SERVERS[kind])
     except OperationalError as error:
-        missing(kind, f"start it, or set TEST_{kind.split('-')[0].upper()}_URL ({type(error.orig).__name__})")
+        setting = "TEST_POSTGRES_URL" if kind == "postgresql" else "TEST_MARIADB_URL"
+        missing(kind, f"start it, or set {setting} ({type(error.orig).__name__})")
     try:
         yield url
     finally:

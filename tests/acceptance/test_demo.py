@@ -50,7 +50,7 @@ def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, bare: d
         eventually(lambda: "async-apply/license_expiry.run_enterprise" in (tmp_path / "out").read_text(), seconds=120)
         assert len(left_behind(tmp_path)) >= 6, "broker, LMS, Flower, worker, beat and the demo itself"
         demo.send_signal(signal.SIGINT)
-        demo.wait(120)
+        demo.wait(60)
     eventually(lambda: left_behind(tmp_path) == [], what="every process ended")
 
 
