@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-engines test-compose chaos check lint format lock clean
+.PHONY: help setup run test test-engines test-compose bench chaos check lint format lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-engines: setup  ## Run the tests of the steps on each kind of database, not
 test-compose: setup  ## Run the image and docker-compose.yml on a Docker of its own (root; else it is skipped)
 	@PYTHONPATH=tests:. $(BIN)/python -m compose
 
+bench: setup  ## Measure whole nights on real processes (ARGS="--help" tells more)
+	@PYTHONPATH=tests:. $(BIN)/python -m bench $(ARGS)
+
 chaos: setup  ## Kill, freeze and cut off real processes at random; the promises must hold
 	@PYTHONPATH=tests:. $(BIN)/python -m chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),50) \
 	  --engine $(or $(ENGINE),both) $(if $(NIGHT),--night $(NIGHT)) $(if $(POINTS),--points $(POINTS))
@@ -62,5 +65,5 @@ lock: setup  ## Pin the environment's packages anew, by name and hash (needs uv)
 	  --constraint requirements/dev.txt \
 	  --generate-hashes --no-annotate --no-header --quiet --output-file requirements/run.txt --upgrade
 
-clean:  ## Drop the demo's data and logs
-	@rm -rf .demo
+clean:  ## Drop the demo's and the bench's data and logs
+	@rm -rf .demo .bench

@@ -57,7 +57,8 @@ _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_coun
 _SILENCE = {"read_timeout": 600, "write_timeout": 60}
 _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "sqlite": {"timeout": 30},
-    "postgresql": {"connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVE},
+    # Planned anew each time: a plan kept from when the ledger was empty would read all of what has come into it since.
+    "postgresql": {"connect_timeout": CONNECT_TIMEOUT, "prepare_threshold": None, **_KEEPALIVE},
     "mysql": {"connect_timeout": CONNECT_TIMEOUT, **_SILENCE},
     "mariadb": {"connect_timeout": CONNECT_TIMEOUT, **_SILENCE},
 }
@@ -99,6 +100,7 @@ def _limit_waits(kind: str, connection: Any, _: Any) -> None:
     limits = f"SESSION wait_timeout = {IDLE_SECONDS}, innodb_lock_wait_timeout = {LOCK_SECONDS}"
     if kind == "postgresql":
         limits = f"idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'; SET lock_timeout = '{LOCK_SECONDS}s'"
+        limits += "; SET jit = off"  # which takes a page's query twenty times longer to compile than to carry out
     with connection.cursor() as cursor:
         cursor.execute(f"SET {limits}")
     connection.commit()
