@@ -146,14 +146,7 @@ def in_bulk(connection: Connection) -> Iterator[None]:
 
 
 def fill(connection: Connection, as_of: datetime) -> None:
-    uuid_of, numbers = (
-        "md5(concat({}.uuid, n))::uuid",
-        "LATERAL generate_series(1, plan.desired_num_licenses) numbers(n)",
-    )
-    if connection.dialect.name != "postgresql":
-        # MariaDB's own uuid type takes no digits without a version and a variant.
-        uuid_of = "insert(insert(md5(concat({}.uuid, n)), 13, 1, '4'), 17, 1, '8')"
-        numbers = f"(SELECT seq AS n FROM seq_1_to_{max(SIZES)}) numbers"
+    uuid_of, numbers = numbering(connection.dialect.name, max(SIZES))
     parts = {"uuid_of_plan": uuid_of.format("plan"), "uuid_of_following": uuid_of.format("following")}
     at = as_of.replace(tzinfo=None)
     for into, name, which in (
@@ -166,6 +159,15 @@ def fill(connection: Connection, as_of: datetime) -> None:
         statement = into.format(name=name, **parts) + EACH.format(numbers=numbers) + which
         used = {name: value for name, value in (("as_of", at), ("held_at", at - 2 * HOUR)) if f":{name}" in statement}
         connection.execute(text(statement), used)
+
+
+def numbering(dialect: str, most: int) -> tuple[str, str]:
+    """SQL for the uuid of licence `n` of a plan (whose table is to be named), and for a table of `n` up to so many."""
+    if dialect == "postgresql":
+        return "md5(concat({}.uuid, n))::uuid", "LATERAL generate_series(1, plan.desired_num_licenses) numbers(n)"
+    # MariaDB's own uuid type takes no digits without a version and a variant.
+    uuid_of = "insert(insert(md5(concat({}.uuid, n)), 13, 1, '4'), 17, 1, '8')"
+    return uuid_of, f"(SELECT seq AS n FROM seq_1_to_{most}) numbers"
 
 
 def analyze(connection: Connection) -> None:

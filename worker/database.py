@@ -92,11 +92,11 @@ def make_engine(url: str, connections: int = 5) -> Engine:
         event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     else:
-        event.listen(engine, "connect", partial(_limit_waits, kind))
+        event.listen(engine, "connect", partial(_set_up_session, kind))
     return engine
 
 
-def _limit_waits(kind: str, connection: Any, _: Any) -> None:
+def _set_up_session(kind: str, connection: Any, _: Any) -> None:
     limits = f"SESSION wait_timeout = {IDLE_SECONDS}, innodb_lock_wait_timeout = {LOCK_SECONDS}"
     if kind == "postgresql":
         limits = f"idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'; SET lock_timeout = '{LOCK_SECONDS}s'"
@@ -226,7 +226,7 @@ def _given(column: ReflectedColumn) -> bool:
 
 def _filled_without_us(connection: Connection, table_name: str, column: ReflectedColumn) -> bool:
     seen = column["nullable"] or column["default"] is not None or column.get("autoincrement") is True
-    if seen or "computed" in column:
+    if seen or _given(column):
         return True
     if connection.dialect.name == "sqlite":  # which numbers such a key, and says so nowhere
         return bool(column.get("primary_key")) and isinstance(column["type"], Integer)

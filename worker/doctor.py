@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from worker import dispatch, migrations, rehearsal, rights
+from worker import dispatch, migrations, policy, rights
 from worker.broker import celery_app, connected
 from worker.database import Database, cannot_be_used, make_engine
 from worker.errors import LicenseExpiryError, ReasonedError, RunRefused, Unavailable, Unusable
@@ -96,13 +96,12 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             yield from _read_only(connection)
             lacks = [] if kind == "sqlite" else rights.lacking(connection)
             unseen = {each.table for each in lacks if each.verb == "SELECT" or each.table.startswith("SCHEMA")}
-            level = None
-            if migrations.VERSION_TABLE not in unseen:
-                level = migrations.level(connection)
+            seen = migrations.VERSION_TABLE not in unseen
+            level = migrations.level(connection) if seen else None
             connection.rollback()
-            stale = migrations.VERSION_TABLE not in unseen and level != migrations.revisions()[0]
+            stale = seen and level != migrations.revisions()[0]
             if kind != "sqlite":  # rights on tables that are still to be made can be given only then
-                yield from _rights(connection, [each for each in lacks if not (stale and rights.of_ledger(each))])
+                yield from _rights(connection, [each for each in lacks if not (stale and rights.of_ledger(each.table))])
         if not any(table.startswith("SCHEMA") for table in unseen):
             yield from _tables(database, settings, level, unseen)
     except DBAPIError as error:
@@ -115,7 +114,7 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
 
 def _tables(database: Database, settings: DatabaseSettings, level: str | None, unseen: set[str]) -> Iterator[Finding]:
     """What is wrong with tables that can be seen, and with what is in them."""
-    hidden = {each for each in unseen if each.startswith(rights.LEDGERS)}
+    hidden = {each for each in unseen if rights.of_ledger(each)}
     theirs = []
     if unseen == hidden:
         theirs = _lacking(database, ledger=False)
@@ -166,8 +165,8 @@ def _lacking(database: Database, ledger: bool) -> list[Finding]:
 
 def _rights(connection: Connection, lacks: list[Right]) -> Iterator[Finding]:
     account = rights.account(connection)
-    ours = [each for each in lacks if rights.of_ledger(each)]
-    if len(ours) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if table.startswith(rights.LEDGERS)):
+    ours = [each for each in lacks if rights.of_ledger(each.table)]
+    if len(ours) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if rights.of_ledger(table)):
         remedy = "run license-expiry init-db with an account that may, then the GRANTs of docs/security.md"
         yield Finding("rights", "wrong", f"{account} has no right on the ledger's tables, or they are not made", remedy)
         named = [each for each in lacks if each not in ours]
@@ -186,7 +185,7 @@ def _rights(connection: Connection, lacks: list[Right]) -> Iterator[Finding]:
 def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Finding]:
     enabled, after = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, settings.UNLINK_AFTER_DAYS
     found = [_wrong("unlinking", Unusable(each)) for each in dispatch.strangers(settings, database).values()]
-    query = rehearsal.purged_too_early(enabled, timedelta(days=after))
+    query = policy.purged_too_early(enabled, timedelta(days=after))
     for enterprise, kept in database.transact(lambda session: session.execute(query).all()):
         what = (
             f"license-manager clears the e-mails of enterprise {enterprise} when a plan has expired for {kept.days} "

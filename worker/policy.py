@@ -22,6 +22,7 @@ from worker.models import SubscriptionPlanRenewal as Renewal
 from worker.scope import Scope
 
 LEARNER_STATUSES = ("assigned", "activated")
+_PLAN = (Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
 # A held license is tried again next night: longer than a repeat by hand, shorter than any two nights are apart.
 HOLD = timedelta(hours=12)
 
@@ -34,19 +35,13 @@ def due_plans(scope: Scope) -> Rows:
     """
     waits = _licenses_of(Plan.uuid).where(~_sent(scope), _held(scope))
     workable = _licenses_of(Plan.uuid).where(~_sent(scope), ~_held(scope))
-    return (
-        select(Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
-        .join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
-        .where(
-            Plan.uuid.in_(_plans_whose_chain_ended(scope)),
-            or_(_any(workable), ~_any(waits)),
-        )
-    )
+    ended = Plan.uuid.in_(_plans_whose_chain_ended(scope))
+    return _plans(ended, or_(_any(workable), ~_any(waits)), columns=_PLAN)
 
 
 def waiting_plans(scope: Scope) -> Rows:
     """Which unprocessed plans that are not due have licenses to be downgraded one by one? (as `due_plans`)"""
-    return waiting_downgrades(scope, Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid).distinct()
+    return waiting_downgrades(scope, *_PLAN).distinct()
 
 
 def due_downgrades(scope: Scope, *columns: Any) -> Rows:
@@ -68,9 +63,7 @@ def waiting_downgrades(scope: Scope, *columns: Any) -> Rows:
 def plans_waiting_for_renewal(scope: Scope) -> Rows:
     """Which expired plans does nobody process yet, because their renewal chain has not ended? (as `due_plans`)"""
     waits = Plan.uuid.not_in(_plans_whose_chain_ended(scope))
-    columns = (Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
-    joined = select(*columns).join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
-    return joined.where(*_narrowed(scope), Plan.expiration_processed.is_(False), waits)
+    return _plans(*_narrowed(scope), Plan.expiration_processed.is_(False), waits, columns=_PLAN)
 
 
 def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: UUID | None) -> Rows:
@@ -115,10 +108,20 @@ def known_enterprises(enterprises: frozenset[UUID]) -> Rows:
     return select(Agreement.enterprise_customer_uuid).where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises)))
 
 
+def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> Rows:
+    """Of which of these enterprises may license-manager purge e-mails before they are due to be unlinked?
+
+    (customer, license_duration_before_purge) Its retire_old_licenses clears the e-mail and revokes the license once
+    the plan has been expired for longer than that.
+    """
+    kept = Agreement.license_duration_before_purge
+    found = known_enterprises(enterprises).add_columns(kept).where(kept <= unlink_after)
+    return found.order_by(Agreement.enterprise_customer_uuid)
+
+
 def plans_of(enterprises: frozenset[UUID], plan_uuids: tuple[UUID, ...]) -> Rows:
     """Which of these plans belong to one of these enterprise customers, or to any when none is named?"""
-    found = select(Plan.uuid).join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
-    found = found.where(Plan.uuid.in_(plan_uuids))
+    found = _plans(Plan.uuid.in_(plan_uuids))
     return found.where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises))) if enterprises else found
 
 
@@ -143,8 +146,8 @@ def _licenses(*columns: Any) -> Rows:
     )
 
 
-def _plans(*conditions: ColumnElement[bool]) -> Rows:
-    return select(Plan.uuid).join(Agreement, Agreement.uuid == Plan.customer_agreement_id).where(*conditions)
+def _plans(*conditions: ColumnElement[bool], columns: Sequence[Any] = (Plan.uuid,)) -> Rows:
+    return select(*columns).join(Agreement, Agreement.uuid == Plan.customer_agreement_id).where(*conditions)
 
 
 def _licenses_of(plan: UUID | InstrumentedAttribute[UUID], *columns: Any) -> Rows:

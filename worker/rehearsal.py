@@ -1,8 +1,7 @@
-"""What a night would do, counted plan by plan, and what would come of it: for `due`, the metrics and `doctor`."""
+"""What a night would do, counted plan by plan: for `due` and the metrics."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -103,17 +102,3 @@ def _counted(scope: Scope, detailed: bool) -> Iterator[tuple[str, Rows]]:
 def _grouped(query: Rows) -> Rows:
     each = query.subquery().c
     return select(*each, func.count()).group_by(*each)
-
-
-def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> Rows:
-    """Of which of these enterprises may license-manager purge e-mails before they are due to be unlinked?
-
-    (customer, license_duration_before_purge) Its retire_old_licenses clears the e-mail and revokes the license once
-    the plan has been expired for longer than that.
-    """
-    return (
-        select(Agreement.enterprise_customer_uuid, Agreement.license_duration_before_purge)
-        .where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises)))
-        .where(Agreement.license_duration_before_purge <= unlink_after)
-        .order_by(Agreement.enterprise_customer_uuid)
-    )

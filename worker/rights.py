@@ -34,7 +34,6 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "license_expiry_lms_call": ("SELECT", "INSERT", "DELETE"),
     VERSION_TABLE: ("SELECT",),
 }
-LEDGERS = "license_expiry_"
 # Before Django 4.1 license-manager numbered rows by a sequence, whose use is a right of its own.
 NUMBERED = ((EVENT_TABLE, "id"), (PLAN_HISTORY_TABLE, "history_id"))
 
@@ -61,9 +60,9 @@ class Right:
         return f"GRANT {self.verb} ON {where} TO {account(connection)}"
 
 
-def of_ledger(right: Right) -> bool:
-    """Is it a right on a table of the ledger's?"""
-    return right.table.startswith(LEDGERS)
+def of_ledger(table: str) -> bool:
+    """Is this the name of a table of the ledger's?"""
+    return table.startswith("license_expiry_")
 
 
 def account(connection: Connection) -> str:
@@ -101,7 +100,7 @@ def besides(connection: Connection) -> list[str]:
             verbs = [_normal(verb) for verb in re.findall(r"[^,(]+(?:\([^)]*\))?", granted[1])]
             verbs += ["GRANT OPTION"] if granted[3] else []
             more = [verb for verb in verbs if verb not in ("USAGE", *RIGHTS.get(table, ()))]
-            if more and not table.startswith(LEDGERS):
+            if more and not of_ledger(table):
                 found.append(_told(more, where))
     return found
 
@@ -167,7 +166,7 @@ def _besides_on_postgresql(connection: Connection) -> list[str]:
     found: dict[str, list[str]] = {}
     asked = {"verbs": _ON_TABLES + _ON_COLUMNS, "on_columns": _ON_COLUMNS, "plan": PLAN_TABLE, "marked": _MARKED}
     for table, verb in connection.execute(text(_BESIDES), asked):
-        if not table.startswith(LEDGERS) and verb not in RIGHTS.get(table, ()):
+        if not of_ledger(table) and verb not in RIGHTS.get(table, ()):
             found.setdefault(table, []).append(verb)
     told = [_told(verbs, table) for table, verbs in found.items()]
     return [what for what, may in zip(attributes, others, strict=True) if may] + told

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
-from million import in_bulk
+from million import analyze, in_bulk, numbering
 from sqlalchemy import Engine, text
 
 from simulator.data import DAY, Data
@@ -19,14 +19,6 @@ FROM subscriptions_subscriptionplan plan
 JOIN subscriptions_customeragreement customer ON customer.uuid = plan.customer_agreement_id
 JOIN {numbers} ON n <= plan.desired_num_licenses
 """
-_POSTGRESQL = {
-    "uuid": "md5(concat(plan.uuid, n))::uuid",
-    "numbers": "LATERAL generate_series(1, plan.desired_num_licenses) numbers(n)",
-}
-_MARIADB = {
-    "uuid": "insert(insert(md5(concat(plan.uuid, n)), 13, 1, '4'), 17, 1, '8')",
-    "numbers": "(SELECT seq AS n FROM seq_1_to_{most}) numbers",
-}
 
 
 def lay_down(engine: Engine, enterprises: int, licenses: int) -> list[UUID]:
@@ -40,12 +32,10 @@ def lay_down(engine: Engine, enterprises: int, licenses: int) -> list[UUID]:
             data.plan(agreement, expires - 365 * DAY, expires, title=title, desired_num_licenses=licenses // 2)
         customers.append(agreement.enterprise_customer_uuid)
     data.flush()
-    parts = _POSTGRESQL if engine.dialect.name == "postgresql" else _MARIADB
-    filled = LICENSES.format(**parts).format(most=licenses // 2)
+    uuid_of, numbers = numbering(engine.dialect.name, licenses // 2)
+    filled = LICENSES.format(uuid=uuid_of.format("plan"), numbers=numbers)
     with engine.begin() as connection, in_bulk(connection):
         connection.execute(text(filled))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        tables = "license, subscriptions_subscriptionplan, subscriptions_customeragreement"
-        postgresql = engine.dialect.name == "postgresql"
-        connection.execute(text("ANALYZE" if postgresql else f"ANALYZE TABLE subscriptions_{tables}"))
+        analyze(connection)
     return customers

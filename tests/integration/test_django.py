@@ -49,12 +49,15 @@ def native(uuid_form: str) -> bool:
     return uuid_form == "native"
 
 
-def test_license_managers_own_code_reads_every_row_that_a_night_leaves(
-    engine: Engine, native: bool, lms: Simulator, make_test_deps: Make
-) -> None:
+@pytest.fixture
+def after_a_night(engine: Engine, lms: Simulator, make_test_deps: Make) -> None:
     enterprise = lay(engine, datetime.now(UTC))
     lms.seed()
     night(make_test_deps(**unlinking(enterprise)))
+
+
+@pytest.mark.usefixtures("after_a_night")
+def test_license_managers_own_code_reads_every_row_that_a_night_leaves(engine: Engine, native: bool) -> None:
     with django_on(engine, native) as models:
         for name in LICENSE_MANAGERS:
             found = {row.pk: row for row in models[name].objects.all()}
@@ -70,12 +73,8 @@ def test_license_managers_own_code_reads_every_row_that_a_night_leaves(
                 }
 
 
-def test_license_managers_admin_shows_every_row_that_a_night_leaves(
-    engine: Engine, native: bool, lms: Simulator, make_test_deps: Make
-) -> None:
-    enterprise = lay(engine, datetime.now(UTC))
-    lms.seed()
-    night(make_test_deps(**unlinking(enterprise)))
+@pytest.mark.usefixtures("after_a_night")
+def test_license_managers_admin_shows_every_row_that_a_night_leaves(engine: Engine, native: bool) -> None:
     with django_on(engine, native) as models:
         make_tables_of_the_admin()
         for name in LICENSE_MANAGERS:

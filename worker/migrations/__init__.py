@@ -45,9 +45,9 @@ def license_uuid_type(connection: sa.Connection) -> sa.types.TypeEngine[Any]:
 
 def unlike(connection: sa.Connection) -> list[sa.Column[Any]]:
     """The ledger's UUID columns of another type or collation than a license's uuid has by now."""
-    wanted = license_uuid_type(connection)
     if connection.dialect.name in ("postgresql", "sqlite"):
         return []
+    wanted = license_uuid_type(connection)
     question = sa.text(
         "SELECT data_type, collation_name FROM information_schema.columns "
         "WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
@@ -92,9 +92,9 @@ def upgrade(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+        uuid = license_uuid_type(connection).compile(connection.dialect)
         for column in unlike(connection):
             table, name, null = column.table.name, column.name, "NULL" if column.nullable else "NOT NULL"
-            uuid = license_uuid_type(connection).compile(connection.dialect)
             for change in (
                 f"ALTER TABLE {table} MODIFY {name} CHAR(36) {null}",  # for a native one's dashes
                 f"UPDATE {table} SET {name} = REPLACE({name}, '-', '')",  # noqa: S608, names of our own
