@@ -13,9 +13,10 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, insert
+from sqlalchemy.orm import Session
 
 from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Agreement, Data, Status
-from worker import models, policy
+from worker import customers, models, policy
 from worker.scope import Scope
 
 Row = tuple[Any, ...]
@@ -308,14 +309,19 @@ QUERIES: dict[str, Callable[[Scope], policy.Rows]] = {
     "due_plans": policy.due_plans,
     "done_plans": policy.done_plans,
     "waiting_plans": policy.waiting_plans,
-    "due_enterprises": policy.due_enterprises,
 }
 COLUMNS = (models.License.uuid, models.SubscriptionPlan.uuid, models.CustomerAgreement.enterprise_customer_uuid)
 
 
 def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
     """Put these questions, or every one, to the policy; the answers as sorted rows, repeats and all."""
-    return {name: sorted(rows(connection, _query(name, scope))) for name in names or (*QUERIES, *LICENSE_QUERIES)}
+    answers = {}
+    for name in names or (*QUERIES, *LICENSE_QUERIES, "due_enterprises"):
+        if name == "due_enterprises":  # not one query
+            answers[name] = [(customer,) for customer in customers.due_enterprises(Session(connection), scope)]
+        else:
+            answers[name] = sorted(rows(connection, _query(name, scope)))
+    return answers
 
 
 @cache

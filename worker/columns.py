@@ -4,11 +4,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CHAR, BigInteger, DateTime, Dialect, Interval, String, Uuid, literal
+from sqlalchemy import (
+    ARRAY,
+    CHAR,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Interval,
+    String,
+    Uuid,
+    bindparam,
+    literal,
+)
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 
 class DjangoUUID(TypeDecorator[UUID]):
@@ -105,4 +116,48 @@ def _mysql_now(element: DatabaseNow, compiler: Any, **kw: Any) -> str:
 @compiles(DatabaseNow, "sqlite")
 def _sqlite_now(element: DatabaseNow, compiler: Any, **kw: Any) -> str:
     offset = compiler.process(element.clauses, **kw)
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {offset} || ' seconds')"
+    moment = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {offset} || ' seconds')"
+    return f"replace({moment}, '.000000', '')"  # as Django writes it
+
+
+class Digits(FunctionElement[UUID]):
+    """A UUID column's value as any column of UUIDs takes it: one MariaDB server can hold both forms of UUID."""
+
+    type = DjangoUUID()
+    inherit_cache = True
+
+
+@compiles(Digits)
+def _digits(element: Digits, compiler: Any, **kw: Any) -> str:
+    return str(compiler.process(element.clauses, **kw))
+
+
+@compiles(Digits, "mysql")
+@compiles(Digits, "mariadb")
+def _mysql_digits(element: Digits, compiler: Any, **kw: Any) -> str:
+    return f"replace({compiler.process(element.clauses, **kw)}, '-', '')"
+
+
+class OneOf(FunctionElement[Any]):
+    """Is this column one of the UUIDs of the parameter `name`?
+
+    On PostgreSQL they are one array: its driver takes long over many parameters.
+    """
+
+    type = NullType()  # a Boolean would be compared with 1, and MariaDB then look no further
+    inherit_cache = True
+
+    def __init__(self, column: Any, name: str) -> None:
+        super().__init__(column.in_(bindparam(name, None, DjangoUUID(), expanding=True)))
+
+
+@compiles(OneOf)
+def _one_of(element: OneOf, compiler: Any, **kw: Any) -> str:
+    return str(compiler.process(element.clauses, **kw))
+
+
+@compiles(OneOf, "postgresql")
+def _postgresql_one_of(element: OneOf, compiler: Any, **kw: Any) -> str:
+    (one_of,) = element.clauses
+    array = bindparam(one_of.right.key, None, ARRAY(Uuid()))
+    return f"{compiler.process(one_of.left, **kw)} = ANY ({compiler.process(array, **kw)})"

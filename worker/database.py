@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -18,6 +18,7 @@ from sqlalchemy import (
     column,
     create_engine,
     event,
+    false,
     func,
     inspect,
     select,
@@ -51,6 +52,9 @@ CONNECT_TIMEOUT = 10
 # wait for it for ever. No transaction of ours is ever idle for as long.
 IDLE_SECONDS = 60
 LOCK_SECONDS = 10
+# Up to this size the learners of a customer, a few million, are kept in memory while a query compares with them. Of
+# more, PostgreSQL would read all again for each license, and MariaDB make a file.
+SET_BYTES = 256 * 1024 * 1024
 # A server that is gone without a word, as after a failover, is noticed: within a minute; on MySQL, where only the
 # answer's time can be limited, within what no statement of ours takes.
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
@@ -68,6 +72,10 @@ _MYSQL_DEFAULT = text(
     " WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
 )
 
+# No row, but the names of all columns of both tables.
+_COLUMNS = select(text("*")).select_from(table(PLAN_TABLE).join(table(PLAN_HISTORY_TABLE), false()))
+
+PlanHistory: TypeAlias = tuple[TableClause, TableClause, dict[str, ColumnElement[Any]]]
 T = TypeVar("T")
 
 
@@ -98,9 +106,11 @@ def make_engine(url: str, connections: int = 5) -> Engine:
 
 def _set_up_session(kind: str, connection: Any, _: Any) -> None:
     limits = f"SESSION wait_timeout = {IDLE_SECONDS}, innodb_lock_wait_timeout = {LOCK_SECONDS}"
+    limits += f", tmp_table_size = {SET_BYTES}, max_heap_table_size = {SET_BYTES}"
     if kind == "postgresql":
         limits = f"idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'; SET lock_timeout = '{LOCK_SECONDS}s'"
         limits += "; SET jit = off"  # which takes a page's query twenty times longer to compile than to carry out
+        limits += f"; SET work_mem = '{SET_BYTES // 1024}kB'"
     with connection.cursor() as cursor:
         cursor.execute(f"SET {limits}")
     connection.commit()
@@ -111,6 +121,7 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._history: tuple[tuple[str, ...], PlanHistory] | None = None
         self._sessions = sessionmaker(engine, expire_on_commit=False, execution_options={"synchronize_session": False})
 
     def transact(self, work: Callable[[Session], T]) -> T:
@@ -143,30 +154,20 @@ class Database:
         except DBAPIError as error:
             raise Unusable(cannot_be_used(self.engine, error)) from error
 
-    def plan_history(self) -> tuple[TableClause, TableClause, dict[str, ColumnElement[Any]]]:
+    def plan_history(self) -> PlanHistory:
         """license-manager's tables of plans and of their history, and what of a plan each column of a history row gets.
 
-        Looked at each time: releases of license-manager differ in these columns, and it may be upgraded as we run.
+        Looked at each time, though closely only when they have changed: releases of license-manager differ in these
+        columns, and it may be upgraded as we run.
         """
 
-        def look(session: Session) -> list[dict[str, ReflectedColumn]]:
-            inspector = inspect(session.connection())
-            return [
-                {each["name"]: each for each in inspector.get_columns(name)}
-                for name in (PLAN_TABLE, PLAN_HISTORY_TABLE)
-            ]
+        def work(session: Session) -> PlanHistory:
+            columns = tuple(session.execute(_COLUMNS).keys())
+            if self._history is None or self._history[0] != columns:
+                self._history = columns, _look_at_history(session.connection())
+            return self._history[1]
 
-        of_plan, of_history = self.transact(look)
-        plan, history = (
-            table(name, *(column(each["name"], each["type"]) for each in columns.values()))
-            for name, columns in ((PLAN_TABLE, of_plan), (PLAN_HISTORY_TABLE, of_history))
-        )
-        copied = {
-            name: _in_form(plan.c[name], history.c[name])
-            for name in of_plan
-            if name in of_history and not _given(of_history[name])
-        }
-        return plan, history, copied
+        return self.transact(work)
 
     def _explain(self, error: DBAPIError) -> LicenseExpiryError:
         try:
@@ -176,6 +177,23 @@ class Database:
                 return unusable
         sentence = cannot_be_used(self.engine, error)
         return Unusable(sentence) if isinstance(error, ProgrammingError) else Unavailable("database", sentence)
+
+
+def _look_at_history(connection: Connection) -> PlanHistory:
+    inspector = inspect(connection)
+    of_plan, of_history = (
+        {each["name"]: each for each in inspector.get_columns(name)} for name in (PLAN_TABLE, PLAN_HISTORY_TABLE)
+    )
+    plan, history = (
+        table(name, *(column(each["name"], each["type"]) for each in columns.values()))
+        for name, columns in ((PLAN_TABLE, of_plan), (PLAN_HISTORY_TABLE, of_history))
+    )
+    copied = {
+        name: _in_form(plan.c[name], history.c[name])
+        for name in of_plan
+        if name in of_history and not _given(of_history[name])
+    }
+    return plan, history, copied
 
 
 def require(connection: Connection, ledger: bool = True) -> None:

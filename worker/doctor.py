@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from worker import dispatch, migrations, policy, rights
+from worker import customers, dispatch, migrations, rights
 from worker.broker import celery_app, connected
 from worker.database import Database, cannot_be_used, make_engine
 from worker.errors import LicenseExpiryError, ReasonedError, RunRefused, Unavailable, Unusable
@@ -185,7 +185,7 @@ def _rights(connection: Connection, lacks: list[Right]) -> Iterator[Finding]:
 def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Finding]:
     enabled, after = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, settings.UNLINK_AFTER_DAYS
     found = [_wrong("unlinking", Unusable(each)) for each in dispatch.strangers(settings, database).values()]
-    query = policy.purged_too_early(enabled, timedelta(days=after))
+    query = customers.purged_too_early(enabled, timedelta(days=after))
     for enterprise, kept in database.transact(lambda session: session.execute(query).all()):
         what = (
             f"license-manager clears the e-mails of enterprise {enterprise} when a plan has expired for {kept.days} "

@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, exists, literal, or_, select, union
+from sqlalchemy import ColumnElement, Integer, and_, bindparam, case, exists, literal, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from worker.columns import DjangoUUID
 from worker.learners import KNOWN_BY as KNOWN_BY
 from worker.learners import Among, Mailbox, learner_among
 from worker.learners import Rows as Rows
@@ -19,12 +20,11 @@ from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicen
 from worker.models import CustomerAgreement as Agreement
 from worker.models import SubscriptionPlan as Plan
 from worker.models import SubscriptionPlanRenewal as Renewal
+from worker.scope import HOLD as HOLD
 from worker.scope import Scope
 
 LEARNER_STATUSES = ("assigned", "activated")
 _PLAN = (Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
-# A held license is tried again next night: longer than a repeat by hand, shorter than any two nights are apart.
-HOLD = timedelta(hours=12)
 
 
 def due_plans(scope: Scope) -> Rows:
@@ -36,7 +36,12 @@ def due_plans(scope: Scope) -> Rows:
     waits = _licenses_of(Plan.uuid).where(~_sent(scope), _held(scope))
     workable = _licenses_of(Plan.uuid).where(~_sent(scope), ~_held(scope))
     ended = Plan.uuid.in_(_plans_whose_chain_ended(scope))
-    return _plans(ended, or_(_any(workable), ~_any(waits)), columns=_PLAN)
+    return plans_where(ended, or_(any_of(workable), ~any_of(waits)), columns=_PLAN)
+
+
+def expired_plans(scope: Scope) -> Rows:
+    """Which plans have expired and are not processed, whether they are due or wait? (uuid)"""
+    return plans_where(*_narrowed(scope))
 
 
 def waiting_plans(scope: Scope) -> Rows:
@@ -63,18 +68,19 @@ def waiting_downgrades(scope: Scope, *columns: Any) -> Rows:
 def plans_waiting_for_renewal(scope: Scope) -> Rows:
     """Which expired plans does nobody process yet, because their renewal chain has not ended? (as `due_plans`)"""
     waits = Plan.uuid.not_in(_plans_whose_chain_ended(scope))
-    return _plans(*_narrowed(scope), Plan.expiration_processed.is_(False), waits, columns=_PLAN)
+    return plans_where(*_narrowed(scope), Plan.expiration_processed.is_(False), waits, columns=_PLAN)
 
 
 def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: UUID | None) -> Rows:
     """Which licenses of one plan go into the next downgrade call? (uuid, whether it is on the held list)"""
     due = waiting_downgrades if waiting else due_downgrades
-    return _after(due(scope, License.uuid, _on_held_list()).where(Plan.uuid == plan), after, limit)
+    of_plan = due(scope, License.uuid, _on_held_list()).where(Plan.uuid == bindparam("plan", plan, DjangoUUID()))
+    return _after(of_plan, limit, after)
 
 
 def done_plans(scope: Scope) -> Rows:
     """Which due plans have no license left that the LMS has not confirmed? (uuid, expiration_date, customer)"""
-    return due_plans(scope).where(~_any(_licenses_of(Plan.uuid).where(~_sent(scope))))
+    return due_plans(scope).where(~any_of(_licenses_of(Plan.uuid).where(~_sent(scope))))
 
 
 def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
@@ -92,37 +98,7 @@ def protected(scope: Scope, *columns: Any, by: Sequence[str] = KNOWN_BY) -> Rows
 
 def unlink_page(scope: Scope, limit: int, after: UUID | None) -> Rows:
     """Which learners go into the next unlink call? (uuid, whether it is on the held list, e-mail)"""
-    return _after(due_unlinks(scope, License.uuid, _on_held_list(), License.user_email), after, limit)
-
-
-def due_enterprises(scope: Scope) -> Rows:
-    """Which enterprise customers have anything due?"""
-    plans = due_plans(scope).subquery()
-    customer = Agreement.enterprise_customer_uuid
-    either = union(select(plans.c.enterprise_customer_uuid), due_unlinks(scope, customer, downgraded=False)).subquery()
-    return select(either.c.enterprise_customer_uuid).order_by(either.c.enterprise_customer_uuid)
-
-
-def known_enterprises(enterprises: frozenset[UUID]) -> Rows:
-    """Which of these enterprise customers have a customer agreement?"""
-    return select(Agreement.enterprise_customer_uuid).where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises)))
-
-
-def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> Rows:
-    """Of which of these enterprises may license-manager purge e-mails before they are due to be unlinked?
-
-    (customer, license_duration_before_purge) Its retire_old_licenses clears the e-mail and revokes the license once
-    the plan has been expired for longer than that.
-    """
-    kept = Agreement.license_duration_before_purge
-    found = known_enterprises(enterprises).add_columns(kept).where(kept <= unlink_after)
-    return found.order_by(Agreement.enterprise_customer_uuid)
-
-
-def plans_of(enterprises: frozenset[UUID], plan_uuids: tuple[UUID, ...]) -> Rows:
-    """Which of these plans belong to one of these enterprise customers, or to any when none is named?"""
-    found = _plans(Plan.uuid.in_(plan_uuids))
-    return found.where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises))) if enterprises else found
+    return _after(due_unlinks(scope, License.uuid, _on_held_list(), License.user_email), limit, after)
 
 
 def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime) -> datetime | None:
@@ -130,11 +106,11 @@ def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime
     return expiration_date if as_of - expiration_date > timedelta(days=1) else None
 
 
-def _after(page: Rows, after: UUID | None, limit: int) -> Rows:
+def _after(page: Rows, limit: int, after: UUID | None) -> Rows:
     if after is not None:
-        page = page.where(License.uuid > after)
+        page = page.where(License.uuid > bindparam("after", after, DjangoUUID()))
     found = page.offset(0).subquery()  # or all licenses might be read in this order until there are enough
-    return select(found).order_by(found.c.uuid).limit(limit)
+    return select(found).order_by(found.c.uuid).limit(bindparam("limit", limit, Integer()))
 
 
 def _licenses(*columns: Any) -> Rows:
@@ -146,7 +122,8 @@ def _licenses(*columns: Any) -> Rows:
     )
 
 
-def _plans(*conditions: ColumnElement[bool], columns: Sequence[Any] = (Plan.uuid,)) -> Rows:
+def plans_where(*conditions: ColumnElement[bool], columns: Sequence[Any] = (Plan.uuid,)) -> Rows:
+    """Which plans, with their customer's Agreement, are so? (`columns` of Plan or Agreement)"""
     return select(*columns).join(Agreement, Agreement.uuid == Plan.customer_agreement_id).where(*conditions)
 
 
@@ -157,20 +134,20 @@ def _licenses_of(plan: UUID | InstrumentedAttribute[UUID], *columns: Any) -> Row
 
 
 def _narrowed(scope: Scope) -> list[ColumnElement[bool]]:
-    conditions = [Plan.expiration_date <= scope.as_of]
+    conditions = [Plan.expiration_date <= scope["as_of"]]
     if not scope.force:
         conditions.append(Plan.expiration_processed.is_(False))
     return conditions + _narrowed_by_request(scope)
 
 
 def _narrowed_by_request(scope: Scope) -> list[ColumnElement[bool]]:
-    asked: tuple[tuple[Any, Callable[[Any], ColumnElement[bool]]], ...] = (
-        (scope.enterprise, Agreement.enterprise_customer_uuid.__eq__),
-        (scope.plan_uuids, Plan.uuid.in_),
-        (scope.expired_after, Plan.expiration_date.__ge__),
-        (scope.expired_before, Plan.expiration_date.__le__),
-    )
-    return [compared(value) for value, compared in asked if value is not None]
+    asked: dict[str, Callable[[Any], ColumnElement[bool]]] = {
+        "enterprise": Agreement.enterprise_customer_uuid.__eq__,
+        "plan_uuids": Plan.uuid.in_,
+        "expired_after": Plan.expiration_date.__ge__,
+        "expired_before": Plan.expiration_date.__le__,
+    }
+    return [compared(scope[name]) for name, compared in asked.items() if scope.values[name] is not None]
 
 
 def _plans_whose_chain_ended(scope: Scope) -> Rows:
@@ -199,20 +176,29 @@ def _plans_whose_chain_ended(scope: Scope) -> Rows:
         select(walk.c.plan)
         .join(last, last.uuid == walk.c.reached)
         .where(
-            last.expiration_date <= scope.as_of,
+            last.expiration_date <= scope["as_of"],
             ~exists().where(Renewal.prior_subscription_plan_id == last.uuid),
         )
     )
 
 
-def _any(rows: Rows) -> ColumnElement[bool]:
+def by_key(rows: Rows) -> Rows:
+    """The rows of our own tables are looked up by their primary key: MySQL knows not how fast these tables fill."""
+    for table in (Downgrade, HeldLicense):
+        if table.__table__ in rows.get_final_froms():
+            rows = rows.with_hint(table, "FORCE INDEX (PRIMARY)", "mysql")
+            rows = rows.with_hint(table, "FORCE INDEX (PRIMARY)", "mariadb")
+    return rows
+
+
+def any_of(rows: Rows) -> ColumnElement[bool]:
     """EXISTS, looked up by key: the OFFSET keeps databases from reading the whole table instead, once for all."""
     return rows.limit(1).offset(0).exists()
 
 
 def _exists(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """EXISTS about the License and the Plan at hand, however deep it stands in a query."""
-    return _any(select(literal(1)).where(*conditions).correlate(License, Plan))
+    return any_of(by_key(select(literal(1)).where(*conditions)).correlate(License, Plan))
 
 
 def _downgrade_confirmed() -> ColumnElement[bool]:
@@ -230,7 +216,7 @@ def _sent(scope: Scope) -> ColumnElement[bool]:
     """Need this license of a due plan not be sent (again)? A forced run counts only what it has sent itself."""
     if not scope.force:
         return _downgrade_confirmed()
-    return _exists(Downgrade.license_uuid == License.uuid, Downgrade.run_id == scope.run_id)
+    return _exists(Downgrade.license_uuid == License.uuid, Downgrade.run_id == scope["run_id"])
 
 
 def _confirmed() -> ColumnElement[bool]:
@@ -249,20 +235,38 @@ def _unlinkable(
 
     A license that is `held` so, as the scope has it unless given, keeps its learner linked.
     """
-    customers = scope.unlink_enabled if scope.enterprise is None else scope.unlink_enabled & {scope.enterprise}
-    theirs = Agreement.enterprise_customer_uuid.in_(sorted(customers))
-    old = Plan.expiration_date < scope.as_of - scope.unlink_after
+    theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
     protecting = _has_current_license(scope, theirs, protected_by or KNOWN_BY)
+    return unlink_candidates(scope, *columns).where(
+        ~_has_held_license(scope, _holds(scope) if held is None else held),
+        protecting if protected_by else ~protecting,
+    )
+
+
+def unlink_candidates(scope: Scope, *columns: Any) -> Rows:
+    """Which licenses would be due to be unlinked if none were held or protected, and all were downgraded?"""
+    theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
+    of_plan, *of_license = not_unlinked(scope)
     return _licenses(*columns).where(
-        Among(License.subscription_plan_id, _plans(theirs, old, *_narrowed_by_request(scope))),
+        Among(License.subscription_plan_id, plans_where(theirs, of_plan, *_narrowed_by_request(scope))), *of_license
+    )
+
+
+def not_unlinked(scope: Scope) -> tuple[ColumnElement[bool], ...]:
+    """Did the Plan at hand expire long enough ago, and is the License one of a learner who was not unlinked since?"""
+    return (
+        Plan.expiration_date < scope["old_before"],
         License.status.in_(LEARNER_STATUSES),
         # In a CASE, or MariaDB may read all the NULLs of its index, which are most of it, to merge them with a plan's.
         case((License.renewed_to_id.is_(None), 1), else_=0) == 1,
         Mailbox(License.user_email) != "",
         ~_exists(LicenseEvent.license_id == License.uuid, LicenseEvent.event_name == UNLINKED_EVENT),
-        ~_has_held_license(customers, _holds(scope) if held is None else held),
-        protecting if protected_by else ~protecting,
     )
+
+
+def current(scope: Scope, plan: Any) -> tuple[ColumnElement[bool], ...]:
+    """Is this plan, the class or an alias, an active one through whose dates `as_of` lies?"""
+    return (plan.is_active.is_(True), plan.start_date <= scope["as_of"], plan.expiration_date >= scope["as_of"])
 
 
 def _has_current_license(scope: Scope, customers: ColumnElement[bool], by: Sequence[str]) -> ColumnElement[bool]:
@@ -271,20 +275,19 @@ def _has_current_license(scope: Scope, customers: ColumnElement[bool], by: Seque
     Wide on purpose, as license-manager has it: a plan counts as current through its expiration date inclusive.
     """
     other = aliased(License)
-    current = (Plan.is_active.is_(True), Plan.start_date <= scope.as_of, Plan.expiration_date >= scope.as_of)
-    return learner_among(other, Among(other.subscription_plan_id, _plans(customers, *current)), by)
+    return learner_among(other, Among(other.subscription_plan_id, plans_where(customers, *current(scope, Plan))), by)
 
 
-def _has_held_license(customers: frozenset[UUID], how: ColumnElement[bool]) -> ColumnElement[bool]:
+def _has_held_license(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
     """Is this license, or another one of the same learner and customer, held so? A held license keeps its learner."""
     other = aliased(License)
-    held = select(HeldLicense.license_uuid).where(HeldLicense.enterprise_customer_uuid.in_(sorted(customers)), how)
+    held = select(HeldLicense.license_uuid).where(HeldLicense.enterprise_customer_uuid.in_(scope["customers"]), how)
     return learner_among(other, Among(other.uuid, held))
 
 
 def _holds(scope: Scope) -> ColumnElement[bool]:
-    own = HeldLicense.run_id == scope.run_id
-    return own if scope.force else or_(own, HeldLicense.as_of > scope.as_of - HOLD)
+    own = HeldLicense.run_id == scope["run_id"]
+    return own if scope.force else or_(own, HeldLicense.as_of > scope["held_since"])
 
 
 def _held(scope: Scope) -> ColumnElement[bool]:

@@ -18,7 +18,7 @@ from simulator.data import ORDER, Data
 from simulator.lms import Simulator
 from simulator.schema import create_tables, table
 from simulator.state import Enrollment, EnrollmentFault
-from worker import migrations, policy
+from worker import customers, migrations
 from worker.database import Database, make_engine
 from worker.deps import make_deps
 from worker.models import Ledger, Phase
@@ -123,8 +123,8 @@ def empty(engine: Engine) -> None:
 def due(ground: Ground, engine: Engine) -> int:
     """How many enterprises the policy calls due now."""
     database = Database(engine)
-    query = policy.due_enterprises(Scope(database.now(), UNLINK_AFTER, ground.listed))
-    return len(database.transact(lambda session: session.scalars(query).all()))
+    scope = Scope(database.now(), UNLINK_AFTER, ground.listed)
+    return len(database.transact(lambda session: customers.due_enterprises(session, scope)))
 
 
 def undisturbed(ground: Ground, url: str) -> Picture:

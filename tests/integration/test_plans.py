@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, event
 
 from simulator.data import DAY
 from simulator.schema import create_tables, table
-from worker import migrations, policy
+from worker import customers, migrations, policy
 from worker.database import make_engine
 from worker.scope import Scope
 
@@ -80,8 +80,8 @@ def of_a_night(scope: Scope) -> Queries:
         "due_unlinks": policy.due_unlinks(scope),
         "rehearsed unlinks": policy.due_unlinks(scope, downgraded=False),
         "protected": policy.protected(scope),
-        "due_enterprises": policy.due_enterprises(scope),
-        "known_enterprises": policy.known_enterprises(scope.unlink_enabled),
+        "perhaps_due_enterprises": customers.perhaps_due_enterprises(scope),
+        "known_enterprises": customers.known_enterprises(scope.unlink_enabled),
     }
 
 
@@ -92,7 +92,7 @@ def of_a_run(scope: Scope, customer: Customer) -> Queries:
     queries = of_a_night(scope) | {
         "forced due_plans": policy.due_plans(forced),
         "forced due_downgrades": policy.due_downgrades(forced),
-        "plans_of": policy.plans_of(frozenset({customer.uuid}), (due, waiting)),
+        "plans_of": customers.plans_of(frozenset({customer.uuid}), (due, waiting)),
     }
     for page, after in (("first", None), ("later", MIDDLE)):
         queries[f"{page} downgrade_page, due"] = policy.downgrade_page(scope, due, False, SHORT_PAGE, after)

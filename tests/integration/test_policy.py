@@ -30,9 +30,10 @@ from reading import (
 )
 from services import ENGINES
 from sqlalchemy import Connection, Engine, update
+from sqlalchemy.orm import Session
 
 from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
-from worker import models, policy
+from worker import customers, models, policy
 from worker.scope import Scope
 
 WHOLE_SECOND = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
@@ -566,19 +567,19 @@ def test_later_upgrades_are_spared_from_a_day_after_the_expiration_date(ago: tim
 def test_due_enterprises_are_those_with_anything_due(engine: Engine) -> None:
     """An enterprise with nothing due gets no run and no message; any other gets one, once."""
     situations = lay_down_cases(engine, [case for case in EXPIRED + WAITING + HELD if not case.asked], WHOLE_SECOND)
-    customers = frozenset(customer for situation in situations for customer in situation.world.agreements)
-    night = scope_of(situations[0].world, unlink_enabled=customers)
+    everybody = frozenset(customer for situation in situations for customer in situation.world.agreements)
+    night = scope_of(situations[0].world, unlink_enabled=everybody)
     # Also who is kept linked by a licence that is not due any more: a full run drops that from the list.
     unlinks = partial(policy.due_unlinks, downgraded=False)
     questions = (policy.due_plans, policy.due_downgrades, policy.waiting_downgrades, unlinks)
 
     with engine.connect() as connection:
-        due = [customer for (customer,) in rows(connection, policy.due_enterprises(night))]
-        runs = {customer: replace(night, enterprise=customer) for customer in customers}
+        due = customers.due_enterprises(Session(connection), night)
+        runs = {customer: replace(night, enterprise=customer) for customer in everybody}
         with_work = {customer for customer, run in runs.items() if any(rows(connection, ask(run)) for ask in questions)}
 
     assert sorted(due) == sorted(with_work)
-    assert set() < with_work < customers
+    assert set() < with_work < everybody
 
 
 @dataclass(frozen=True)
@@ -677,8 +678,8 @@ def test_which_of_these_enterprises_have_an_agreement(engine: Engine) -> None:
     lay_down(engine, world)
 
     with engine.connect() as connection:
-        assert sorted(rows(connection, policy.known_enterprises(asked | {STRANGER}))) == sorted((e,) for e in asked)
-        assert rows(connection, policy.known_enterprises(frozenset())) == []
+        assert sorted(rows(connection, customers.known_enterprises(asked | {STRANGER}))) == sorted((e,) for e in asked)
+        assert rows(connection, customers.known_enterprises(frozenset())) == []
 
 
 OWNERS = [
@@ -700,5 +701,5 @@ def test_which_of_these_plans_belong_to_these_enterprises(engine: Engine, subtes
     for why, enterprises, plans, expected in OWNERS:
         asked = frozenset(customer[each] for each in enterprises), tuple(plan_uuid[each] for each in plans)
         with subtests.test(why), engine.connect() as connection:
-            found = sorted(rows(connection, policy.plans_of(*asked)))
+            found = sorted(rows(connection, customers.plans_of(*asked)))
             assert found == sorted((plan_uuid[letter],) for letter in expected)

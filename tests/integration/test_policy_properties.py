@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, delete, insert, update
 from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data, Status
 from simulator.schema import table
 from worker import models, policy
+from worker.customers import known_enterprises, plans_of
 from worker.scope import Scope
 
 MOMENTS = [datetime(2026, 6, 1, 2, 0, tzinfo=UTC), datetime(2026, 6, 1, 2, 0, 0, 500_000, tzinfo=UTC)]
@@ -377,12 +378,12 @@ def add_events(laid: Laid, licenses: set[UUID], name: str) -> None:
 @given(database=databases(), enterprises=st.frozensets(st.integers(0, 6)), named=st.frozensets(st.integers(0, 20)))
 def test_names_are_found(engine: Engine, database: Drawn, enterprises: frozenset[int], named: frozenset[int]) -> None:
     with laid_down(engine, database) as laid:
-        customers, plans = laid.world.agreements, laid.world.plans
-        asked = frozenset(numbered(customers, number) for number in enterprises)
+        agreements, plans = laid.world.agreements, laid.world.plans
+        asked = frozenset(numbered(agreements, number) for number in enterprises)
         asked_plans = tuple(numbered(plans, number) for number in named)
-        known = rows(laid.connection, policy.known_enterprises(asked))
-        found = rows(laid.connection, policy.plans_of(asked, asked_plans))
+        known = rows(laid.connection, known_enterprises(asked))
+        found = rows(laid.connection, plans_of(asked, asked_plans))
 
-    assert sorted(known) == sorted((customer,) for customer in customers if customer in asked)
+    assert sorted(known) == sorted((customer,) for customer in agreements if customer in asked)
     of_them = {uuid for uuid in plans if uuid in asked_plans and (not asked or plans[uuid].customer in asked)}
     assert sorted(found) == sorted((uuid,) for uuid in of_them)
