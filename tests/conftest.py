@@ -1,7 +1,11 @@
 """What the tests share: databases of their own on each engine, and where the real services are."""
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +25,15 @@ from worker.waits import Patience
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the slots of the many LMSs, and what else is left in the temporary folder, in one that is dropped."""
+    if not hasattr(config, "workerinput"):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="lx-")
+        Path(tempfile.tempdir).chmod(0o755)  # for servers that have users of their own
+        config.add_cleanup(partial(shutil.rmtree, tempfile.tempdir, ignore_errors=True))
 
 
 @pytest.hookimpl(trylast=True)

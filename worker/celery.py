@@ -1,5 +1,6 @@
 """The Celery app, for `celery -A worker worker | beat | flower`; its settings are in celeryconfig.py."""
 
+import gc
 import sys
 from typing import Any
 
@@ -12,10 +13,12 @@ from celery.signals import (
     task_postrun,
     task_prerun,
     worker_init,
+    worker_process_init,
     worker_shutting_down,
 )
 
 from worker import flower, logs, settings, waits
+from worker.database import make_engine
 from worker.errors import Unusable
 from worker.settings import CelerySettings, load_settings
 from worker.sources import load
@@ -50,10 +53,17 @@ def forget_the_task(**_: Any) -> None:
 def refuse_wrong_settings(**_: Any) -> None:
     """Stop a worker or beat before it starts when a setting is wrong, saying which and what to do."""
     try:
-        load_settings(broker=True)
+        make_engine(load_settings(broker=True).DATABASE_URL)  # which imports its driver, once for all processes
     except Unusable as error:
         print(error, file=sys.stderr)  # noqa: T201, before any logging
         raise SystemExit(2) from None
+
+
+@worker_process_init.connect
+def spare_the_garbage_collector(**_: Any) -> None:
+    """Let a worker's process not search what was there before the fork, nor search after each 700 objects."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @worker_shutting_down.connect

@@ -5,12 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 
-from worker import ledger, waits
+from worker import pace, waits
 from worker.calls import Calls
 from worker.database import Database, make_engine
 from worker.lifecycle import Lifecycle
 from worker.lms import LmsClient
 from worker.settings import Settings, load_settings
+from worker.slots import Slots, folder_of
 from worker.waits import Patience
 
 
@@ -24,11 +25,13 @@ class Deps:
     executor: ThreadPoolExecutor
     calls: Calls
     lifecycle: Lifecycle
+    slots: Slots
 
     def close(self) -> None:
         """Close every connection and end the threads."""
         self.executor.shutdown()
         self.lms.close()
+        self.slots.close()
         self.database.engine.dispose()
 
 
@@ -46,12 +49,13 @@ def make_deps(settings: Settings, patience: Patience | None = None) -> Deps:
         patience=patience,
         sleep=waits.sleep,
         observe=calls.observe,
-        pace=partial(ledger.seconds_to_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
+        pace=partial(pace.seconds_to_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
     )
     executor = ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms")
     # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
     lifecycle = Lifecycle(settings.SEGMENT_KEY, settings.SEGMENT_INCLUDE_EMAIL, settings.TASK_TIME_LIMIT_SECONDS / 4)
-    return Deps(settings, database, lms, executor, calls, lifecycle)
+    slots = Slots(folder_of(settings.LMS_URL), settings.LMS_PARALLEL_REQUESTS_PER_HOST)
+    return Deps(settings, database, lms, executor, calls, lifecycle, slots)
 
 
 @cache

@@ -6,15 +6,13 @@ condition that the fencing number is still its own.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import StrEnum
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from itertools import chain, repeat
+from typing import Any, cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Integer, Table, Update, bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from worker import records
@@ -22,13 +20,14 @@ from worker.calls import Calls
 from worker.columns import DatabaseNow
 from worker.database import Database
 from worker.errors import BadArgument, LeaseLost, NotClaimed, Unavailable
-from worker.models import ENDED, Phase, Run, Throttle
+from worker.models import ENDED, Phase, Run
 from worker.records import changed
 from worker.waits import steady
 
 # How long a published chain may lie in the broker before it is published again; doubles each time.
 QUEUED_SECONDS = 600
 MAX_PUBLICATIONS = 6
+CHECKED_SECONDS = 0.5
 
 
 class Step(StrEnum):
@@ -45,54 +44,12 @@ _PHASES = {
 }
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What became of opening a run: the id of the enterprise's live run, and whether it is a new one."""
-
-    run_id: UUID
-    new: bool
-
-
-def open_run(database: Database, enterprise: UUID, as_of: datetime, **request: Any) -> Opened:
-    """Open a run, or learn which live one the enterprise has already; the unique key decides between rivals.
-
-    `request` holds the columns of Run that say what is asked for (dry_run, force, reason, plan_uuids, ...).
-    """
-    run_id = uuid4()
-    row: dict[str, Any] = {"force": False, "dry_run": False, **request}
-    row |= {"id": run_id, "enterprise_customer_uuid": enterprise, "live": enterprise, "as_of": as_of}
-    row |= {"phase": Phase.QUEUED, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(QUEUED_SECONDS)}
-    query = select(Run.id).where(or_(Run.live == enterprise, Run.id == run_id))
-    for rest in range(5, -1, -1):
-        try:
-            database.transact(lambda session: session.execute(insert(Run).values(row)))
-            return Opened(run_id, new=True)
-        except IntegrityError:  # a rival has it; or had it, when it is gone by now
-            found = database.transact(lambda session: session.scalar(query))
-            if found:  # our own, when only the answer to the commit was lost
-                return Opened(found, new=found == run_id)
-            if not rest:
-                raise
-    raise AssertionError("unreachable")
-
-
-def record_refusal(
-    database: Database, enterprise: UUID, as_of: datetime, error: str, scheduled_for: datetime | None = None
-) -> UUID:
-    """Keep a run that could not even begin, with the reason; return its id."""
-    run_id = uuid4()
-    row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "as_of": as_of}
-    row["scheduled_for"] = scheduled_for
-    row |= {"phase": Phase.FAILED, "error": error}
-    row |= {"dry_run": False, "force": False, "opened_at": DatabaseNow(), "ended_at": DatabaseNow()}
-    database.transact(lambda session: session.execute(insert(Run).values(row)))
-    return run_id
-
-
 class Claim:
     """One worker's hold on one run for one step. Its methods raise LeaseLost once it is not the newest claim."""
 
-    def __init__(self, database: Database, run: Run, step: Step, lease_seconds: int, calls: Calls | None) -> None:
+    def __init__(
+        self, database: Database, run: Run, step: Step, lease_seconds: int, calls: Calls | None, asked: float
+    ) -> None:
         self.run = run
         self.step = step
         self._calls = calls or Calls()
@@ -100,39 +57,53 @@ class Claim:
         self._database = database
         self._lease_seconds = lease_seconds
         self._recorded = run.recorded
+        self._asked, self._until = asked, asked + lease_seconds
+        self.held = 0
         self._doing, self._done = _PHASES[step][1:]
+        self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": self._doing}
 
-    def guard(self) -> float:
-        """Check that the run is still ours and renew the lease: to be called right before each LMS call.
+    def guard(self, known_for: float = 0.0) -> float:
+        """Check that the run is still ours and renew the lease, unless that was done in the last `known_for` seconds.
 
-        Returns until when (on waits.steady) the lease surely lasts: a call that may not have ended by then must not
-        begin, though its process was frozen since.
+        Returns until when (on waits.steady) the lease surely lasts: nobody takes the run over before, and a call that
+        may not have ended by then must not begin, though its process was frozen since.
         """
-        asked = steady()
-        self._database.transact(lambda session: self._set(session))
-        return asked + self._lease_seconds
+        if steady() >= self._asked + known_for:
+            self._transact(self._renew)
+        return self._until
+
+    def guard_of_batch(self) -> Callable[[], float]:
+        """`guard` for the calls of one batch.
+
+        Before the first, the database is asked only when it was not within CHECKED_SECONDS: the lease surely lasts.
+        """
+        known_for = chain([CHECKED_SECONDS], repeat(0.0))
+        return lambda: self.guard(next(known_for))
 
     def record(self, write: Callable[[Session], None] | None = None, **counts: int) -> None:
         """Record an outcome: add to the run's counts and `write` what it changes, all or nothing.
 
         The compare-and-set on `recorded` makes it harmless when a commit went through and only its answer was lost.
         """
-        added: dict[str, Any] = {name: getattr(Run, name) + count for name, count in counts.items()}
+        more = {f"more_{name}": count for name, count in counts.items()}
 
         def work(session: Session) -> None:
-            fresh = Run.recorded == self._recorded
-            if self._update(session, fresh, recorded=self._recorded + 1, publications=0, **added):
+            statement = _recording(self._lease_seconds, tuple(counts))
+            if changed(session, statement, self._ours | more | {"of_recorded": self._recorded}):
                 if write is not None:
                     write(session)
             else:
-                self._set(session)
+                self._renew(session)
 
-        self._database.transact(work)
+        self._transact(work)
         self._recorded += 1
+        self._note({name: getattr(self.run, name) + count for name, count in counts.items()})
+        self.held += counts.get("licenses_held", 0)
 
     def advance(self, **values: Any) -> None:
         """End the step: the run moves on to the next phase. `values` are last columns to set."""
-        values |= {"phase": self._done, "owner": None, "error": None}
+        last = values | {"phase": self._done, "owner": None, "error": None}
+        values = dict(last)
         values["lease_until"] = DatabaseNow(QUEUED_SECONDS)
         if self._done in ENDED:
             values |= {"live": None, "lease_until": None, "ended_at": DatabaseNow()}
@@ -143,11 +114,15 @@ class Claim:
         def work(session: Session) -> None:
             self._set(session, **values)
             records.keep_calls(session, self.run, calls)
-            if self._done in ENDED and not self.run.dry_run:
+            ends = self._done in ENDED
+            # A forced run counts by them what it has sent; those of other runs would fill the table all night.
+            if ends == self.run.force and not self.run.dry_run:
                 records.drop_confirmations(session, self.run.enterprise_customer_uuid)
+            if ends and not self.run.dry_run:
                 records.drop_holds(session, self.run)
 
         self._database.transact(work)
+        self._note(last)
 
     def fail(self, error: str) -> None:
         """End the run as failed, with one sentence."""
@@ -170,24 +145,54 @@ class Claim:
 
         def work(session: Session) -> None:
             self._set(session, **given)
+            records.drop_calls(session, self.run)  # when only the answer to the commit was lost
             records.keep_calls(session, self.run, calls)
             if error:
                 records.keep_retry(session, self.run, self.step, error.reason, seconds)
 
         self._database.transact(work)
+        self._note({"owner": None})
+
+    def _note(self, values: dict[str, Any]) -> None:
+        """Let `run` be as the ledger has it."""
+        for name, value in values.items():
+            setattr(self.run, name, value)
+
+    def _transact(self, work: Callable[[Session], None]) -> None:
+        """Do what renews the lease."""
+        asked = steady()
+        self._database.transact(work)
+        self._asked, self._until = asked, asked + self._lease_seconds
+
+    def _renew(self, session: Session) -> None:
+        self._must(changed(session, _renewal(self._lease_seconds), self._ours))
 
     def _set(self, session: Session, **values: Any) -> None:
-        if not self._update(session, **values):
+        self._must(changed(session, _OURS.values(**values), self._ours))
+
+    def _must(self, ours: bool) -> None:
+        if not ours:
             raise LeaseLost(f"run {self.run.id} was taken over from us during its {self.step}")
 
-    def _update(self, session: Session, *conditions: Any, **values: Any) -> bool:
-        values.setdefault("lease_until", DatabaseNow(self._lease_seconds))
-        return changed(
-            session,
-            update(Run)
-            .where(Run.id == self.run.id, Run.fence == self.run.fence, Run.phase == self._doing, *conditions)
-            .values(**values),
-        )
+
+# What is done once for each batch is built once.
+_RUNS = cast(Table, Run.__table__)
+_RUN = _RUNS.c
+_OURS = update(_RUNS).where(
+    _RUN.id == bindparam("of_id"), _RUN.fence == bindparam("of_fence"), _RUN.phase == bindparam("of_phase")
+)
+
+
+@cache
+def _renewal(lease_seconds: int) -> Update:
+    return _OURS.values(lease_until=DatabaseNow(lease_seconds))
+
+
+@cache
+def _recording(lease_seconds: int, counts: tuple[str, ...]) -> Update:
+    added = {name: _RUN[name] + bindparam(f"more_{name}", None, Integer()) for name in counts}
+    fresh = _renewal(lease_seconds).where(_RUN.recorded == bindparam("of_recorded"))
+    return fresh.values(recorded=_RUN.recorded + 1, publications=0, **added)
 
 
 def claim(
@@ -219,13 +224,14 @@ def claim(
         )
         return claimed, session.get(Run, run_id)
 
+    asked = steady()
     claimed, run = database.transact(work)
     if run is None or run.enterprise_customer_uuid != enterprise:
         raise BadArgument(f"There is no run {run_id} of enterprise {enterprise}: license-expiry status lists them")
     if not claimed:
         has = f"{run.owner} has it until {run.lease_until}" if run.owner else "it is not ready for this step"
         raise NotClaimed(f"run {run_id} is {run.phase}" + ("" if run.phase in ENDED else f": {has}"))
-    return Claim(database, run, step, lease_seconds, calls)
+    return Claim(database, run, step, lease_seconds, calls, asked)
 
 
 def take_up_stalled(database: Database) -> tuple[list[Run], list[UUID]]:
@@ -257,20 +263,3 @@ def _take_up(session: Session, run: Run) -> bool:
     if taken and "ended_at" in values:
         records.drop_confirmations(session, run.enterprise_customer_uuid)
     return taken
-
-
-def seconds_to_next_call(database: Database, per_minute: float | None) -> float:
-    """Book the next LMS call under LMS_REQUESTS_PER_MINUTE, over all workers; return the seconds to wait for it."""
-    if not per_minute:
-        return 0.0
-
-    def work(session: Session) -> float:
-        booked, now = session.execute(
-            select(Throttle.next_call_at, DatabaseNow()).where(Throttle.id == 1).with_for_update()
-        ).one()
-        slot = max(booked, now)
-        following = update(Throttle).where(Throttle.id == 1)
-        session.execute(following.values(next_call_at=slot + timedelta(minutes=1 / per_minute)))
-        return float((slot - now).total_seconds())
-
-    return database.transact(work)

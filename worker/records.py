@@ -1,17 +1,37 @@
 """What the ledger keeps of licenses, what is read from it, and what is dropped from it."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, case, delete, func, insert, select, update
+from sqlalchemy import CursorResult, Select, String, Table, bindparam, case, delete, func, insert, select, true, update
 from sqlalchemy.orm import Session
 
-from worker.columns import DatabaseNow
-from worker.models import Downgrade, HeldLicense, License, LmsCall, Retry, Run, SubscriptionPlan
-from worker.policy import HOLD
+from worker.columns import DatabaseNow, Digits, OneOf
+from worker.models import Downgrade, HeldLicense, License, LicenseEvent, LmsCall, Retry, Run, SubscriptionPlan
+from worker.policy import HOLD, any_of
 
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
+
+
+def _of_licenses(*columns: Any) -> Select[Any]:
+    those = select(Digits(License.uuid), *columns).where(OneOf(License.uuid, "licenses"))
+    for dialect in ("mysql", "mariadb"):  # which may prefer to read the whole of another index
+        those = those.with_hint(License, "FORCE INDEX (PRIMARY)", dialect)
+    return those
+
+
+# Built once; from the licenses' own rows, because drivers take long over many rows of values.
+_CONFIRMED = ("run_id", "enterprise_customer_uuid", "confirmed_at")
+_CONFIRM = insert(cast(Table, Downgrade.__table__)).from_select(
+    ["license_uuid", *_CONFIRMED],
+    _of_licenses(*(bindparam(name, None, Downgrade.__table__.c[name].type) for name in _CONFIRMED)),
+)
+_NOW = select(DatabaseNow().label("now")).offset(0).subquery()  # one moment for all of them
+_INSERT_EVENTS = insert(cast(Table, LicenseEvent.__table__)).from_select(
+    ["license_id", "event_name", "created", "modified"],
+    _of_licenses(bindparam("event_name", None, String()), _NOW.c.now, _NOW.c.now.label("modified")).join(_NOW, true()),
+)
 
 
 def hold(session: Session, run: Run, step: str, license_uuid: UUID, reason: str) -> None:
@@ -43,7 +63,12 @@ def unhold(session: Session, licenses: Sequence[UUID]) -> None:
 def confirm_downgrades(session: Session, run: Run, licenses: Sequence[UUID]) -> None:
     """Keep that the LMS confirmed these downgrades, so that nobody sends them again."""
     row = {"run_id": run.id, "enterprise_customer_uuid": run.enterprise_customer_uuid, "confirmed_at": run.as_of}
-    session.execute(insert(Downgrade), [{"license_uuid": uuid, **row} for uuid in licenses])
+    session.execute(_CONFIRM, row | {"licenses": licenses})
+
+
+def insert_events(session: Session, licenses: Sequence[UUID], name: str) -> None:
+    """Insert a license event of this name for each of these licenses."""
+    session.execute(_INSERT_EVENTS, {"event_name": name, "licenses": licenses})
 
 
 def drop_confirmations(session: Session, enterprise: UUID) -> None:
@@ -53,7 +78,7 @@ def drop_confirmations(session: Session, enterprise: UUID) -> None:
         .join(SubscriptionPlan, SubscriptionPlan.uuid == License.subscription_plan_id)
         .where(SubscriptionPlan.expiration_processed.is_(True), License.uuid == Downgrade.license_uuid)
     )
-    session.execute(delete(Downgrade).where(Downgrade.enterprise_customer_uuid == enterprise, processed.exists()))
+    session.execute(delete(Downgrade).where(Downgrade.enterprise_customer_uuid == enterprise, any_of(processed)))
 
 
 def drop_holds(session: Session, run: Run) -> None:
@@ -70,10 +95,14 @@ def drop_holds(session: Session, run: Run) -> None:
 
 
 def keep_calls(session: Session, run: Run, calls: Sequence[dict[str, Any]]) -> None:
-    """Keep the LMS calls of this claim of a run; harmless when repeated."""
+    """Keep the LMS calls of this claim of a run."""
     if calls:
-        session.execute(delete(LmsCall).where(LmsCall.run_id == run.id, LmsCall.fence == run.fence))
         session.execute(insert(LmsCall), [{"run_id": run.id, "fence": run.fence, **each} for each in calls])
+
+
+def drop_calls(session: Session, run: Run) -> None:
+    """Drop the LMS calls of this claim of a run, to keep them once more."""
+    session.execute(delete(LmsCall).where(LmsCall.run_id == run.id, LmsCall.fence == run.fence))
 
 
 def keep_retry(session: Session, run: Run, step: str, reason: str, seconds: int) -> None:
@@ -118,8 +147,8 @@ def held_licenses(session: Session) -> Sequence[HeldLicense]:
     return session.scalars(select(HeldLicense).order_by(*order)).all()
 
 
-def changed(session: Session, statement: Any) -> bool:
-    """Execute an UPDATE and tell whether it changed any row."""
-    result = session.execute(statement)
+def changed(session: Session, statement: Any, values: dict[str, Any] | None = None) -> bool:
+    """Execute an UPDATE with these parameters and tell whether it changed any row."""
+    result = session.execute(statement, values)
     assert isinstance(result, CursorResult)  # noqa: S101, for the type checker
     return result.rowcount > 0

@@ -193,6 +193,9 @@ class Settings(DatabaseSettings):
         "How long to wait for the answer to an unlink call", "120", 120
     )
     LMS_PARALLEL_REQUESTS: PositiveInt = setting("LMS calls in flight at once, for each run", "4", 4, le=64)
+    LMS_PARALLEL_REQUESTS_PER_HOST: PositiveInt = setting(
+        "LMS calls in flight at once, for all workers of one host that share its temporary folder", "8", 8, le=256
+    )
     LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = setting(
         "The LMS's throttle for service users, held over all workers; no limit when not set", "800", None
     )

@@ -1,27 +1,30 @@
 """The two steps of a run as plain functions, and the one attempt at a step that leaves the run telling the truth."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import func, insert, literal, select, type_coerce, update
+from sqlalchemy import insert, literal, select, type_coerce, update
 from sqlalchemy.orm import Session
 
 from worker import ledger, policy, records
-from worker.batches import Batch, Plan, drive, pages
-from worker.columns import DatabaseNow, DjangoUUID, UTCDateTime
+from worker.batches import Batch, Page, Pages, Plan, drive
+from worker.columns import DatabaseNow, DjangoUUID
 from worker.deps import Deps
 from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, RunRefused, Stopping, Unavailable
 from worker.ledger import Claim, Step
 from worker.logs import get_logger
-from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, LicenseEvent, Run, SubscriptionPlan
+from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Run, SubscriptionPlan
+from worker.queries import count, read
 from worker.scope import Scope, scope_of
 
 log = get_logger(__name__)
+
+# After so long a step goes to the end of the queue: large enterprises are not to keep small ones waiting.
+SLICE_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def attempt(
 
 def _do(deps: Deps, claim: Claim, retry_in: Callable[[Unavailable], int | None]) -> Outcome:
     try:
-        done = _STEPS[claim.step](deps, claim, time.monotonic() + deps.settings.TASK_TIME_LIMIT_SECONDS / 2)
+        slice_ends = time.monotonic() + min(SLICE_SECONDS, deps.settings.TASK_TIME_LIMIT_SECONDS / 2)
+        done = _STEPS[claim.step](deps, claim, slice_ends)
         claim.advance(**_last_counts(deps, claim)) if done else claim.release()
     except LeaseLost as reason:
         return _skipped(reason)
@@ -85,7 +89,7 @@ def _do(deps: Deps, claim: Claim, retry_in: Callable[[Unavailable], int | None])
     except Exception as error:
         _fail(claim, f"an error of our own, {type(error).__name__}: the worker's log has its traceback")
         raise
-    run = deps.database.transact(lambda session: session.get_one(Run, claim.run.id))
+    run = claim.run
     counts = {name: getattr(run, name) for name in records.COUNTS}
     log.info("step ends" if done else "step handed on", phase=run.phase, dry_run=run.dry_run, **counts)
     return Outcome(run, more=not done)
@@ -114,30 +118,32 @@ def downgrade(deps: Deps, claim: Claim, deadline: float) -> bool:
     scope = _scope(deps, claim.run)
     if claim.run.dry_run:
         return True
-    size = deps.settings.LICENSE_EXPIRATION_BATCH_SIZE
-
-    def batches() -> Iterator[Batch]:
-        for plan in deps.database.transact(lambda session: _plans(session, scope)):
-            page = partial(policy.downgrade_page, scope, plan.uuid, plan.waiting, size)
-            yield from pages(deps.database, size, page, plan)
 
     def send(batch: Batch) -> None:
         assert batch.plan is not None  # noqa: S101, for the type checker
         date = policy.ignore_enrollments_modified_after(batch.plan.expiration_date, scope.as_of)
-        deps.lms.downgrade(batch.licenses, date, claim.guard)
+        deps.lms.downgrade(batch.licenses, date, claim.guard_of_batch())
 
-    def confirm(session: Session, batch: Batch) -> None:
-        if batch.plan is not None and batch.plan.waiting:
-            _insert_events(session, batch.licenses, DOWNGRADED_EVENT)
-        else:
-            records.confirm_downgrades(session, claim.run, batch.licenses)
+    def confirm(session: Session, batches: Sequence[Batch]) -> None:
+        for waiting in (False, True):
+            licenses = [
+                uuid for batch in batches if batch.plan and batch.plan.waiting is waiting for uuid in batch.licenses
+            ]
+            if licenses and waiting:
+                records.insert_events(session, licenses, DOWNGRADED_EVENT)
+            elif licenses:
+                records.confirm_downgrades(session, claim.run, licenses)
 
+    plans = deps.database.transact(lambda session: _plans(session, scope))
+    pages = Pages(
+        claim, deps.settings.LICENSE_EXPIRATION_BATCH_SIZE, [(plan, _pages_of(deps, scope, plan)) for plan in plans]
+    )
     try:
-        done = drive(deps, claim, batches(), send, confirm, "licenses_downgraded", deadline)
+        done = drive(deps, claim, pages, send, confirm, "licenses_downgraded", deadline)
     except (Unavailable, RunRefused):
-        _settle(_mark_done_plans, deps, claim, scope)  # a plan that is done is done, whatever befell others
+        _settle(_mark_done_plans, deps, claim, scope, plans)  # a plan that is done is done, whatever befell others
         raise
-    _mark_done_plans(deps, claim, scope)
+    _mark_done_plans(deps, claim, scope, plans)
     return done
 
 
@@ -149,17 +155,28 @@ def unlink(deps: Deps, claim: Claim, deadline: float) -> bool:
     scope = _scope(deps, claim.run)
     if claim.run.dry_run:
         return True
-    size = deps.settings.BULK_UNLINK_BATCH_SIZE
 
     def send(batch: Batch) -> None:
         emails = list(dict.fromkeys(row[2] for row in batch.rows))
-        deps.lms.unlink(claim.run.enterprise_customer_uuid, emails, claim.guard)
+        deps.lms.unlink(claim.run.enterprise_customer_uuid, emails, claim.guard_of_batch())
 
-    def confirm(session: Session, batch: Batch) -> None:
-        _insert_events(session, batch.licenses, UNLINKED_EVENT)
+    def confirm(session: Session, batches: Sequence[Batch]) -> None:
+        licenses = [uuid for batch in batches for uuid in batch.licenses]
+        records.insert_events(session, licenses, UNLINKED_EVENT)
 
-    batches = pages(deps.database, size, partial(policy.unlink_page, scope, size))
-    return drive(deps, claim, batches, send, confirm, "learners_unlinked", deadline)
+    def page(after: UUID | None, limit: int) -> Sequence[Any]:
+        return _read(deps, policy.unlink_page, scope, after=after, limit=limit)
+
+    pages = Pages(claim, deps.settings.BULK_UNLINK_BATCH_SIZE, [(None, page)])
+    return drive(deps, claim, pages, send, confirm, "learners_unlinked", deadline)
+
+
+def _pages_of(deps: Deps, scope: Scope, plan: Plan) -> Page:
+    def page(after: UUID | None, limit: int) -> Sequence[Any]:
+        of_plan = {"plan": plan.uuid, "waiting": plan.waiting}
+        return _read(deps, policy.downgrade_page, scope, after=after, limit=limit, **of_plan)
+
+    return page
 
 
 _STEPS = {Step.DOWNGRADE: downgrade, Step.UNLINK: unlink}
@@ -169,45 +186,58 @@ def _scope(deps: Deps, run: Run) -> Scope:
     return scope_of(deps.settings, run, run.as_of, run.enterprise_customer_uuid, run.id)
 
 
+def _read(deps: Deps, query: Callable[..., policy.Rows], scope: Scope, **values: Any) -> Sequence[Any]:
+    return deps.database.transact(lambda session: read(session, query, scope, **values))
+
+
 def _plans(session: Session, scope: Scope) -> list[Plan]:
     """Due plans and waiting plans with work, the longest expired first (prior plans before those that follow)."""
-    plans = [
-        Plan(uuid, expiration_date, waiting)
-        for query, waiting in ((policy.due_plans(scope), False), (policy.waiting_plans(scope), True))
-        for uuid, expiration_date, _ in session.execute(query)
-    ]
+    plans = [Plan(uuid, expires, waiting=False) for uuid, expires, _ in read(session, policy.due_plans, scope)]
+    others = {row[0] for row in read(session, policy.expired_plans, scope)} - {plan.uuid for plan in plans}
+    if others:  # or the long query would find none
+        plans += [Plan(uuid, expires, waiting=True) for uuid, expires, _ in read(session, policy.waiting_plans, scope)]
     return sorted(plans, key=lambda plan: (plan.expiration_date, plan.uuid))
 
 
-def _mark_done_plans(deps: Deps, claim: Claim, scope: Scope) -> None:
-    """Mark the due plans with nothing left to confirm as license-manager does: the plan, and a row of its history."""
-    unmarked = policy.done_plans(scope).where(SubscriptionPlan.expiration_processed.is_(False))
-    if not deps.database.transact(lambda session: session.execute(unmarked).first()):
+def _mark_done_plans(deps: Deps, claim: Claim, scope: Scope, plans: Sequence[Plan]) -> None:
+    """Mark what of these is done as license-manager does: the plan, and a row of its history."""
+    if all(plan.waiting for plan in plans):
         return
-    plan, history, copied = deps.database.plan_history()
-    plans: list[UUID] = []
+    table, history, copied = deps.database.plan_history()
+    row: policy.Rows = select(*copied.values(), literal("~"), table.c.modified)
+    marked: list[UUID] = []
 
     def write(session: Session) -> None:
-        plans[:] = [row[0] for row in session.execute(unmarked)]  # once more: a plan may have been extended since
-        if not plans:
+        marked[:] = [found[0] for found in read(session, _done_and_unmarked, scope)]
+        if not marked:
             return
-        now = session.execute(select(DatabaseNow())).scalar_one()
-        marked = {"expiration_processed": True, "modified": now}
-        session.execute(update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(plans)).values(marked))
-        row: policy.Rows = select(*copied.values(), literal("~"), literal(now, UTCDateTime()))
-        row = row.where(type_coerce(plan.c.uuid, DjangoUUID()).in_(plans))
-        session.execute(insert(history).from_select([*copied, "history_type", "history_date"], row))
-        more = Run.plans_processed + len(plans)
+        values = {"expiration_processed": True, "modified": DatabaseNow()}
+        session.execute(update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(marked)).values(values))
+        of_marked = row.where(type_coerce(table.c.uuid, DjangoUUID()).in_(marked))
+        session.execute(insert(history).from_select([*copied, "history_type", "history_date"], of_marked))
+        more = Run.plans_processed + len(marked)
         session.execute(update(Run).where(Run.id == claim.run.id).values(plans_processed=more))
 
     claim.record(write)
-    deps.lifecycle.tell(deps.database, claim, plans)
+    claim.run.plans_processed += len(marked)
+    deps.lifecycle.tell(deps.database, claim, marked)
+
+
+def _done_and_unmarked(scope: Scope) -> policy.Rows:
+    return policy.done_plans(scope).where(SubscriptionPlan.expiration_processed.is_(False))
+
+
+def _due_and_unmarked(scope: Scope) -> policy.Rows:
+    return policy.due_plans(scope).where(SubscriptionPlan.expiration_processed.is_(False))
+
+
+def _first_candidate(scope: Scope) -> policy.Rows:
+    return policy.unlink_candidates(scope).limit(1)
 
 
 def _rehearse_downgrade(session: Session, scope: Scope) -> dict[str, int]:
-    licenses = _count(session, policy.due_downgrades(scope)) + _count(session, policy.waiting_downgrades(scope))
-    unmarked = policy.due_plans(scope).where(SubscriptionPlan.expiration_processed.is_(False))
-    return {"plans_processed": _count(session, unmarked), "licenses_downgraded": licenses}
+    licenses = count(session, policy.due_downgrades, scope) + count(session, policy.waiting_downgrades, scope)
+    return {"plans_processed": count(session, _due_and_unmarked, scope), "licenses_downgraded": licenses}
 
 
 def _last_counts(deps: Deps, claim: Claim) -> dict[str, int]:
@@ -217,23 +247,14 @@ def _last_counts(deps: Deps, claim: Claim) -> dict[str, int]:
     def work(session: Session) -> dict[str, int]:
         if claim.step is Step.DOWNGRADE:
             return _rehearse_downgrade(session, scope) if claim.run.dry_run else {}
-        counts = {"learners_protected": _count(session, policy.protected(scope))}
+        left = read(session, _first_candidate, scope)  # or the long query would count none
+        counts = {"learners_protected": count(session, policy.protected, scope) if left else 0}
         if claim.run.dry_run:
-            counts["learners_unlinked"] = _count(session, policy.due_unlinks(scope, downgraded=False))
+            counts["learners_unlinked"] = count(session, policy.due_unlinks, scope, downgraded=False)
         return counts
 
-    claim.guard()
+    claim.guard(deps.settings.LEASE_SECONDS / 3)
     return deps.database.transact(work)
-
-
-def _insert_events(session: Session, licenses: Sequence[UUID], name: str) -> None:
-    now = session.execute(select(DatabaseNow())).scalar_one()
-    rows = [{"license_id": uuid, "event_name": name, "created": now, "modified": now} for uuid in licenses]
-    session.execute(insert(LicenseEvent), rows)
-
-
-def _count(session: Session, query: policy.Rows) -> int:
-    return session.execute(select(func.count()).select_from(query.subquery())).scalar_one()
 
 
 def _settle(last: Callable[..., None], *arguments: Any) -> None:

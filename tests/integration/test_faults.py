@@ -431,7 +431,7 @@ BY_LICENSE = re.compile(
 def test_fault_10_every_licence_is_loaded_into_memory(waiting: bool, lms: Simulator, make_test_deps: Make) -> None:
     statements = night_of_batches(lms, make_test_deps, 3, waiting)
     by_license = [each for each in statements if BY_LICENSE.search(each)]
-    assert len(by_license) >= 2 * 3
+    assert len(by_license) >= 2, "a page of each step"
     assert [each for each in by_license if not re.search(r"LIMIT \?(?: OFFSET \?)?\s*$", each)] == []
 
 
