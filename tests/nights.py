@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from simulator.journal import Entry, Journal
 from simulator.lms import Simulator
 from simulator.schema import table
 from simulator.showcase import MALFORMED_EMAIL
-from worker import dispatch, ledger, steps
+from worker import dispatch, ledger, opening, steps
 from worker.columns import DatabaseNow
 from worker.database import Database
 from worker.deps import Deps
@@ -116,6 +116,11 @@ def open_one(deps: Deps, enterprise: UUID, **request: Any) -> UUID:
     [started] = start(deps, enterprise, **request)
     assert started.new
     return started.run_id
+
+
+def opened_run(database: Database, enterprise: UUID, as_of: datetime, **request: Any) -> opening.Opened:
+    """Open a run of one enterprise, whether it has work due or not."""
+    return opening.open_runs(database, [enterprise], as_of, **request)[enterprise]
 
 
 def finish(deps: Deps, enterprise: UUID, run_id: UUID) -> Run:

@@ -1,22 +1,27 @@
 """Opening runs: check what is asked for, find the enterprises with work due, open a run for each, publish its chain."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
-from worker import ledger, nights, policy
+from worker import customers, ledger, nights, opening
 from worker.database import Database, require
 from worker.deps import Deps
-from worker.errors import BadArgument
+from worker.errors import BadArgument, LicenseExpiryError
 from worker.logs import get_logger
 from worker.scope import scope_of
 from worker.settings import DatabaseSettings
 
 log = get_logger(__name__)
+
+# So many runs are opened at once; then they are published, and those who wait for work need not wait for the others.
+CHUNK = 100
 
 Publish = Callable[[UUID, UUID], None]
 """Publishes the chain of an enterprise's run: (enterprise customer UUID, run id)."""
@@ -92,33 +97,47 @@ def start(
     Raises BadArgument, before anything is written, for an unknown enterprise, a plan that is not of one of these
     enterprises, or a window in the future. An enterprise on the unlink list that license-manager does not know
     gets a failed run with the reason, when all were asked for. `scheduled_for` is the scheduled night that this is.
-    Raises Unusable, before that, as `worker.database.require` does.
+    Raises Unusable, before anything is written, as `worker.database.require` does.
     """
     named = frozenset(enterprises)
     as_of = deps.database.now()
-    # A worker may have been at work before license-manager was upgraded: before anything is sent, look once more.
-    deps.database.transact(lambda session: require(session.connection()))
     check(deps.database, request, named, as_of)
+    due = due_enterprises(deps, request, named, as_of)
+    if due:  # a worker may have been at work before license-manager was upgraded: look once more
+        deps.database.transact(lambda session: require(session.connection()))
+    columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
     started = []
-    for enterprise in due_enterprises(deps, request, named, as_of):
-        columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
-        opened = ledger.open_run(deps.database, enterprise, as_of, scheduled_for=scheduled_for, **columns)
-        if opened.new:
-            publish(enterprise, opened.run_id)
-            log.info("run opened", enterprise=enterprise, run=opened.run_id, dry_run=request.dry_run)
-        else:
-            log.info("has a live run already", enterprise=enterprise, run=opened.run_id)
-        started.append(Started(enterprise, opened.run_id, opened.new))
+    for first in range(0, len(due), CHUNK):
+        chunk = due[first : first + CHUNK]
+        opened = opening.open_runs(deps.database, chunk, as_of, scheduled_for=scheduled_for, **columns)
+        started += _publish(deps.database, publish, opened)
     if not named and request == Request():
         started += [
             Started(
                 enterprise,
-                ledger.record_refusal(deps.database, enterprise, as_of, sentence, scheduled_for),
+                opening.record_refusal(deps.database, enterprise, as_of, sentence, scheduled_for),
                 new=True,
             )
             for enterprise, sentence in strangers(deps.settings, deps.database).items()
         ]
     return started
+
+
+def _publish(database: Database, publish: Publish, opened: dict[UUID, opening.Opened]) -> list[Started]:
+    left = {each.run_id for each in opened.values() if each.new}
+    try:
+        for enterprise, each in opened.items():
+            if each.new:
+                publish(enterprise, each.run_id)
+                left.remove(each.run_id)
+                log.info("run opened", enterprise=enterprise, run=each.run_id)
+            else:
+                log.info("has a live run already", enterprise=enterprise, run=each.run_id)
+    except Exception:
+        with suppress(LicenseExpiryError):  # else they are published when they have waited for long
+            opening.let_lapse(database, left)
+        raise
+    return [Started(enterprise, each.run_id, each.new) for enterprise, each in opened.items()]
 
 
 def check(database: Database, request: Request, named: frozenset[UUID], as_of: datetime) -> None:
@@ -130,7 +149,7 @@ def check(database: Database, request: Request, named: frozenset[UUID], as_of: d
         if moment and moment > as_of:
             raise BadArgument(f"{name} {moment.isoformat()} is in the future: only expired plans can be processed")
     if request.plan_uuids:
-        query = policy.plans_of(named, request.plan_uuids)
+        query = customers.plans_of(named, request.plan_uuids)
         theirs = database.transact(lambda session: session.scalars(query).all())
         for stray in sorted(set(request.plan_uuids) - set(theirs)):
             whose = f"enterprise {', '.join(map(str, sorted(named)))}" if named else "any enterprise"
@@ -164,12 +183,12 @@ def make_good(deps: Deps, latest: datetime, publish: Publish) -> int:
 
 def due_enterprises(deps: Deps, request: Request, named: frozenset[UUID], as_of: datetime) -> list[UUID]:
     """The enterprise customers with anything due, of those named if any."""
-    found: list[UUID] = []
-    for enterprise in named or [None]:
-        scope = scope_of(deps.settings, request, as_of, enterprise)
-        query = policy.due_enterprises(scope)
-        found += deps.database.transact(lambda session: session.scalars(query).all())  # noqa: B023, run at once
-    return sorted(found)
+    scopes = [scope_of(deps.settings, request, as_of, enterprise) for enterprise in named or [None]]
+    return sorted(
+        enterprise
+        for scope in scopes
+        for enterprise in deps.database.transact(partial(customers.due_enterprises, scope=scope))
+    )
 
 
 def strangers(settings: DatabaseSettings, database: Database) -> dict[UUID, str]:
@@ -204,7 +223,7 @@ def take_up_stalled(deps: Deps, publish: Publish) -> dict[str, int]:
 
 
 def _known(database: Database, enterprises: frozenset[UUID]) -> frozenset[UUID]:
-    query = policy.known_enterprises(enterprises)
+    query = customers.known_enterprises(enterprises)
     return frozenset(database.transact(lambda session: session.scalars(query).all())) if enterprises else frozenset()
 
 

@@ -23,23 +23,25 @@ import os
 import signal
 from pathlib import Path
 
-import worker.ledger
+import worker.dispatch
+import worker.opening
 from hurried import app
 
-open_run = worker.ledger.open_run
+open_runs = worker.opening.open_runs
 opened = []
 died = Path("{died}")
 
 
 def open_two_and_die(*arguments, **request):
-    opened.append(open_run(*arguments, **request))
-    if len(opened) == 2 and not died.exists():
+    opened.append(open_runs(*arguments, **request))
+    if not died.exists():
         died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return opened[-1]
 
 
-worker.ledger.open_run = open_two_and_die
+worker.dispatch.CHUNK = 2
+worker.opening.open_runs = open_two_and_die
 """
 
 

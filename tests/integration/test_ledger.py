@@ -8,18 +8,19 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from nights import ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, rows, run_of, together
-from sqlalchemy import Engine, event, update
+from nights import ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, opened_run, rows, run_of, together
+from sqlalchemy import Engine, event, insert, update
 from sqlalchemy.orm import Session
 
 from simulator.data import Data
-from worker import dispatch, ledger, records
+from worker import dispatch, ledger, opening, pace, records
 from worker.calls import Calls
 from worker.columns import DatabaseNow
 from worker.database import Database
 from worker.errors import BadArgument, LeaseLost, LicenseExpiryError, NotClaimed, Unavailable
-from worker.ledger import MAX_PUBLICATIONS, QUEUED_SECONDS, Claim, Opened, Step
+from worker.ledger import MAX_PUBLICATIONS, QUEUED_SECONDS, Claim, Step
 from worker.models import Downgrade, LmsCall, Phase, Retry, Run, Throttle
+from worker.opening import Opened
 
 AS_OF = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 LEASE = 300
@@ -33,7 +34,7 @@ def database(engine: Engine) -> Database:
 
 
 def open_run(database: Database, enterprise: UUID | None = None, **request: Any) -> Run:
-    return run_of(database, ledger.open_run(database, enterprise or uuid4(), AS_OF, **request).run_id)
+    return run_of(database, opened_run(database, enterprise or uuid4(), AS_OF, **request).run_id)
 
 
 def claim(database: Database, run: Run, step: Step = Step.DOWNGRADE, owner: str = "w1", lease: int = LEASE) -> Claim:
@@ -44,8 +45,10 @@ def set_run(database: Database, run: Run, **values: Any) -> None:
     database.transact(lambda session: session.execute(update(Run).where(Run.id == run.id).values(**values)))
 
 
-def write_downgrade(run: Run, license: UUID) -> Callable[[Session], None]:
-    return lambda session: records.confirm_downgrades(session, run, [license])
+def write_downgrade(run: Run, license: UUID) -> Callable[[Session], Any]:
+    row = {"license_uuid": license, "run_id": run.id, "confirmed_at": AS_OF}
+    row["enterprise_customer_uuid"] = run.enterprise_customer_uuid
+    return lambda session: session.execute(insert(Downgrade), [row])
 
 
 def seconds_left(database: Database, run: Run) -> float:
@@ -59,7 +62,7 @@ def seconds_left(database: Database, run: Run) -> float:
 
 def test_twenty_triggers_at_once_open_one_run_and_all_are_told_its_id(database: Database, engine: Engine) -> None:
     enterprise = uuid4()
-    opened = together(20, lambda _: ledger.open_run(database, enterprise, AS_OF))
+    opened = together(20, lambda _: opened_run(database, enterprise, AS_OF))
     [run] = rows(engine, Run)
     assert [each for each in opened if isinstance(each, LicenseExpiryError)] == []
     assert {each.run_id for each in opened if isinstance(each, Opened)} == {run["id"]}
@@ -102,19 +105,19 @@ def test_an_ended_run_makes_room_for_the_next_one(database: Database, engine: En
     enterprise = uuid4()
     for phase, end in ENDS.items():
         run = open_run(database, enterprise)
-        assert ledger.open_run(database, enterprise, AS_OF) == Opened(run.id, new=False)
+        assert opened_run(database, enterprise, AS_OF) == Opened(run.id, new=False)
         end(database, run)
         ended = run_of(database, run.id)
         assert (ended.phase, ended.live, ended.owner, ended.lease_until) == (phase, None, None, None)
         assert ended.ended_at is not None
     assert len(rows(engine, Run)) == len(ENDS)
-    assert ledger.open_run(database, enterprise, AS_OF).new
+    assert opened_run(database, enterprise, AS_OF).new
 
 
 @ON_EACH
 def test_a_run_is_new_although_the_answer_to_its_commit_was_lost(database: Database, engine: Engine) -> None:
     with lost_commit_answer(engine) as lost:
-        opened = ledger.open_run(database, uuid4(), AS_OF)
+        opened = opened_run(database, uuid4(), AS_OF)
     assert lost
     assert [(row["id"], opened.new) for row in rows(engine, Run)] == [(opened.run_id, True)]
 
@@ -122,10 +125,10 @@ def test_a_run_is_new_although_the_answer_to_its_commit_was_lost(database: Datab
 @ON_SQLITE
 def test_a_refusal_is_a_failed_run_that_stands_in_nobodys_way(database: Database) -> None:
     enterprise = uuid4()
-    run = run_of(database, ledger.record_refusal(database, enterprise, AS_OF, "no agreement"))
+    run = run_of(database, opening.record_refusal(database, enterprise, AS_OF, "no agreement"))
     assert (run.phase, run.live, run.error, run.lease_until) == (Phase.FAILED, None, "no agreement", None)
     assert run.ended_at is not None
-    assert ledger.open_run(database, enterprise, AS_OF).new
+    assert opened_run(database, enterprise, AS_OF).new
     assert ledger.take_up_stalled(database) == ([], [])
 
 
@@ -324,7 +327,7 @@ def test_an_outcome_is_recorded_whole_or_not_at_all(database: Database, engine: 
     held = claim(database, run)
 
     def write(session: Session) -> None:
-        records.confirm_downgrades(session, run, [uuid4()])
+        write_downgrade(run, uuid4())(session)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -533,7 +536,7 @@ def test_of_two_that_find_the_same_stalled_run_one_publishes_it(database: Databa
 @ON_EACH
 def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database, engine: Engine) -> None:
     calls, apart = 16, 1000.0
-    waits = together(calls, lambda _: ledger.seconds_to_next_call(database, 60 / apart))
+    waits = together(calls, lambda _: pace.seconds_to_next_call(database, 60 / apart))
     slots = [round(wait / apart) for wait in waits if isinstance(wait, float)]
     assert sorted(slots) == list(range(calls))
     [row] = rows(engine, Throttle)
@@ -545,7 +548,7 @@ def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database
 def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
     late = database.now() - timedelta(hours=1)
     database.transact(lambda session: session.execute(update(Throttle).values(next_call_at=late)))
-    first, second = (ledger.seconds_to_next_call(database, 0.1) for _ in range(2))
+    first, second = (pace.seconds_to_next_call(database, 0.1) for _ in range(2))
     assert first == 0
     assert second == pytest.approx(600, abs=30)
 
@@ -553,5 +556,5 @@ def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
 @ON_SQLITE
 def test_without_a_rate_nothing_is_booked(database: Database, engine: Engine) -> None:
     before = rows(engine, Throttle)
-    assert ledger.seconds_to_next_call(database, None) == 0
+    assert pace.seconds_to_next_call(database, None) == 0
     assert rows(engine, Throttle) == before

@@ -12,7 +12,21 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from nights import ON_EACH, ON_SQLITE, Make, attempt, finish, lay, open_one, ready, rows, scan, start, unlinking
+from nights import (
+    ON_EACH,
+    ON_SQLITE,
+    Make,
+    attempt,
+    finish,
+    lay,
+    open_one,
+    opened_run,
+    ready,
+    rows,
+    scan,
+    start,
+    unlinking,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, event, text, update
 from waiting import eventually
@@ -20,7 +34,7 @@ from waiting import eventually
 from simulator.data import DAY, NEXT_EMAIL, Data
 from simulator.faults import Fault
 from simulator.lms import Simulator
-from worker import ledger, metrics, nights
+from worker import metrics, nights
 from worker.database import Database
 from worker.deps import Deps
 from worker.errors import Unavailable, Unusable
@@ -202,7 +216,7 @@ def test_the_last_finished_night_is_the_newest_one_of_which_no_run_is_live(engin
     assert nights.begin(deps.database, newest)
     ends = []
     for minutes in (50, 90):
-        opened = ledger.open_run(deps.database, uuid4(), now, scheduled_for=newest)
+        opened = opened_run(deps.database, uuid4(), now, scheduled_for=newest)
         ends.append((opened.run_id, now + timedelta(minutes=minutes)))
     nights.opened(deps.database, newest)
     for run_id, ended_at in ends:

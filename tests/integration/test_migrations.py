@@ -10,12 +10,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from nights import ON_SQLITE, raw, rows, snapshot
+from nights import ON_SQLITE, opened_run, raw, rows, snapshot
 from sqlalchemy import Engine, inspect, select, text
 
 from simulator.data import DAY, Data
 from simulator.schema import create_tables
-from worker import ledger, migrations, records
+from worker import migrations, records
 from worker.database import Database, make_engine
 from worker.models import Downgrade, HeldLicense, Ledger, License, Run, Throttle
 
@@ -73,7 +73,7 @@ def test_only_our_own_tables_are_made(bare: Engine) -> None:
 
 def test_doing_it_again_changes_nothing(bare: Engine) -> None:
     migrations.upgrade(bare)
-    ledger.open_run(Database(bare), uuid4(), Database(bare).now())
+    opened_run(Database(bare), uuid4(), Database(bare).now())
     before = schema(bare), snapshot(bare)
     migrations.upgrade(bare)
     assert (schema(bare), snapshot(bare)) == before
@@ -140,7 +140,7 @@ def test_the_collation_is_that_of_the_license_table_and_not_the_databases_defaul
     plan = data.plan(data.agreement(enterprise), expires=data.now - DAY)
     licenses = [data.license(plan) for _ in range(50)]
     data.flush()
-    opened = ledger.open_run(database, enterprise, data.now)
+    opened = opened_run(database, enterprise, data.now)
     run = database.transact(lambda session: session.get_one(Run, opened.run_id))
     database.transact(lambda session: records.confirm_downgrades(session, run, licenses))
     joined = select(License.uuid).join_from(License, Downgrade, Downgrade.license_uuid == License.uuid)
@@ -157,7 +157,7 @@ def test_a_reason_is_kept_in_any_script_whatever_the_databases_default(bare: Eng
     set_default(bare, "latin1_swedish_ci")
     migrations.upgrade(bare)
     database, reason = Database(bare), "Ærø: 日本 🎓"
-    ledger.open_run(database, uuid4(), database.now(), force=True, reason=reason)
+    opened_run(database, uuid4(), database.now(), force=True, reason=reason)
     assert [row["reason"] for row in rows(bare, Run)] == [reason]
 
 

@@ -7,11 +7,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from nights import ON_SQLITE, held, rows
+from nights import ON_SQLITE, held, opened_run, rows
 from sqlalchemy import Engine
 
 from simulator.data import Data
-from worker import ledger, records
+from worker import opening, records
 from worker.database import Database
 from worker.models import Downgrade, HeldLicense, Phase, Run
 from worker.policy import HOLD
@@ -120,7 +120,7 @@ def test_runs_are_listed_the_newest_first_and_one_for_each_enterprise(database: 
     one, other = uuid4(), uuid4()
     opened: dict[UUID, list[UUID]] = {one: [], other: []}
     for enterprise in (one, other, one, one):
-        opened[enterprise].append(ledger.record_refusal(database, enterprise, AS_OF, "no"))
+        opened[enterprise].append(opening.record_refusal(database, enterprise, AS_OF, "no"))
     newest = database.transact(lambda session: records.newest_runs(session, None))
     assert [run.id for run in newest] == [opened[one][2], opened[other][0]]
     of_one = database.transact(lambda session: records.newest_runs(session, one, limit=2))
@@ -143,7 +143,7 @@ def test_the_held_list_is_in_order(database: Database) -> None:
 
 @ON_SQLITE
 def test_a_run_is_described_in_json(database: Database) -> None:
-    run_id = ledger.open_run(database, uuid4(), AS_OF, dry_run=True).run_id
+    run_id = opened_run(database, uuid4(), AS_OF, dry_run=True).run_id
     run = database.transact(lambda session: session.get_one(Run, run_id))
     described = json.loads(json.dumps(records.describe(run)))
     assert described == {
