@@ -133,8 +133,8 @@ class CallHandler(Handler):
         refusal = self.lms.refusal(self.request.headers.get("Authorization", ""))
         if refusal:
             return refusal
-        if self.lms.latency:
-            await asyncio.sleep(self.lms.latency)
+        if self.lms.latency:  # of the whole answer, with what it takes itself
+            await asyncio.sleep(self.lms.latency - self.request.request_time())
         return self.call() if self.content is not None else json_answer(400, {"detail": "JSON parse error"})
 
 

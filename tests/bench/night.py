@@ -1,12 +1,13 @@
 """One night on real processes, and what it has used."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from sqlalchemy import Engine, func, make_url, select
 
 from bench.data import lay_down
 from bench.meters import Used, of_group, of_server
+from bench.profile import profiled
 from simulator.processes import Processes, free_port, listens
 from simulator.schema import create_tables
 from worker import migrations
 from worker.database import make_engine
-from worker.models import ENDED, Run
+from worker.models import ENDED, LmsCall, Run
 
 ROOT = Path(__file__).parents[2]
 SERVER = {"postgresql": "postgres", "mariadb": "mariadbd"}
@@ -38,28 +40,38 @@ class Asked:
     licenses: int
     latency: float
     concurrency: int
-    parallel: int
+    in_flight: int
+    large: int = 0
+    profile: bool = False
 
 
 def measure(asked: Asked, folder: Path) -> dict[str, Any]:
     """Carry a night through and give its figures and ratios; the logs are in this folder."""
+    with license_manager(asked.kind, folder) as (engine, url):
+        customers = lay_down(engine, asked.enterprises, asked.licenses, large=asked.large)
+        with Processes(folder, ROOT) as processes, settings_of(folder, url, customers, asked.in_flight):
+            return _measured(asked, folder, engine, processes)
+
+
+@contextmanager
+def license_manager(kind: str, folder: Path) -> Iterator[tuple[Engine, str]]:
+    """An empty database with license-manager's tables and the ledger's, its URL; and an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    url = create_database(SERVERS[asked.kind])
+    url = create_database(SERVERS[kind])
     engine = make_engine(url)
     try:
         create_tables(engine)
         migrations.upgrade(engine)
-        customers = lay_down(engine, asked.enterprises, asked.licenses)
-        with Processes(folder, ROOT) as processes, _settings(asked, folder, url, customers):
-            return _measured(asked, folder, engine, processes)
+        yield engine, url
     finally:
         engine.dispose()
-        drop_database(SERVERS[asked.kind], url)
+        drop_database(SERVERS[kind], url)
 
 
 @contextmanager
-def _settings(asked: Asked, folder: Path, url: str, customers: list[Any]) -> Iterator[None]:
+def settings_of(folder: Path, url: str, customers: list[Any], in_flight: int = 8) -> Iterator[int]:
+    """The settings of the processes that are started meanwhile, in the environment; gives the port for Redis."""
     lms, redis = free_port(), free_port()
     given = {
         "DATABASE_URL": url,
@@ -67,15 +79,18 @@ def _settings(asked: Asked, folder: Path, url: str, customers: list[Any]) -> Ite
         "LMS_URL": f"http://127.0.0.1:{lms}",
         "BACKEND_SERVICE_EDX_OAUTH2_KEY": "license-expiry",
         "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "not-a-secret",
-        "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED": ",".join(map(str, customers)),
-        "LMS_PARALLEL_REQUESTS": str(asked.parallel),
+        "LICENSE_EXPIRY_CFG": str(folder / "settings.yml"),
+        "LMS_PARALLEL_REQUESTS": str(in_flight),
+        "LMS_PARALLEL_REQUESTS_PER_HOST": str(in_flight),
         "BENCH_FOLDER": str(folder),
         "PYTHONPATH": f"{ROOT}/tests:{ROOT}",
     }
+    listed = json.dumps({"CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED": [str(each) for each in customers]})
+    (folder / "settings.yml").write_text(listed)  # too long for the environment
     before = dict(os.environ)
     os.environ.update(given)
     try:
-        yield
+        yield redis
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -92,8 +107,9 @@ def _measured(asked: Asked, folder: Path, engine: Engine, processes: Processes) 
     worker = processes.start("worker", command, lambda: " ready." in processes.log("worker"))
     server, others = of_server(SERVER[asked.kind]), of_group(simulator.pid)
     idle = of_group(worker.pid)
-    subprocess.run([sys.executable, "-m", "celery", "-A", "worker", "call", TASK], check=True, cwd=ROOT)
-    wall = _until_all_have_ended(engine, asked.enterprises)
+    with profiled(worker.pid, folder / "stacks.txt") if asked.profile else nullcontext():
+        subprocess.run([sys.executable, "-m", "celery", "-A", "worker", "call", TASK], check=True, cwd=ROOT)
+        wall = _until_all_have_ended(engine, asked.enterprises, worker)
     used = {
         "worker": of_group(worker.pid).since(idle),
         "database": of_server(SERVER[asked.kind]).since(server),
@@ -104,7 +120,7 @@ def _measured(asked: Asked, folder: Path, engine: Engine, processes: Processes) 
     return _figures(asked, engine, wall, used, counts, statements) | {"bare_ms_per_call": _bare(asked)}
 
 
-def _until_all_have_ended(engine: Engine, enterprises: int) -> float:
+def _until_all_have_ended(engine: Engine, enterprises: int, worker: subprocess.Popen[bytes]) -> float:
     """Seconds from the moment that the night is judged by, before its runs are opened, to the end of the last one."""
     ended = select(func.count(), func.min(Run.as_of), func.max(Run.ended_at)).where(Run.phase.in_(ENDED))
     while True:
@@ -112,6 +128,8 @@ def _until_all_have_ended(engine: Engine, enterprises: int) -> float:
             count, as_of, ended_at = connection.execute(ended).one()
         if ended_at and count == enterprises:
             return float((ended_at - as_of).total_seconds())
+        if worker.poll() is not None:
+            raise SystemExit("The worker has ended: see worker.log")
         time.sleep(0.2)
 
 
@@ -119,21 +137,30 @@ def _figures(
     asked: Asked, engine: Engine, wall: float, used: dict[str, Used], counts: Any, statements: int
 ) -> dict[str, Any]:
     calls = counts["requests"]["downgrade"] + counts["requests"]["unlink"]
-    in_flight = asked.concurrency * asked.parallel
-    ideal = calls * asked.latency / in_flight
+    ideal = calls * asked.latency / asked.in_flight
+    took = func.sum(LmsCall.seconds) / func.sum(LmsCall.calls)
     with engine.connect() as connection:
         done = connection.execute(select(func.sum(Run.licenses_downgraded), func.sum(Run.learners_unlinked))).one()
+        small = Run.licenses_downgraded <= asked.licenses
+        ended_at, as_of = connection.execute(select(func.max(Run.ended_at), func.min(Run.as_of)).where(small)).one()
+        of_call = connection.execute(select(took).where(LmsCall.step != "token")).scalar_one()
     return {
         "database": asked.kind,
+        "licenses": asked.enterprises * asked.licenses + max(0, asked.large - asked.licenses),
         "enterprises": asked.enterprises,
-        "licenses": asked.enterprises * asked.licenses,
         "downgraded": int(done[0]),
         "unlinked": int(done[1]),
         "wall_seconds": round(wall, 1),
+        **(
+            {"small_ones_done_after": round((ended_at - as_of).total_seconds(), 1)}
+            if asked.large and ended_at and as_of
+            else {}
+        ),
         "ideal_seconds": round(ideal, 1),
         "efficiency": round(ideal / wall, 2),
         "lms_calls": calls,
         "most_in_flight": counts["most_in_flight"],
+        "ms_of_a_call": round(1000 * float(of_call), 1),
         "statements_per_call": round(statements / calls, 1),
         "worker_ms_per_call": round(1000 * used["worker"].seconds / calls, 1),
         **{f"{name}_seconds": round(each.seconds, 1) for name, each in used.items()},
