@@ -1,6 +1,5 @@
 """The Celery app, for `celery -A worker worker | beat | flower`; its settings are in celeryconfig.py."""
 
-import gc
 import sys
 from typing import Any
 
@@ -13,7 +12,6 @@ from celery.signals import (
     task_postrun,
     task_prerun,
     worker_init,
-    worker_process_init,
     worker_shutting_down,
 )
 
@@ -57,13 +55,6 @@ def refuse_wrong_settings(**_: Any) -> None:
     except Unusable as error:
         print(error, file=sys.stderr)  # noqa: T201, before any logging
         raise SystemExit(2) from None
-
-
-@worker_process_init.connect
-def spare_the_garbage_collector(**_: Any) -> None:
-    """Let a worker's process not search what was there before the fork, nor search after each 700 objects."""
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
 
 @worker_shutting_down.connect

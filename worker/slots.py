@@ -13,12 +13,19 @@ from worker.errors import Unusable
 
 # Whoever holds a slot and is killed rings no bell: the others look again after this long.
 LOOK_AGAIN_SECONDS = 0.01
+_REMEDY = "let TMPDIR name one that this user may write to"
 
 
 def folder_of(lms_url: str) -> Path:
-    """The folder in which the workers that this user runs on this host share the slots of an LMS."""
+    """The folder in which the workers that this user runs on this host share the slots of an LMS.
+
+    Raises Unusable when there is no folder for temporary files.
+    """
     name = hashlib.sha256(lms_url.encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"license-expiry-{os.getuid()}-{name}"
+    try:
+        return Path(tempfile.gettempdir()) / f"license-expiry-{os.getuid()}-{name}"
+    except FileNotFoundError as error:
+        raise Unusable(f"there is no folder for temporary files: {_REMEDY}") from error
 
 
 class Slots:
@@ -38,7 +45,7 @@ class Slots:
         except OSError as error:
             raise Unusable(
                 f"the folder {folder}, where the workers of a host count their calls to the LMS, cannot be used "
-                f"({error.strerror}): let TMPDIR name a folder that this user may write to"
+                f"({error.strerror}): {_REMEDY}"
             ) from error
         self._free = deque(files)
         self._all = (*files, self._bell)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,8 +70,17 @@ def test_each_lms_has_slots_of_its_own() -> None:
 
 def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unusable, match=r"the folder .*/file/slots, .* \(Not a directory\): let TMPDIR name a folder"):
+    with pytest.raises(Unusable, match=r"the folder .*/file/slots, .* \(Not a directory\): let TMPDIR name one that"):
         Slots(tmp_path / "file" / "slots", 1)
+
+
+def test_no_folder_for_temporary_files_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(Unusable, match="no folder for temporary files: let TMPDIR name one"):
+        folder_of("https://one.example")
 
 
 @ON_SQLITE
