@@ -93,6 +93,13 @@ def _postgresql_among(element: Among, compiler: Any, **kw: Any) -> str:
     return f"{column} = ANY (ARRAY{few})"
 
 
+def by_key(rows: Rows, table: Any) -> Rows:
+    """Let MySQL and MariaDB look this table's rows up by its primary key, and not read the whole of an index."""
+    for dialect in ("mysql", "mariadb"):
+        rows = rows.with_hint(table, "FORCE INDEX (PRIMARY)", dialect)
+    return rows
+
+
 def learner_among(other: Any, which: ColumnElement[bool], known_by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
     """Is the learner of the License and Plan at hand that of an `other` license, an alias, of the same customer?
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from worker.columns import DjangoUUID
 from worker.learners import KNOWN_BY as KNOWN_BY
-from worker.learners import Among, Mailbox, learner_among
+from worker.learners import Among, Mailbox, by_key, learner_among
 from worker.learners import Rows as Rows
 from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, License, LicenseEvent
 from worker.models import CustomerAgreement as Agreement
@@ -182,15 +182,6 @@ def _plans_whose_chain_ended(scope: Scope) -> Rows:
     )
 
 
-def by_key(rows: Rows) -> Rows:
-    """The rows of our own tables are looked up by their primary key: MySQL knows not how fast these tables fill."""
-    for table in (Downgrade, HeldLicense):
-        if table.__table__ in rows.get_final_froms():
-            rows = rows.with_hint(table, "FORCE INDEX (PRIMARY)", "mysql")
-            rows = rows.with_hint(table, "FORCE INDEX (PRIMARY)", "mariadb")
-    return rows
-
-
 def any_of(rows: Rows) -> ColumnElement[bool]:
     """EXISTS, looked up by key: the OFFSET keeps databases from reading the whole table instead, once for all."""
     return rows.limit(1).offset(0).exists()
@@ -198,7 +189,12 @@ def any_of(rows: Rows) -> ColumnElement[bool]:
 
 def _exists(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     """EXISTS about the License and the Plan at hand, however deep it stands in a query."""
-    return any_of(by_key(select(literal(1)).where(*conditions)).correlate(License, Plan))
+    return any_of(select(literal(1)).where(*conditions).correlate(License, Plan))
+
+
+def _exists_in(table: Any, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """`_exists` in a table of the ledger, by its primary key: MySQL does not know how fast these tables fill."""
+    return any_of(by_key(select(literal(1)).where(*conditions), table).correlate(License, Plan))
 
 
 def _downgrade_confirmed() -> ColumnElement[bool]:
@@ -209,14 +205,14 @@ def _downgrade_confirmed() -> ColumnElement[bool]:
         LicenseEvent.event_name == DOWNGRADED_EVENT,
         LicenseEvent.created >= Plan.expiration_date,
     )
-    return or_(_exists(*ledger), _exists(*event))
+    return or_(_exists_in(Downgrade, *ledger), _exists(*event))
 
 
 def _sent(scope: Scope) -> ColumnElement[bool]:
     """Need this license of a due plan not be sent (again)? A forced run counts only what it has sent itself."""
     if not scope.force:
         return _downgrade_confirmed()
-    return _exists(Downgrade.license_uuid == License.uuid, Downgrade.run_id == scope["run_id"])
+    return _exists_in(Downgrade, Downgrade.license_uuid == License.uuid, Downgrade.run_id == scope["run_id"])
 
 
 def _confirmed() -> ColumnElement[bool]:
@@ -291,8 +287,8 @@ def _holds(scope: Scope) -> ColumnElement[bool]:
 
 
 def _held(scope: Scope) -> ColumnElement[bool]:
-    return _exists(HeldLicense.license_uuid == License.uuid, _holds(scope))
+    return _exists_in(HeldLicense, HeldLicense.license_uuid == License.uuid, _holds(scope))
 
 
 def _on_held_list() -> ColumnElement[bool]:
-    return _exists(HeldLicense.license_uuid == License.uuid).label("on_held_list")
+    return _exists_in(HeldLicense, HeldLicense.license_uuid == License.uuid).label("on_held_list")

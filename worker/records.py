@@ -8,6 +8,7 @@ from sqlalchemy import CursorResult, Select, String, Table, bindparam, case, del
 from sqlalchemy.orm import Session
 
 from worker.columns import DatabaseNow, Digits, OneOf
+from worker.learners import by_key
 from worker.models import Downgrade, HeldLicense, License, LicenseEvent, LmsCall, Retry, Run, SubscriptionPlan
 from worker.policy import HOLD, any_of
 
@@ -15,10 +16,7 @@ COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_u
 
 
 def _of_licenses(*columns: Any) -> Select[Any]:
-    those = select(Digits(License.uuid), *columns).where(OneOf(License.uuid, "licenses"))
-    for dialect in ("mysql", "mariadb"):  # which may prefer to read the whole of another index
-        those = those.with_hint(License, "FORCE INDEX (PRIMARY)", dialect)
-    return those
+    return by_key(select(Digits(License.uuid), *columns).where(OneOf(License.uuid, "licenses")), License)
 
 
 # Built once; from the licenses' own rows, because drivers take long over many rows of values.
