@@ -7,7 +7,7 @@ from celery.schedules import ParseException, crontab
 
 from worker.errors import Unusable
 from worker.settings import CelerySettings, load_settings
-from worker.sources import load
+from worker.settings_sources import load
 
 
 def _refuse(sentence: object) -> NoReturn:

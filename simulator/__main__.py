@@ -9,11 +9,11 @@ import click
 from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from simulator.core import Lms
-from simulator.data import Data
-from simulator.lms import serve as serve_lms
-from simulator.schema import UuidForm, create_tables, table
-from simulator.showcase import bulk, demo, read_demo
+from simulator.data.rows import Data
+from simulator.data.schema import UuidForm, create_tables, table
+from simulator.data.showcase import bulk, demo, read_demo
+from simulator.lms.core import Lms
+from simulator.lms.server import serve as serve_lms
 
 NO_SECRET = "not-a-secret"
 

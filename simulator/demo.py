@@ -21,16 +21,19 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import inspect
 
-from simulator.data import Data
+from simulator.data.rows import Data
+from simulator.data.schema import create_tables
+from simulator.data.showcase import Demo, demo, read_demo
 from simulator.processes import Processes, StartError, free_port, listens
-from simulator.schema import create_tables
-from simulator.showcase import Demo, demo, read_demo
-from worker import dispatch, logs, migrations, records, report
-from worker.broker import publisher
-from worker.database import Database, make_engine
+from worker import logs
+from worker.cli import tables
+from worker.cli.broker import publisher
+from worker.db.ledger_tables import ENDED, Phase, Run
+from worker.db.transactions import Database, make_engine
 from worker.deps import make_deps
 from worker.errors import LicenseExpiryError, Unusable
-from worker.models import ENDED, Phase, Run
+from worker.ledger import confirmations, migrations
+from worker.runs import start
 from worker.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +146,7 @@ def _start_celery(processes: Processes) -> str:
 def _start_serve(processes: Processes) -> str:
     """Start license-expiry serve; return its address."""
     port = free_port(8001)
-    command = [PYTHON, "-c", "from worker.cli import main; main()", "serve", f"--port={port}"]
+    command = [PYTHON, "-c", "from worker.cli.main import main; main()", "serve", f"--port={port}"]
     processes.start("serve", command, lambda: listens(port))
     return f"http://127.0.0.1:{port}"
 
@@ -170,13 +173,13 @@ def _night(settings: Settings, shown: Demo | None) -> int:
     deps = make_deps(settings)
     try:
         out.print("\n[bold]The night begins[/bold]")
-        started = dispatch.start(deps, dispatch.Request(), (), publisher())
-        runs = report.watch(deps.database, [each.run_id for each in started], wait=True, quiet=False)
+        started = start.start(deps, start.Request(), (), publisher())
+        runs = tables.watch(deps.database, [each.run_id for each in started], wait=True, quiet=False)
         if not started:
             out.print("Nothing is due: every enterprise is as it should be. (make clean makes new data.)")
         else:
             out.print(_summary(runs, shown))
-        held = deps.database.transact(records.held_licenses)
+        held = deps.database.transact(confirmations.held_licenses)
         for each in held:
             out.print(
                 f"Held: license {each.license_uuid}, {each.step} refused by the LMS with {each.reason}, "

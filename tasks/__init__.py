@@ -1,4 +1,4 @@
-"""The Celery tasks: thin shells over worker.dispatch and worker.steps, and the one function that builds the chain."""
+"""The Celery tasks: thin shells over worker.runs, and the one function that builds the chain."""
 
 import os
 import random
@@ -11,11 +11,13 @@ from celery.canvas import Signature
 from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 
-from worker import dispatch, nights, records, steps
 from worker.deps import Deps, get_deps
 from worker.errors import LicenseExpiryError, Unavailable
-from worker.ledger import Step
+from worker.ledger import confirmations, nights
+from worker.ledger.claims import Step
 from worker.logs import get_logger
+from worker.runs import start as dispatch
+from worker.runs import steps
 from worker.settings import retry_wait
 
 log = get_logger(__name__)
@@ -196,7 +198,7 @@ def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_i
         return {**names, "skipped": outcome.skipped}
     if step is Step.DOWNGRADE and not task.request.chain:  # posted by hand, alone: its run goes on all the same
         unlink_learners.apply_async(kwargs=names)
-    return records.describe(outcome.run)
+    return confirmations.describe(outcome.run)
 
 
 def _coming_again(error: Unavailable, countdown: int) -> Unavailable:

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from sqlalchemy import Engine
 
-from worker.rights import Right
+from worker.cli.rights import Right
 
 SECURITY = Path(__file__).parents[1] / "docs" / "security.md"
 

@@ -17,11 +17,11 @@ from shelf import Shelf
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.util import LRUCache
 
-from simulator.lms import Simulator
-from worker.database import make_engine
+from simulator.lms.server import Simulator
+from worker.db.transactions import make_engine
 from worker.deps import Deps, make_deps
 from worker.settings import Settings
-from worker.waits import Patience
+from worker.shutdown import Patience
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")

@@ -20,7 +20,7 @@ from django.urls import path
 from nights import LICENSE_MANAGERS
 from sqlalchemy import Engine
 
-from simulator.schema import CSV, Row
+from simulator.data.schema import CSV, Row
 
 HISTORY = "historicalsubscriptionplan"
 CHARS = re.compile(r"character varying\((\d+)\)")

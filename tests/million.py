@@ -15,8 +15,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.schema import CreateIndex, DropIndex
 
-from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
-from simulator.schema import table
+from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
+from simulator.data.schema import table
 
 LICENSES = 1_000_000
 CUSTOMERS = 400

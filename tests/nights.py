@@ -16,19 +16,21 @@ import pytest
 from services import ENGINES
 from sqlalchemy import Engine, inspect, select, text, update
 
-from simulator.data import DAY, Data
-from simulator.journal import Entry, Journal
-from simulator.lms import Simulator
-from simulator.schema import table
-from simulator.showcase import MALFORMED_EMAIL
-from worker import dispatch, ledger, opening, steps
-from worker.columns import DatabaseNow
-from worker.database import Database
+from simulator.data.rows import DAY, Data
+from simulator.data.schema import table
+from simulator.data.showcase import MALFORMED_EMAIL
+from simulator.lms.journal import Entry, Journal
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import HeldLicense, Run
+from worker.db.transactions import Database
+from worker.db.types import DatabaseNow
 from worker.deps import Deps
 from worker.errors import LicenseExpiryError, Unavailable
-from worker.ledger import Step
-from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE
-from worker.models import HeldLicense, Run
+from worker.ledger import claims, runs
+from worker.ledger.claims import Step
+from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
+from worker.runs import start as dispatch
+from worker.runs import steps
 
 # What does not depend on the kind of database is tried on the quickest one alone; by `make test-engines`, on each.
 EVERY_ENGINE = bool(os.environ.get("EVERY_ENGINE"))
@@ -118,9 +120,9 @@ def open_one(deps: Deps, enterprise: UUID, **request: Any) -> UUID:
     return started.run_id
 
 
-def opened_run(database: Database, enterprise: UUID, as_of: datetime, **request: Any) -> opening.Opened:
+def opened_run(database: Database, enterprise: UUID, as_of: datetime, **request: Any) -> runs.Opened:
     """Open a run of one enterprise, whether it has work due or not."""
-    return opening.open_runs(database, [enterprise], as_of, **request)[enterprise]
+    return runs.open_runs(database, [enterprise], as_of, **request)[enterprise]
 
 
 def finish(deps: Deps, enterprise: UUID, run_id: UUID) -> Run:
@@ -189,7 +191,7 @@ def lapse(engine: Engine, run_id: UUID) -> None:
 def take_over(deps: Deps, run_id: UUID) -> None:
     """Let a run be taken from whoever has it, as `reconcile` does when its lease has lapsed."""
     lapse(deps.database.engine, run_id)
-    again, given_up = ledger.take_up_stalled(deps.database)
+    again, given_up = claims.take_up_stalled(deps.database)
     assert ([run.id for run in again], given_up) == ([run_id], [])
 
 

@@ -17,13 +17,13 @@ from nights import assert_order, times_sent
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from simulator.data import DAY, Data
-from simulator.lms import Simulator
-from worker.models import ENDED, Phase, Run
+from simulator.data.rows import DAY, Data
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import ENDED, Phase, Run
 
 ROOT = Path(__file__).parents[1]
 CELERY = [sys.executable, "-m", "celery", "-A"]
-COMMAND = [sys.executable, "-c", "from worker.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from worker.cli.main import main; main()"]
 OPERATOR = ("operator", "secret")
 WORKER_SQLITE = pytest.mark.parametrize("engine_kind", ["sqlite"], indirect=True)
 BOTH_BROKERS = pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from sqlalchemy import Engine, insert, update
 
-from simulator.data import DAY, Data
-from worker.models import Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
+from simulator.data.rows import DAY, Data
+from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
 
 NAMES = ("Harbour", "Meadow", "Lantern", "Juniper", "Cobalt", "Saffron", "Orchard", "Granite", "Willow", "Beacon")
 KINDS = ("University", "Logistics", "Health", "Foundation", "Energy", "Bank", "Institute", "Museum")

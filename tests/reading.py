@@ -1,4 +1,4 @@
-"""What is due, read a second time: plain Python, to hold worker/policy.py against.
+"""What is due, read a second time: plain Python, to hold worker/due/conditions.py against.
 
 Written from DESIGN ("What is due") and the facts about license-manager, object by object, and not from the policy's
 selects. A `World` keeps rows as objects and lays them down in a database; a `Reading` of it answers every question
@@ -15,13 +15,14 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, insert
 from sqlalchemy.orm import Session
 
-from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Agreement, Data, Status
-from worker import customers, models, policy
-from worker.scope import Scope
+from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Agreement, Data, Status
+from worker.db import ledger_tables
+from worker.due import conditions, enterprises
+from worker.due.scope import Scope
 
 Row = tuple[Any, ...]
 Answers = dict[str, list[Row]]
-Page = Callable[[UUID | None], policy.Rows]
+Page = Callable[[UUID | None], conditions.Rows]
 
 HELD_FOR = timedelta(hours=12)
 OTHER_RUN = UUID("0000aaaa-0000-4000-8000-00000000aaaa")
@@ -150,7 +151,7 @@ def lay_down(engine: Engine, *worlds: World) -> None:
     confirmed = [row for world in worlds for row in world.confirmation_rows()]
     held = [row for world in worlds for row in world.hold_rows()]
     with engine.begin() as connection:
-        for table, found in ((models.Downgrade, confirmed), (models.HeldLicense, held)):
+        for table, found in ((ledger_tables.Downgrade, confirmed), (ledger_tables.HeldLicense, held)):
             if found:
                 connection.execute(insert(table), found)
 
@@ -298,19 +299,23 @@ def _is_a_learners(license: License) -> bool:
     return license.status in ("assigned", "activated")
 
 
-LICENSE_QUERIES: dict[str, Callable[..., policy.Rows]] = {
-    "due_downgrades": policy.due_downgrades,
-    "waiting_downgrades": policy.waiting_downgrades,
-    "due_unlinks": policy.due_unlinks,
-    "rehearsed_unlinks": partial(policy.due_unlinks, downgraded=False),
-    "protected": policy.protected,
+LICENSE_QUERIES: dict[str, Callable[..., conditions.Rows]] = {
+    "due_downgrades": conditions.due_downgrades,
+    "waiting_downgrades": conditions.waiting_downgrades,
+    "due_unlinks": conditions.due_unlinks,
+    "rehearsed_unlinks": partial(conditions.due_unlinks, downgraded=False),
+    "protected": conditions.protected,
 }
-QUERIES: dict[str, Callable[[Scope], policy.Rows]] = {
-    "due_plans": policy.due_plans,
-    "done_plans": policy.done_plans,
-    "waiting_plans": policy.waiting_plans,
+QUERIES: dict[str, Callable[[Scope], conditions.Rows]] = {
+    "due_plans": conditions.due_plans,
+    "done_plans": conditions.done_plans,
+    "waiting_plans": conditions.waiting_plans,
 }
-COLUMNS = (models.License.uuid, models.SubscriptionPlan.uuid, models.CustomerAgreement.enterprise_customer_uuid)
+COLUMNS = (
+    ledger_tables.License.uuid,
+    ledger_tables.SubscriptionPlan.uuid,
+    ledger_tables.CustomerAgreement.enterprise_customer_uuid,
+)
 
 
 def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
@@ -318,14 +323,14 @@ def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
     answers = {}
     for name in names or (*QUERIES, *LICENSE_QUERIES, "due_enterprises"):
         if name == "due_enterprises":  # not one query
-            answers[name] = [(customer,) for customer in customers.due_enterprises(Session(connection), scope)]
+            answers[name] = [(customer,) for customer in enterprises.due_enterprises(Session(connection), scope)]
         else:
             answers[name] = sorted(rows(connection, _query(name, scope)))
     return answers
 
 
 @cache
-def _query(name: str, scope: Scope) -> policy.Rows:
+def _query(name: str, scope: Scope) -> conditions.Rows:
     """A query is a function of its scope; and building it takes SQLAlchemy far longer than asking it here."""
     return QUERIES[name](scope) if name in QUERIES else LICENSE_QUERIES[name](scope, *COLUMNS)
 
@@ -342,7 +347,7 @@ def pages_of(connection: Connection, page: Page, limit: int) -> Iterator[list[Ro
         keys.add(after)
 
 
-def rows(connection: Connection, query: policy.Rows) -> list[Row]:
+def rows(connection: Connection, query: conditions.Rows) -> list[Row]:
     return [tuple(row) for row in connection.execute(query)]
 
 

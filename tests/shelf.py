@@ -11,11 +11,11 @@ from typing import Any
 from services import new_database
 from sqlalchemy import Connection, Engine, event, insert, inspect, text
 
-from simulator.schema import create_tables
-from worker import migrations
-from worker.columns import DatabaseNow
-from worker.database import make_engine
-from worker.models import Heartbeat, Throttle
+from simulator.data.schema import create_tables
+from worker.db.ledger_tables import Heartbeat, Throttle
+from worker.db.transactions import make_engine
+from worker.db.types import DatabaseNow
+from worker.ledger import migrations
 
 CHANGES = ("ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVOKE", "TRUNCATE")
 # So that nobody of the test before is still at work, and rows may go in any order.

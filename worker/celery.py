@@ -15,11 +15,11 @@ from celery.signals import (
     worker_shutting_down,
 )
 
-from worker import flower, logs, settings, waits
-from worker.database import make_engine
+from worker import flower, logs, settings, shutdown
+from worker.db.transactions import make_engine
 from worker.errors import Unusable
 from worker.settings import CelerySettings, load_settings
-from worker.sources import load
+from worker.settings_sources import load
 
 SHUTDOWN_SECONDS = 20
 
@@ -64,10 +64,10 @@ def hand_back(**_: Any) -> None:
     Celery's own shutdown can hang, on a child that never learns of it or on a broker that is away: it is cut short
     once all calls have had their time.
     """
-    waits.stop()
+    shutdown.stop()
     given = load_settings()
     calls = max(given.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, given.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
-    waits.end_within(settings.CONNECT_SECONDS + calls + SHUTDOWN_SECONDS)
+    shutdown.end_within(settings.CONNECT_SECONDS + calls + SHUTDOWN_SECONDS)
 
 
 class HandBack(bootsteps.StartStopStep):

@@ -5,14 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 
-from worker import pace, waits
-from worker.calls import Calls
-from worker.database import Database, make_engine
-from worker.lifecycle import Lifecycle
-from worker.lms import LmsClient
+from worker import shutdown
+from worker.db.transactions import Database, make_engine
+from worker.ledger import rate_limit
+from worker.ledger.lms_calls import Calls
+from worker.license_manager.segment import Lifecycle
+from worker.lms.client import LmsClient
+from worker.lms.host_slots import Slots, folder_of
 from worker.settings import Settings, load_settings
-from worker.slots import Slots, folder_of
-from worker.waits import Patience
+from worker.shutdown import Patience
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def make_deps(settings: Settings, patience: Patience | None = None) -> Deps:
         downgrade_timeout=settings.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS,
         unlink_timeout=settings.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS,
         patience=patience,
-        sleep=waits.sleep,
+        sleep=shutdown.sleep,
         observe=calls.observe,
-        pace=partial(pace.seconds_to_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
+        pace=partial(rate_limit.seconds_to_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
     )
     executor = ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms")
     # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.

@@ -9,7 +9,7 @@ from celery.events.state import State, Task
 from celery.states import RETRY
 
 from worker.errors import Unusable
-from worker.sources import Sourced, load, setting
+from worker.settings_sources import Sourced, load, setting
 
 _LOOPBACK = "127.0.0.1"
 # Flower's own columns do not say which enterprise and run a task is of, nor why one is retried.

@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from worker.sources import Sourced, load, setting
+from worker.settings_sources import Sourced, load, setting
 
 CONNECT_SECONDS = 10
 _DRIVERS = {

@@ -12,8 +12,8 @@ from outside import CELERY, OPERATOR, ROOT, kill_all_of
 from services import create_vhost, delete_vhost, missing
 from sqlalchemy import Engine
 
-from simulator.data import Data
-from simulator.lms import Simulator
+from simulator.data.rows import Data
+from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
 
 

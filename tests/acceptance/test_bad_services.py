@@ -13,11 +13,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 from waiting import eventually
 
-from simulator.data import Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.data.rows import Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.models import Phase
+from worker.db.ledger_tables import Phase
 
 REASON = "the LMS answered 503 [http_503]"
 TRIES = 4  # of a call in place, before the task is retried

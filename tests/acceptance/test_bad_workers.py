@@ -9,10 +9,10 @@ from outside import WORKER_SQLITE, command, ended, lay, leases_of, listed, runs
 from sqlalchemy import Engine
 from waiting import eventually
 
-from simulator.data import Data
-from simulator.lms import Simulator
-from worker.ledger import MAX_PUBLICATIONS
-from worker.models import Phase
+from simulator.data.rows import Data
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Phase
+from worker.ledger.claims import MAX_PUBLICATIONS
 
 # Kills the process that is to downgrade any of these licenses.
 DEADLY = """
@@ -20,7 +20,7 @@ import os
 import signal
 
 from hurried import app
-from worker.lms import LmsClient
+from worker.lms.client import LmsClient
 
 downgrade = LmsClient.downgrade
 

@@ -23,12 +23,12 @@ from outside import (
 from sqlalchemy import Engine
 from waiting import eventually
 
-from simulator.data import Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.data.rows import Data
+from simulator.data.showcase import demo
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from simulator.showcase import demo
-from worker.models import Phase
+from worker.db.ledger_tables import Phase
 
 # RabbitMQ on the quickest database alone: what a broker does depends on no database. Redis and SQLite: test_night.py;
 # Redis and PostgreSQL: tests/chaos.

@@ -14,10 +14,10 @@ from playwright.sync_api import Error, Page, expect
 from sqlalchemy import Engine
 from waiting import eventually
 
-from simulator.data import Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
-from worker.models import Phase
+from simulator.data.rows import Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Phase
 
 
 @WORKER_SQLITE

@@ -11,11 +11,11 @@ from outside import WORKER_SQLITE, kill_all_of, lay, listed, post, runs
 from sqlalchemy import Engine, insert
 from waiting import eventually
 
-from simulator.data import DAY, Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.data.rows import DAY, Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.models import Heartbeat, Night, Phase
+from worker.db.ledger_tables import Heartbeat, Night, Phase
 
 # Kills the process that opens a run when two are opened, once.
 DYING_DISPATCHER = """
@@ -23,11 +23,11 @@ import os
 import signal
 from pathlib import Path
 
-import worker.dispatch
-import worker.opening
+import worker.runs.start
+import worker.ledger.runs
 from hurried import app
 
-open_runs = worker.opening.open_runs
+open_runs = worker.ledger.runs.open_runs
 opened = []
 died = Path("{died}")
 
@@ -40,8 +40,8 @@ def open_two_and_die(*arguments, **request):
     return opened[-1]
 
 
-worker.dispatch.CHUNK = 2
-worker.opening.open_runs = open_two_and_die
+worker.runs.start.CHUNK = 2
+worker.ledger.runs.open_runs = open_two_and_die
 """
 
 

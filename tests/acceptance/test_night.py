@@ -14,12 +14,12 @@ from outside import OPERATOR, WORKER_SQLITE, command, lay, listed, read, runs
 from sqlalchemy import Engine, update
 from waiting import eventually
 
-from simulator.data import DAY, Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.data.rows import DAY, Data
+from simulator.data.showcase import MALFORMED_EMAIL, demo
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from simulator.showcase import MALFORMED_EMAIL, demo
-from worker.models import Night, Phase, Run
+from worker.db.ledger_tables import Night, Phase, Run
 
 
 @WORKER_SQLITE

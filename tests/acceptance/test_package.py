@@ -51,7 +51,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["celery", "-A", "worker", "report"], "license_expiry"),
         (["python", "-m", "simulator", "--help"], "make-data"),
         (["python", "-c", "import tasks; print(sorted(tasks.run_nightly.app.tasks))"], "license_expiry.run_nightly"),
-        (["python", "-c", "import worker.migrations.versions as v; print(*v.__path__)"], "versions"),
+        (["python", "-c", "import worker.ledger.migrations.versions as v; print(*v.__path__)"], "versions"),
     ],
 )
 def test_it_starts_in_an_empty_folder(installed: Path, tmp_path: Path, command: list[str], expected: str) -> None:

@@ -14,11 +14,11 @@ from services import missing
 from sqlalchemy import Engine
 from waiting import eventually
 
-from simulator.data import Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.data.rows import Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
-from worker.models import HeldLicense, LmsCall, Phase
+from worker.db.ledger_tables import HeldLicense, LmsCall, Phase
 
 EXPRESSIONS = {
     target["expr"]

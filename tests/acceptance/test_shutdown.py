@@ -20,11 +20,11 @@ from outside import (
 from sqlalchemy import Engine
 from waiting import eventually
 
-from simulator.data import Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.data.rows import Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.models import Phase
+from worker.db.ledger_tables import Phase
 
 # The call in flight and the step's last writes take less than a second; but Celery's children wait up to 30 s, once in
 # some thirty times, for their parent to have read what they sent.

@@ -16,10 +16,11 @@ from past import lay_past
 from playwright.sync_api import Browser, Page
 from sqlalchemy import text
 
+from simulator.data.schema import create_tables
 from simulator.processes import Processes, free_port, listens
-from simulator.schema import create_tables
-from worker import history, migrations
-from worker.database import make_engine
+from worker.db.transactions import make_engine
+from worker.ledger import migrations
+from worker.web import history
 
 PHONE = {"width": 390, "height": 844}
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from million import analyze, in_bulk, numbering
 from sqlalchemy import Engine, text
 
-from simulator.data import DAY, UNLINKED_EVENT, Data
+from simulator.data.rows import DAY, UNLINKED_EVENT, Data
 
 # `n` counts the licences of a plan; each is another learner's.
 LICENSES = """

@@ -8,10 +8,10 @@ from uuid import UUID
 
 from sqlalchemy import Engine, text
 
-from worker import customers
-from worker.database import Database
-from worker.rehearsal import plan_rows
-from worker.scope import Scope
+from worker.db.transactions import Database
+from worker.due import enterprises
+from worker.due.forecast import plan_rows
+from worker.due.scope import Scope
 
 SCAN = "SELECT count(*) FROM subscriptions_license WHERE created > modified"
 TIMES = 3
@@ -39,7 +39,7 @@ def find(engine: Engine, listed: list[UUID]) -> dict[str, float]:
     return {
         "full_scan": round(seconds(scan), 3),
         "due_enterprises": round(
-            seconds(lambda: database.transact(lambda session: customers.due_enterprises(session, scope))), 3
+            seconds(lambda: database.transact(lambda session: enterprises.due_enterprises(session, scope))), 3
         ),
         "command_due": round(seconds(lambda: plan_rows(database, scope), times=1), 3),
     }

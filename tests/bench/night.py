@@ -19,11 +19,11 @@ from sqlalchemy import Engine, func, make_url, select
 from bench.data import lay_down
 from bench.meters import Used, of_group, of_server
 from bench.profile import profiled
+from simulator.data.schema import create_tables
 from simulator.processes import Processes, free_port, listens
-from simulator.schema import create_tables
-from worker import migrations
-from worker.database import make_engine
-from worker.models import ENDED, LmsCall, Run
+from worker.db.ledger_tables import ENDED, LmsCall, Run
+from worker.db.transactions import make_engine
+from worker.ledger import migrations
 
 ROOT = Path(__file__).parents[2]
 SERVER = {"postgresql": "postgres", "mariadb": "mariadbd"}

@@ -10,12 +10,12 @@ import sys
 from functools import partial
 from typing import Any
 
-import worker.database
-import worker.ledger
-import worker.lms
-import worker.nights
+import worker.db.transactions
+import worker.ledger.claims
+import worker.ledger.nights
+import worker.lms.client
 import worker.settings
-import worker.waits
+import worker.shutdown
 
 
 def _replace(module: Any, name: str, value: Any) -> None:
@@ -27,14 +27,14 @@ def _replace(module: Any, name: str, value: Any) -> None:
 
 
 _replace(worker.settings, "CONNECT_SECONDS", 1)  # before any settings are loaded
-_replace(worker.lms, "CONNECT_TIMEOUT", 1.0)
-_replace(worker.ledger, "QUEUED_SECONDS", 4)
-_replace(worker.nights, "LEASE_SECONDS", 4)
-_replace(worker.database, "IDLE_SECONDS", 12)
-_replace(worker.database, "LOCK_SECONDS", 2)
-_patience = partial(worker.waits.Patience, first_wait=0.05, longest_wait=0.5, longest_throttle=5.0)
+_replace(worker.lms.client, "CONNECT_TIMEOUT", 1.0)
+_replace(worker.ledger.claims, "QUEUED_SECONDS", 4)
+_replace(worker.ledger.nights, "LEASE_SECONDS", 4)
+_replace(worker.db.transactions, "IDLE_SECONDS", 12)
+_replace(worker.db.transactions, "LOCK_SECONDS", 2)
+_patience = partial(worker.shutdown.Patience, first_wait=0.05, longest_wait=0.5, longest_throttle=5.0)
 _patience()  # fails here when it has no such fields any more
-_replace(worker.lms, "Patience", _patience)
+_replace(worker.lms.client, "Patience", _patience)
 
 import tasks  # noqa: E402
 from chaos import points  # noqa: E402

@@ -11,11 +11,11 @@ from nights import Row, rows
 from sqlalchemy import Engine
 
 from chaos.ground import Ground
-from simulator.journal import Entry
-from simulator.lms import Simulator
-from simulator.state import State
-from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE
-from worker.models import Downgrade, HeldLicense, Run
+from simulator.lms.journal import Entry
+from simulator.lms.server import Simulator
+from simulator.lms.state import State
+from worker.db.ledger_tables import Downgrade, HeldLicense, Run
+from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
 
 Step = Literal["downgrade", "unlink"]
 REFUSALS = (400, 422, 500)

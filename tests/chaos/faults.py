@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from chaos.counter import Order
-from simulator.faults import Fault as LmsFault
+from simulator.lms.faults import Fault as LmsFault
 
 LEASE_SECONDS = 4
 FEWEST, MOST = 9, 16

@@ -14,17 +14,18 @@ from sqlalchemy import Engine, delete, make_url
 
 from chaos.picture import Picture, picture
 from chaos.sites import CASES, Site
-from simulator.data import ORDER, Data
-from simulator.lms import Simulator
-from simulator.schema import create_tables, table
-from simulator.state import Enrollment, EnrollmentFault
-from worker import customers, migrations
-from worker.database import Database, make_engine
+from simulator.data.rows import ORDER, Data
+from simulator.data.schema import create_tables, table
+from simulator.lms.server import Simulator
+from simulator.lms.state import Enrollment, EnrollmentFault
+from worker.db.ledger_tables import Ledger, Phase
+from worker.db.transactions import Database, make_engine
 from worker.deps import make_deps
-from worker.models import Ledger, Phase
-from worker.scope import Scope
+from worker.due import enterprises
+from worker.due.scope import Scope
+from worker.ledger import migrations
 from worker.settings import Settings
-from worker.waits import Patience
+from worker.shutdown import Patience
 
 __all__ = ["BATCHES", "Ground", "Picture", "due", "picture", "undisturbed"]
 
@@ -124,7 +125,7 @@ def due(ground: Ground, engine: Engine) -> int:
     """How many enterprises the policy calls due now."""
     database = Database(engine)
     scope = Scope(database.now(), UNLINK_AFTER, ground.listed)
-    return len(database.transact(lambda session: customers.due_enterprises(session, scope)))
+    return len(database.transact(lambda session: enterprises.due_enterprises(session, scope)))
 
 
 def undisturbed(ground: Ground, url: str) -> Picture:

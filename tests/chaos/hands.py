@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from chaos.faults import Fault
 from chaos.stage import Stage
-from worker.models import Phase
+from worker.db.ledger_tables import Phase
 
 NEED_NO_SERVER = ("forget_tokens", "worker_term", "skewed_worker", "beat_kill", "two_beats")
 

@@ -18,9 +18,9 @@ from sqlalchemy import Engine
 from chaos.evidence import Evidence, License, Step, confirms, named, numbers
 from chaos.ground import PARALLEL, Ground, due
 from chaos.picture import Picture, difference, picture
-from simulator.journal import Entry
-from simulator.lms import Simulator
-from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
+from simulator.lms.journal import Entry
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
 
 __all__ = ["judge", "requests_since", "scan"]
 

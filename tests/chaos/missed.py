@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine, delete, func, insert, select
 
 from chaos.stage import Stage
-from worker.models import Night
+from worker.db.ledger_tables import Night
 
 Wait = Callable[[Callable[[], bool], float, str], None]
 

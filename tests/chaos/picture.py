@@ -10,8 +10,8 @@ from uuid import UUID
 from nights import Row, rows
 from sqlalchemy import Engine
 
-from simulator.lms import Simulator
-from worker.models import Downgrade, HeldLicense
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Downgrade, HeldLicense
 
 Table = dict[str, list[Row]]
 

@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine.interfaces import Dialect
 
 import worker.deps
-import worker.lms
+import worker.lms.client
 from chaos.counter import EPOCH_VARIABLE, FOLDER_VARIABLE, Counter, Order
 
 BEFORE_CALL, SENDING, ANSWERED = "before call", "sending", "answered"
@@ -143,7 +143,7 @@ def _wrap(owner: Any, name: str, before: Callable[..., object], after: Callable[
 
 def _on_calls(points: Points) -> None:
     """Before a call is before its guard is asked; it is being sent once the guard has said yes."""
-    _wrap(worker.lms.LmsClient, "_attempt", lambda _: points.reach(BEFORE_CALL), lambda _: None)
+    _wrap(worker.lms.client.LmsClient, "_attempt", lambda _: points.reach(BEFORE_CALL), lambda _: None)
     _wrap(requests.Session, "send", lambda _: points.reach(SENDING), lambda _: points.reach(ANSWERED))
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from chaos.faults import Struck
-from simulator.lms import Simulator
+from simulator.lms.server import Simulator
 
 MEASURED = (
     "kill_child",

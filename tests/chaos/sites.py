@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from simulator.data import DAY, Agreement, Data
-from simulator.showcase import MALFORMED_EMAIL
-from simulator.state import EnrollmentFault
+from simulator.data.rows import DAY, Agreement, Data
+from simulator.data.showcase import MALFORMED_EMAIL
+from simulator.lms.state import EnrollmentFault
 
 
 @dataclass

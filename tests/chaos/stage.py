@@ -17,11 +17,11 @@ from chaos.counter import EPOCH_VARIABLE, FOLDER_VARIABLE, Counter
 from chaos.crew import ROOT, Crew
 from chaos.faults import LEASE_SECONDS
 from chaos.servers import DATABASES, DatabaseServer, Redis
-from simulator.lms import Simulator
-from simulator.schema import create_tables
-from worker import migrations
-from worker.database import make_engine
-from worker.models import Run
+from simulator.data.schema import create_tables
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Run
+from worker.db.transactions import make_engine
+from worker.ledger import migrations
 
 LATENCY = 0.12
 # All processes wait for whoever writes to the count: a disk that is busy for seconds would freeze them all.

@@ -10,8 +10,8 @@ from typing import Self
 
 from chaos.counter import Line
 from chaos.faults import Fault, Struck, lms_fault
-from simulator.faults import Fault as LmsFault
-from simulator.journal import Entry
+from simulator.lms.faults import Fault as LmsFault
+from simulator.lms.journal import Entry
 
 
 class Noted(LmsFault):

@@ -12,11 +12,11 @@ from sqlalchemy import Connection, Engine, delete, insert, select, text, update
 
 from chaos.ground import Ground, due, undisturbed
 from chaos.picture import difference, picture
-from simulator.data import DOWNGRADED_EVENT, UNLINKED_EVENT
-from simulator.faults import Fault
-from simulator.lms import Simulator
-from simulator.schema import table
-from worker.models import Downgrade, HeldLicense, Run
+from simulator.data.rows import DOWNGRADED_EVENT, UNLINKED_EVENT
+from simulator.data.schema import table
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Downgrade, HeldLicense, Run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

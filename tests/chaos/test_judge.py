@@ -20,14 +20,14 @@ from chaos.faults import Struck
 from chaos.ground import Ground, run_night
 from chaos.judge import judge, requests_since, scan
 from chaos.picture import Picture, picture
-from simulator.journal import Entry
-from simulator.lms import Simulator
-from simulator.schema import create_tables, table
-from simulator.showcase import MALFORMED_EMAIL
-from simulator.state import State
-from worker import migrations
-from worker.database import make_engine
-from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, HeldLicense, Phase, Run
+from simulator.data.schema import create_tables, table
+from simulator.data.showcase import MALFORMED_EMAIL
+from simulator.lms.journal import Entry
+from simulator.lms.server import Simulator
+from simulator.lms.state import State
+from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, HeldLicense, Phase, Run
+from worker.db.transactions import make_engine
+from worker.ledger import migrations
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SPREAD = 100  # between two numbers of the journal, so that forged ones find room

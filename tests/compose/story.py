@@ -16,7 +16,7 @@ import pytest
 from waiting import eventually
 
 from compose.engine import Engine, engine
-from simulator.showcase import CASES
+from simulator.data.showcase import CASES
 
 ROOT = Path(__file__).parents[2]
 FLOWER, SERVE, LMS, PROMETHEUS = (f"http://127.0.0.1:{port}" for port in (5555, 8001, 8000, 9090))

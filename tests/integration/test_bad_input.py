@@ -18,17 +18,18 @@ from nights import Laid, lay, rows, snapshot
 from sqlalchemy import Engine, MetaData, text
 
 import tasks
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.data.schema import create_tables
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
 from simulator.processes import free_port
-from simulator.schema import create_tables
-from worker import cli, migrations
-from worker.database import PLAN_HISTORY_TABLE, make_engine
+from worker.cli import main
+from worker.db.ledger_tables import Ledger, LicenseManager, Run
+from worker.db.transactions import PLAN_HISTORY_TABLE, make_engine
 from worker.deps import make_deps
-from worker.models import Ledger, LicenseManager, Run
+from worker.ledger import migrations
 from worker.settings import Settings
-from worker.sources import CONFIG_FILE_VARIABLE
-from worker.waits import Patience
+from worker.settings_sources import CONFIG_FILE_VARIABLE
+from worker.shutdown import Patience
 
 COMMAND = Path(sys.executable).with_name("license-expiry")
 LIST = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
@@ -142,7 +143,7 @@ def settings_for(url: str, lms: Simulator) -> dict[str, str]:
 
 def license_expiry(*arguments: object) -> Result:
     """The command in this process; any exception but its exit, which would print a traceback, fails the test."""
-    return CliRunner().invoke(cli.main, [str(each) for each in arguments], catch_exceptions=False)
+    return CliRunner().invoke(main.main, [str(each) for each in arguments], catch_exceptions=False)
 
 
 def process(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -717,7 +718,7 @@ def test_a_token_endpoint_that_cannot_be_reached_is_named(
 ) -> None:
     """It can be another server than LMS_URL's."""
     hasty = partial(make_deps, patience=Patience(longest_wait=0.05))
-    monkeypatch.setattr(cli, "make_deps", hasty)
+    monkeypatch.setattr(main, "make_deps", hasty)
     set_up(SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT=f"http://127.0.0.1:{free_port()}")
     before = snapshot(engine)
     result = license_expiry(*RUN, "--json")

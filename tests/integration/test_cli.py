@@ -46,17 +46,18 @@ from services import missing
 from sqlalchemy import Engine, MetaData, create_engine, insert, inspect, update
 from waiting import eventually
 
-from simulator.data import DAY, Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.data.rows import DAY, Data
+from simulator.data.showcase import CASES
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
-from simulator.showcase import CASES
-from worker import cli, ledger, report
-from worker.database import Database
-from worker.ledger import Step
-from worker.models import HeldLicense, Ledger, LicenseManager, Phase, Run
+from worker.cli import main, tables
+from worker.db.ledger_tables import HeldLicense, Ledger, LicenseManager, Phase, Run
+from worker.db.transactions import Database
+from worker.ledger import claims
+from worker.ledger.claims import Step
 from worker.settings import Settings
-from worker.sources import CONFIG_FILE_VARIABLE
+from worker.settings_sources import CONFIG_FILE_VARIABLE
 
 COMMAND = Path(sys.executable).with_name("license-expiry")
 LIST = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
@@ -135,7 +136,7 @@ def set_up_alone(use: Use, database_url: str) -> None:
 
 def license_expiry(*arguments: object) -> Result:
     """The command in this process; any exception but its exit fails the test."""
-    return CliRunner().invoke(cli.main, [str(each) for each in arguments], catch_exceptions=False)
+    return CliRunner().invoke(main.main, [str(each) for each in arguments], catch_exceptions=False)
 
 
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -510,7 +511,7 @@ def test_the_live_run_of_another_worker_is_told_with_its_id_and_left_alone(
     laid, other = lay(lms, seed=1), lay(lms, seed=2)
     deps = make_test_deps()
     run_id = open_one(deps, laid.enterprise)
-    claim = ledger.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "worker@elsewhere, process 7", 300)
+    claim = claims.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "worker@elsewhere, process 7", 300)
     result = license_expiry("run", "--here", "--no-wait", "--json")
     [line] = [line for line in result.stderr.splitlines() if "live run" in line]
     assert str(run_id) in line
@@ -525,7 +526,7 @@ def test_the_live_run_of_another_worker_is_told_with_its_id_and_left_alone(
 def test_the_live_run_of_another_worker_is_left_to_it(lms: Simulator, set_up: Use, make_test_deps: Make) -> None:
     laid, deps = lay(lms), make_test_deps()
     run_id = open_one(deps, laid.enterprise)
-    ledger.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "worker@elsewhere, process 7", 300)
+    claims.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "worker@elsewhere, process 7", 300)
     result = license_expiry("run", "--here")
     assert result.exit_code == 1
     assert re.search(r"worker@elsewhere, process 7 \(\w{8}\) has it until", result.stderr)
@@ -538,8 +539,8 @@ def test_here_does_not_wait_for_ever_for_a_run_whose_worker_died(
     """As after Ctrl-C, or a kill, of an earlier --here: where there is no worker, nobody else takes it up."""
     laid, deps = lay(lms), make_test_deps()
     run_id = open_one(deps, laid.enterprise)
-    ledger.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "a process that was killed", 300)
-    monkeypatch.setattr(report, "time", Clock(lambda now: lapse(engine, run_id) if now == 300 else None))
+    claims.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "a process that was killed", 300)
+    monkeypatch.setattr(tables, "time", Clock(lambda now: lapse(engine, run_id) if now == 300 else None))
     result = license_expiry("run", "--here")
     assert run_of(deps.database, run_id).phase == Phase.FINISHED or result.exit_code == 1
 
@@ -549,11 +550,11 @@ def _queued(database: Database, engine: Engine, run_id: UUID, enterprise: UUID) 
 
 
 def _released(database: Database, engine: Engine, run_id: UUID, enterprise: UUID) -> None:
-    ledger.claim(database, run_id, enterprise, Step.DOWNGRADE, "a worker that was stopped", 300).release()
+    claims.claim(database, run_id, enterprise, Step.DOWNGRADE, "a worker that was stopped", 300).release()
 
 
 def _lapsed(database: Database, engine: Engine, run_id: UUID, enterprise: UUID) -> None:
-    ledger.claim(database, run_id, enterprise, Step.DOWNGRADE, "a worker that was killed", 300)
+    claims.claim(database, run_id, enterprise, Step.DOWNGRADE, "a worker that was killed", 300)
     lapse(engine, run_id)
 
 
@@ -690,7 +691,7 @@ def test_status_watches_until_the_live_runs_have_ended(
     run_id = open_one(deps, laid.enterprise)
     assert runs_of(license_expiry("status", "--json"))[laid.enterprise]["phase"] == "queued"
     meanwhile = Clock(lambda now: finish(deps, laid.enterprise, run_id) if now == 10 else None)
-    monkeypatch.setattr(report, "time", meanwhile)
+    monkeypatch.setattr(tables, "time", meanwhile)
     watched = license_expiry("status", "--watch", "--json")
     assert (runs_of(watched)[laid.enterprise]["phase"], meanwhile.now) == ("finished", 10)
 
@@ -710,7 +711,7 @@ def test_status_waits_for_runs_that_begin_meanwhile_too(
             finish(deps, enterprise, ids[enterprise])
 
     clock = Clock(meanwhile)
-    monkeypatch.setattr(report, "time", clock)
+    monkeypatch.setattr(tables, "time", clock)
     shown = license_expiry("status", "--watch").stdout
     assert clock.now == 8
     assert [shown.index(f"{enterprise} finished plans") for enterprise in ids] == sorted(
@@ -725,8 +726,8 @@ def test_a_terminal_shows_how_far_the_runs_are(
     run_id = open_one(deps, laid.enterprise)
     screen = StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, _environ={"TERM": "xterm"})
-    monkeypatch.setattr(report, "out", terminal)
-    monkeypatch.setattr(report, "time", Clock(lambda now: finish(deps, laid.enterprise, run_id) if now == 5 else None))
+    monkeypatch.setattr(tables, "out", terminal)
+    monkeypatch.setattr(tables, "time", Clock(lambda now: finish(deps, laid.enterprise, run_id) if now == 5 else None))
     assert license_expiry("status", "--watch").exit_code == 0
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", screen.getvalue())
     assert "\x1b[32mfinished" in screen.getvalue()
@@ -844,7 +845,7 @@ def test_bash_completes_a_command_as_help_says() -> None:
             os.close(theirs)
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in sorted(cli.main.commands))], ids=" ".join)
+@pytest.mark.parametrize("command", [(), *((name,) for name in sorted(main.main.commands))], ids=" ".join)
 def test_help_teaches_by_examples(command: tuple[str, ...]) -> None:
     result = license_expiry(*command, "--help")
     assert result.exit_code == 0
@@ -999,9 +1000,9 @@ def test_it_says_when_no_worker_takes_the_runs_up(
     set_up(CELERY_BROKER_URL="redis://127.0.0.1:9/0")
     deps = make_test_deps()
     published: list[tuple[UUID, UUID]] = []
-    monkeypatch.setattr(cli, "publisher", publish_to(published))
+    monkeypatch.setattr(main, "publisher", publish_to(published))
     clock = Clock(lambda now: finish(deps, *published.pop()) if now > taken_up_after else None)
-    monkeypatch.setattr(report, "time", clock)
+    monkeypatch.setattr(tables, "time", clock)
     result = license_expiry("run")
     assert result.exit_code == 0
     assert result.stderr.count(HINT) == hints
@@ -1016,8 +1017,8 @@ def test_the_hint_does_not_come_once_any_run_is_taken_up(
     set_up(CELERY_BROKER_URL="redis://127.0.0.1:9/0")
     deps = make_test_deps()
     published: list[tuple[UUID, UUID]] = []
-    monkeypatch.setattr(cli, "publisher", publish_to(published))
+    monkeypatch.setattr(main, "publisher", publish_to(published))
     clock = Clock(lambda now: finish(deps, *published.pop()) if now in (5, 300) else None)
-    monkeypatch.setattr(report, "time", clock)
+    monkeypatch.setattr(tables, "time", clock)
     result = license_expiry("run")
     assert (result.exit_code, result.stderr, clock.now) == (0, "", 300)

@@ -15,12 +15,12 @@ from sqlalchemy import Engine, NullPool, create_engine, event, make_url, select,
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from worker import database as database_module
-from worker import records
-from worker.columns import DatabaseNow
-from worker.database import TRIES, Database, make_engine
+from worker.db import transactions as database_module
+from worker.db.ledger_tables import Ledger
+from worker.db.transactions import TRIES, Database, make_engine
+from worker.db.types import DatabaseNow
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
-from worker.models import Ledger
+from worker.ledger import confirmations
 
 ADDRESS = "learner@x.example"
 PASSWORD = "hemmelig"
@@ -343,7 +343,7 @@ def test_every_table_and_column_that_is_missing_is_named_with_its_remedy(engine:
         f"  table license_expiry_held is missing: {INIT_DB}",
         f"  table license_expiry_run lacks column reason: {INIT_DB}",
     }
-    attempts: list[Callable[[], Any]] = [database.check, lambda: database.transact(records.held_licenses)]
+    attempts: list[Callable[[], Any]] = [database.check, lambda: database.transact(confirmations.held_licenses)]
     for attempt in attempts:
         with pytest.raises(Unusable) as caught:
             attempt()

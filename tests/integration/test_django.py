@@ -10,10 +10,10 @@ from django_models import admin_page, django_on, make_tables_of_the_admin
 from nights import LICENSE_MANAGERS, Make, Row, night, rows, unlinking
 from sqlalchemy import Engine, text
 
-from simulator.data import DAY, Data
-from simulator.lms import Simulator
-from simulator.schema import create_tables, drop_tables, table
-from worker.models import UNLINKED_EVENT
+from simulator.data.rows import DAY, Data
+from simulator.data.schema import create_tables, drop_tables, table
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import UNLINKED_EVENT
 
 DJANGO_ON_SQLITE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{6})?")
 OLD = "Old: 5%, “quoted”"

@@ -20,14 +20,15 @@ from nights import ON_EACH, ON_SERVERS, ON_SQLITE, rows
 from services import RABBITMQ_URL, missing
 from sqlalchemy import Engine, inspect, text
 
-from simulator.data import Data
-from simulator.lms import Simulator
+from simulator.data.rows import Data
+from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
-from worker import doctor, migrations
-from worker.models import Downgrade
-from worker.rights import Right
+from worker.cli import doctor
+from worker.cli.rights import Right
+from worker.db.ledger_tables import Downgrade
+from worker.ledger import migrations
 from worker.settings import DatabaseSettings, Settings
-from worker.sources import CONFIG_FILE_VARIABLE
+from worker.settings_sources import CONFIG_FILE_VARIABLE
 
 COMMAND = Path(sys.executable).with_name("license-expiry")
 PASSWORD = "hunter2secret"

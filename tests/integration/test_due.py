@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from nights import ON_EACH, ON_SQLITE, rows
 from sqlalchemy import Engine, insert
 
-from simulator.data import DAY, Data
-from worker.cli import main
-from worker.models import Downgrade, HeldLicense
+from simulator.data.rows import DAY, Data
+from worker.cli.main import main
+from worker.db.ledger_tables import Downgrade, HeldLicense
 from worker.settings import Settings
 
 COUNTS = ("downgrades", "unlinks", "protected", "protected_by_user_email", "protected_by_lms_user_id", "waiting")

@@ -38,18 +38,18 @@ from nights import (
 )
 from sqlalchemy import Engine, event, update
 
-from simulator.data import DAY, Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
-from simulator.schema import table
-from simulator.state import Enrollment, EnrollmentFault
-from worker import cli
-from worker import lms as lms_module
+from simulator.data.rows import DAY, Data
+from simulator.data.schema import table
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from simulator.lms.state import Enrollment, EnrollmentFault
+from worker.cli import main
+from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
 from worker.deps import Deps
 from worker.errors import LicenseExpiryError
-from worker.ledger import Step
-from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
-from worker.waits import Patience
+from worker.ledger.claims import Step
+from worker.lms import client as lms_module
+from worker.shutdown import Patience
 
 
 def purge(engine: Engine, *licenses: UUID, status: str = "revoked") -> None:
@@ -68,7 +68,7 @@ def command(lms: Simulator, deps: Any, *arguments: str, **settings: Any) -> Any:
         "BACKEND_SERVICE_EDX_OAUTH2_KEY": lms.client_id,
         "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
     }
-    return CliRunner().invoke(cli.main, arguments, env=environment | settings)
+    return CliRunner().invoke(main.main, arguments, env=environment | settings)
 
 
 @ON_SQLITE

@@ -12,15 +12,17 @@ from nights import ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, op
 from sqlalchemy import Engine, event, insert, update
 from sqlalchemy.orm import Session
 
-from simulator.data import Data
-from worker import dispatch, ledger, opening, pace, records
-from worker.calls import Calls
-from worker.columns import DatabaseNow
-from worker.database import Database
+from simulator.data.rows import Data
+from worker.db.ledger_tables import Downgrade, LmsCall, Phase, Retry, Run, Throttle
+from worker.db.transactions import Database
+from worker.db.types import DatabaseNow
 from worker.errors import BadArgument, LeaseLost, LicenseExpiryError, NotClaimed, Unavailable
-from worker.ledger import MAX_PUBLICATIONS, QUEUED_SECONDS, Claim, Step
-from worker.models import Downgrade, LmsCall, Phase, Retry, Run, Throttle
-from worker.opening import Opened
+from worker.ledger import claims, confirmations, rate_limit
+from worker.ledger import runs as opening
+from worker.ledger.claims import MAX_PUBLICATIONS, QUEUED_SECONDS, Claim, Step
+from worker.ledger.lms_calls import Calls
+from worker.ledger.runs import Opened
+from worker.runs import start
 
 AS_OF = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 LEASE = 300
@@ -38,7 +40,7 @@ def open_run(database: Database, enterprise: UUID | None = None, **request: Any)
 
 
 def claim(database: Database, run: Run, step: Step = Step.DOWNGRADE, owner: str = "w1", lease: int = LEASE) -> Claim:
-    return ledger.claim(database, run.id, run.enterprise_customer_uuid, step, owner, lease)
+    return claims.claim(database, run.id, run.enterprise_customer_uuid, step, owner, lease)
 
 
 def set_run(database: Database, run: Run, **values: Any) -> None:
@@ -71,7 +73,7 @@ def test_twenty_triggers_at_once_open_one_run_and_all_are_told_its_id(database: 
 
 def test_an_opened_run_holds_what_was_asked_for(database: Database) -> None:
     plan, enterprise = uuid4(), uuid4()
-    request = dispatch.parse_request(
+    request = start.parse_request(
         force=True, reason="restored — Ærø", plan_uuids=[plan], expired_after="2025-01-01"
     ).model_dump() | {"plan_uuids": [str(plan)], "expired_before": AS_OF.astimezone(timezone(5 * timedelta(hours=1)))}
     run = open_run(database, enterprise, **request)
@@ -94,7 +96,7 @@ def _fail(database: Database, run: Run) -> None:
 
 def _abandon(database: Database, run: Run) -> None:
     set_run(database, run, publications=MAX_PUBLICATIONS, lease_until=DatabaseNow(-1))
-    assert ledger.take_up_stalled(database) == ([], [run.id])
+    assert claims.take_up_stalled(database) == ([], [run.id])
 
 
 ENDS = {Phase.FINISHED: _finish, Phase.FAILED: _fail, Phase.ABANDONED: _abandon}
@@ -129,7 +131,7 @@ def test_a_refusal_is_a_failed_run_that_stands_in_nobodys_way(database: Database
     assert (run.phase, run.live, run.error, run.lease_until) == (Phase.FAILED, None, "no agreement", None)
     assert run.ended_at is not None
     assert opened_run(database, enterprise, AS_OF).new
-    assert ledger.take_up_stalled(database) == ([], [])
+    assert claims.take_up_stalled(database) == ([], [])
 
 
 # Claiming
@@ -222,7 +224,7 @@ def test_no_run_of_another_enterprise_and_no_unknown_run_is_claimed(database: Da
     run = open_run(database)
     for run_id, enterprise in ((run.id, uuid4()), (uuid4(), run.enterprise_customer_uuid)):
         with pytest.raises(BadArgument, match="license-expiry status lists them"):
-            ledger.claim(database, run_id, enterprise, Step.DOWNGRADE, "w1", LEASE)
+            claims.claim(database, run_id, enterprise, Step.DOWNGRADE, "w1", LEASE)
     assert run_of(database, run.id).phase == Phase.QUEUED
 
 
@@ -236,7 +238,7 @@ def lose_by_claim(database: Database, run: Run) -> None:
 
 def lose_by_reconcile(database: Database, run: Run) -> None:
     lapse(database.engine, run.id)
-    ledger.take_up_stalled(database)
+    claims.take_up_stalled(database)
 
 
 def lose_by_next_step(database: Database, run: Run) -> None:
@@ -384,7 +386,7 @@ def test_the_calls_of_a_claim_are_kept_once_however_it_ends(database: Database, 
         "release": lambda claim: claim.release(60, AWAY),
     }
     counted = Calls()
-    held = ledger.claim(database, run.id, run.enterprise_customer_uuid, Step.DOWNGRADE, "w1", LEASE, counted)
+    held = claims.claim(database, run.id, run.enterprise_customer_uuid, Step.DOWNGRADE, "w1", LEASE, counted)
     for seconds in (0.05, 0.07, 300):
         counted.observe("downgrade", "http_200", seconds)
     counted.observe("token", "http_200", 0.2)
@@ -409,7 +411,7 @@ def test_what_a_lost_claim_has_counted_is_not_the_next_ones(database: Database, 
     counted = Calls()
     counted.observe("downgrade", "http_200", 0.05)
     run = open_run(database)
-    ledger.claim(database, run.id, run.enterprise_customer_uuid, Step.DOWNGRADE, "w1", LEASE, counted).advance()
+    claims.claim(database, run.id, run.enterprise_customer_uuid, Step.DOWNGRADE, "w1", LEASE, counted).advance()
     assert rows(engine, LmsCall) == []
 
 
@@ -439,12 +441,12 @@ def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engi
     ended = open_run(database)
     _finish(database, ended)
     set_run(database, ended, lease_until=DatabaseNow(-1))
-    again, given_up = ledger.take_up_stalled(database)
+    again, given_up = claims.take_up_stalled(database)
     assert ({run.id for run in again}, given_up) == ({run.id for run in let_down}, [])
     for run, phase in zip(let_down, (Phase.QUEUED, Phase.DOWNGRADING, Phase.DOWNGRADED), strict=True):
         now = run_of(database, run.id)
         assert (now.phase, now.owner, now.publications) == (phase, None, 1)
-    assert ledger.take_up_stalled(database) == ([], [])
+    assert claims.take_up_stalled(database) == ([], [])
 
 
 @ON_EACH
@@ -454,12 +456,12 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
     waits = []
     for _ in range(MAX_PUBLICATIONS):
         lapse(engine, run.id)
-        again, given_up = ledger.take_up_stalled(database)
+        again, given_up = claims.take_up_stalled(database)
         assert ([each.id for each in again], given_up) == ([run.id], [])
         waits.append(seconds_left(database, run))
     assert waits == [pytest.approx(QUEUED_SECONDS * 2**n, abs=30) for n in range(MAX_PUBLICATIONS)]
     lapse(engine, run.id)
-    assert ledger.take_up_stalled(database) == ([], [run.id])
+    assert claims.take_up_stalled(database) == ([], [run.id])
     now = run_of(database, run.id)
     assert (now.phase, now.live, now.lease_until) == (Phase.ABANDONED, None, None)
     assert now.ended_at is not None
@@ -467,7 +469,7 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
         f"given up while downgrading: taken up {MAX_PUBLICATIONS} times without getting further; "
         "last: the LMS is away [http_503]"
     )
-    assert ledger.take_up_stalled(database) == ([], [])
+    assert claims.take_up_stalled(database) == ([], [])
     with pytest.raises(NotClaimed, match="is abandoned"):
         claim(database, run)
 
@@ -477,14 +479,14 @@ def test_progress_takes_a_run_back_to_its_full_patience(database: Database, engi
     run = open_run(database)
     for _ in range(MAX_PUBLICATIONS):
         lapse(engine, run.id)
-        ledger.take_up_stalled(database)
+        claims.take_up_stalled(database)
     held = claim(database, run)
     held.guard()
     assert run_of(database, run.id).publications == MAX_PUBLICATIONS  # to begin is not to get further
     held.record(licenses_downgraded=1)
     assert run_of(database, run.id).publications == 0
     lapse(engine, run.id)
-    again, given_up = ledger.take_up_stalled(database)
+    again, given_up = claims.take_up_stalled(database)
     assert ([each.id for each in again], given_up) == ([run.id], [])
 
 
@@ -498,7 +500,7 @@ def test_however_a_run_ends_confirmations_that_a_plan_s_mark_stands_for_are_drop
         marked = data.license(data.plan(agreement, expires=AS_OF - timedelta(days=3), expiration_processed=True))
         data.flush()
         run = open_run(database, agreement.enterprise_customer_uuid)
-        database.transact(partial(records.confirm_downgrades, run=run, licenses=[marked]))
+        database.transact(partial(confirmations.confirm_downgrades, run=run, licenses=[marked]))
         end(database, run)
         assert rows(engine, Downgrade) == [], end
 
@@ -507,7 +509,7 @@ def test_a_run_taken_up_by_many_at_once_is_published_once(database: Database, en
     runs = [open_run(database) for _ in range(3)]
     for run in runs:
         lapse(engine, run.id)
-    outcomes = together(6, lambda _: ledger.take_up_stalled(database))
+    outcomes = together(6, lambda _: claims.take_up_stalled(database))
     taken = [run.id for each in outcomes if not isinstance(each, LicenseExpiryError) for run in each[0]]
     assert sorted(taken) == sorted(run.id for run in runs)
     assert {row["publications"] for row in rows(engine, Run)} == {1}
@@ -525,7 +527,7 @@ def test_of_two_that_find_the_same_stalled_run_one_publishes_it(database: Databa
             this_thread.waited = True
             barrier.wait(30)
 
-    outcomes = together(2, lambda _: ledger.take_up_stalled(database))
+    outcomes = together(2, lambda _: claims.take_up_stalled(database))
     assert [len(each[0]) for each in outcomes if not isinstance(each, LicenseExpiryError)] in ([0, 1], [1, 0])
     assert (run_of(database, run.id).publications, run_of(database, run.id).fence) == (1, 1)
 
@@ -536,7 +538,7 @@ def test_of_two_that_find_the_same_stalled_run_one_publishes_it(database: Databa
 @ON_EACH
 def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database, engine: Engine) -> None:
     calls, apart = 16, 1000.0
-    waits = together(calls, lambda _: pace.seconds_to_next_call(database, 60 / apart))
+    waits = together(calls, lambda _: rate_limit.seconds_to_next_call(database, 60 / apart))
     slots = [round(wait / apart) for wait in waits if isinstance(wait, float)]
     assert sorted(slots) == list(range(calls))
     [row] = rows(engine, Throttle)
@@ -548,7 +550,7 @@ def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database
 def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
     late = database.now() - timedelta(hours=1)
     database.transact(lambda session: session.execute(update(Throttle).values(next_call_at=late)))
-    first, second = (pace.seconds_to_next_call(database, 0.1) for _ in range(2))
+    first, second = (rate_limit.seconds_to_next_call(database, 0.1) for _ in range(2))
     assert first == 0
     assert second == pytest.approx(600, abs=30)
 
@@ -556,5 +558,5 @@ def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
 @ON_SQLITE
 def test_without_a_rate_nothing_is_booked(database: Database, engine: Engine) -> None:
     before = rows(engine, Throttle)
-    assert pace.seconds_to_next_call(database, None) == 0
+    assert rate_limit.seconds_to_next_call(database, None) == 0
     assert rows(engine, Throttle) == before

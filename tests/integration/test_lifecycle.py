@@ -36,14 +36,15 @@ from nights import (
 from sqlalchemy import Engine, event, text
 from waiting import eventually
 
-from simulator.data import DAY, Agreement, Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
-from worker import lifecycle, waits
+from simulator.data.rows import DAY, Agreement, Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from worker import shutdown
+from worker.db.ledger_tables import Phase, Run
 from worker.deps import Deps
-from worker.ledger import Step
-from worker.lifecycle import PAGE, WAIT_SECONDS
-from worker.models import Phase, Run
+from worker.ledger.claims import Step
+from worker.license_manager import segment as lifecycle
+from worker.license_manager.segment import PAGE, WAIT_SECONDS
 
 KEY = "the-segment-key"
 
@@ -397,11 +398,11 @@ def test_a_worker_that_ends_tells_no_further(
     laid = lay(lms, 2 * PAGE)
     deps = tell()
     run_id = open_one(deps, laid.enterprise)
-    segment.called = waits.stop
+    segment.called = shutdown.stop
     try:
         attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE)
     finally:
-        waits._stopping.value = 0
+        shutdown._stopping.value = 0
     assert processed(engine) == {laid.plan}
     assert len(segment.events) == PAGE
     [line] = told()

@@ -20,17 +20,17 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine, create_engine
 
-import worker.lms
-import worker.waits
-from simulator.data import Data
-from simulator.faults import Fault
-from simulator.journal import Entry, Kind
-from simulator.lms import Simulator
-from simulator.schema import create_tables
-from simulator.state import Enrollment
+import worker.lms.client
+import worker.shutdown
+from simulator.data.rows import Data
+from simulator.data.schema import create_tables
+from simulator.lms.faults import Fault
+from simulator.lms.journal import Entry, Kind
+from simulator.lms.server import Simulator
+from simulator.lms.state import Enrollment
 from worker.errors import BatchRefused, LeaseLost, ReasonedError, RunRefused, Unavailable
-from worker.lms import DOWNGRADE_PATH, NOBODYS_EMAIL, NOBODYS_LICENSE, UNLINK_PATH, Guard, LmsClient
-from worker.waits import Patience, steady
+from worker.lms.client import DOWNGRADE_PATH, NOBODYS_EMAIL, NOBODYS_LICENSE, UNLINK_PATH, Guard, LmsClient
+from worker.shutdown import Patience, steady
 
 PATIENCE = Patience(first_wait=0.001, longest_wait=0.002, longest_throttle=5.0)
 NOW = datetime.now(UTC)
@@ -63,7 +63,7 @@ def customer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Customer]:
 
 @pytest.fixture(autouse=True)
 def no_pause_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.lms, "_throttled", worker.waits.Pause())
+    monkeypatch.setattr(worker.lms.client, "_throttled", worker.shutdown.Pause())
 
 
 @pytest.fixture
@@ -185,12 +185,12 @@ class Wire:
         self.answers = list(answers)
 
     def calls(self) -> list[Received]:
-        return [one for one in self.requests if one.path != worker.lms.TOKEN_PATH]
+        return [one for one in self.requests if one.path != worker.lms.client.TOKEN_PATH]
 
     def answer(self, received: Received) -> bytes:
         with self.changed:
             self.requests.append(received)
-            if received.path == worker.lms.TOKEN_PATH:
+            if received.path == worker.lms.client.TOKEN_PATH:
                 return self.token
             return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
@@ -747,7 +747,7 @@ def test_a_429_makes_every_thread_wait(
     lms.faults(Fault("downgrade", nth=1, status=429, headers={"Retry-After": "1"}))
     with ThreadPoolExecutor(5) as threads:
         calls = [threads.submit(downgrade, one)]
-        lms.wait_for(worker.lms._throttled.remaining)
+        lms.wait_for(worker.lms.client._throttled.remaining)
         calls += [threads.submit(unlink, other) for _ in range(4)]
         for done in calls:
             done.result(30)

@@ -31,17 +31,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, event, text, update
 from waiting import eventually
 
-from simulator.data import DAY, NEXT_EMAIL, Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
-from worker import metrics, nights
-from worker.database import Database
+from simulator.data.rows import DAY, NEXT_EMAIL, Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import ENDED, Heartbeat, HeldLicense, LmsCall, Phase, Retry, Run
+from worker.db.transactions import Database
 from worker.deps import Deps
+from worker.due.forecast import PlanRow, plan_rows
+from worker.due.scope import Scope
 from worker.errors import Unavailable, Unusable
-from worker.ledger import Step
-from worker.models import ENDED, Heartbeat, HeldLicense, LmsCall, Phase, Retry, Run
-from worker.rehearsal import PlanRow, plan_rows
-from worker.scope import Scope
+from worker.ledger import nights
+from worker.ledger.claims import Step
+from worker.web import metrics
 
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
 Samples = dict[tuple[Any, ...], float]

@@ -13,11 +13,11 @@ from alembic.migration import MigrationContext
 from nights import ON_SQLITE, opened_run, raw, rows, snapshot
 from sqlalchemy import Engine, inspect, select, text
 
-from simulator.data import DAY, Data
-from simulator.schema import create_tables
-from worker import migrations, records
-from worker.database import Database, make_engine
-from worker.models import Downgrade, HeldLicense, Ledger, License, Run, Throttle
+from simulator.data.rows import DAY, Data
+from simulator.data.schema import create_tables
+from worker.db.ledger_tables import Downgrade, HeldLicense, Ledger, License, Run, Throttle
+from worker.db.transactions import Database, make_engine
+from worker.ledger import confirmations, migrations
 
 UuidForm = Literal["char32", "native"]
 NAMES = ("run", "retry", "lms_call", "downgrade", "held", "night", "heartbeat", "throttle", "alembic_version")
@@ -142,7 +142,7 @@ def test_the_collation_is_that_of_the_license_table_and_not_the_databases_defaul
     data.flush()
     opened = opened_run(database, enterprise, data.now)
     run = database.transact(lambda session: session.get_one(Run, opened.run_id))
-    database.transact(lambda session: records.confirm_downgrades(session, run, licenses))
+    database.transact(lambda session: confirmations.confirm_downgrades(session, run, licenses))
     joined = select(License.uuid).join_from(License, Downgrade, Downgrade.license_uuid == License.uuid)
     joined = joined.outerjoin(HeldLicense, HeldLicense.license_uuid == License.uuid)
     assert set(database.transact(lambda session: session.scalars(joined).all())) == set(licenses)

@@ -9,13 +9,14 @@ from nights import ON_EACH, ON_SQLITE, Make, lay, lost_commit_answer, open_one, 
 from nights import lapse as lapse_run
 from sqlalchemy import Engine, delete, update
 
-from simulator.lms import Simulator
-from worker import dispatch, nights
-from worker.columns import DatabaseNow
-from worker.database import Database
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Heartbeat, Night, Run
+from worker.db.transactions import Database
+from worker.db.types import DatabaseNow
 from worker.errors import Unavailable
-from worker.models import Heartbeat, Night, Run
-from worker.nights import MAX_TRIES
+from worker.ledger import nights
+from worker.ledger.nights import MAX_TRIES
+from worker.runs import start
 
 TONIGHT = datetime(2026, 6, 2, 2, 0, tzinfo=UTC)
 LAST_NIGHT = TONIGHT - timedelta(days=1)
@@ -119,7 +120,7 @@ def test_one_that_cannot_be_published_keeps_no_other_from_it(lms: Simulator, mak
             raise ConnectionError("the broker is away")
 
     with pytest.raises(ConnectionError):
-        dispatch.take_up_stalled(deps, publish)
+        start.take_up_stalled(deps, publish)
     assert sorted(tried) == sorted(runs)
 
 
@@ -134,9 +135,9 @@ def test_a_missed_night_is_made_good_once_however_many_were_missed(
     def publish(enterprise: UUID, _: UUID) -> None:
         published.append(enterprise)
 
-    assert dispatch.make_good(deps, LAST_NIGHT - timedelta(days=30), publish) == 0
-    assert sorted(together(4, lambda _: dispatch.make_good(deps, TONIGHT, publish)), key=str) == [0, 0, 0, 1]
-    assert dispatch.start_scheduled(deps, TONIGHT, publish) is None, "beat's own message comes at last"
+    assert start.make_good(deps, LAST_NIGHT - timedelta(days=30), publish) == 0
+    assert sorted(together(4, lambda _: start.make_good(deps, TONIGHT, publish)), key=str) == [0, 0, 0, 1]
+    assert start.start_scheduled(deps, TONIGHT, publish) is None, "beat's own message comes at last"
     assert sorted(published) == sorted([first.enterprise, second.enterprise])
     assert len(rows(engine, Run)) == 2
 
@@ -159,21 +160,21 @@ def test_a_night_that_could_not_be_opened_whole_is_gone_on_with(
         published.append(enterprise)
 
     with pytest.raises(type(error)):
-        dispatch.start_scheduled(deps, TONIGHT, publish)
-    started = dispatch.start_scheduled(deps, TONIGHT, publish_all)
+        start.start_scheduled(deps, TONIGHT, publish)
+    started = start.start_scheduled(deps, TONIGHT, publish_all)
     assert started is not None, "the next one to come may go on at once"
     assert {each.enterprise for each in started} == enterprises
     assert len(rows(engine, Run)) == 3, "and opens no second run of anybody"
     assert {row["scheduled_for"] for row in rows(engine, Run)} == {TONIGHT}, "they are of one night"
-    dispatch.take_up_stalled(deps, publish_all)
+    start.take_up_stalled(deps, publish_all)
     assert sorted(published) == sorted(enterprises), "those whose messages were not sent are published by reconcile"
-    assert dispatch.start_scheduled(deps, TONIGHT, publish_all) is None
+    assert start.start_scheduled(deps, TONIGHT, publish_all) is None
 
 
 @ON_SQLITE
 def test_a_night_of_an_empty_database_is_one_all_the_same(engine: Engine, make_test_deps: Make) -> None:
     deps: Any = make_test_deps()
-    assert dispatch.start_scheduled(deps, TONIGHT, lambda *_: None) == []
+    assert start.start_scheduled(deps, TONIGHT, lambda *_: None) == []
     [night] = rows(engine, Night)
     assert night["lease_until"] is None
 

@@ -13,15 +13,18 @@ from nights import ON_SQLITE, Make, attempt, lay, open_one, rows, run_of, scan, 
 from past import lay_past
 from sqlalchemy import Engine, delete, event, insert, update
 
-from simulator.faults import Fault
-from simulator.lms import Simulator
-from simulator.schema import create_tables
-from simulator.state import Enrollment
-from worker import dispatch, history, migrations, pages
-from worker.database import Database, make_engine
+from simulator.data.schema import create_tables
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from simulator.lms.state import Enrollment
+from worker.db.ledger_tables import Heartbeat, Night, Phase, Run
+from worker.db.transactions import Database, make_engine
 from worker.errors import BadArgument, Unavailable, Unusable
-from worker.ledger import Step
-from worker.models import Heartbeat, Night, Phase, Run
+from worker.ledger import migrations
+from worker.ledger.claims import Step
+from worker.runs import start
+from worker.web import history
+from worker.web import html as pages
 
 BAR = re.compile(r'<rect class="(d|u)" x="([\d.]+)%"')
 
@@ -58,7 +61,7 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     fine, retried, holding, failing, live = laid = [lay(lms, licenses=3, seed=seed) for seed in range(1, 6)]
     deps = make_test_deps(**unlinking(*(each.enterprise for each in laid)))
     lms.state.add_license(holding.licenses[0], holding.enterprise, [Enrollment(fault="locked")])
-    started = dispatch.start(deps, dispatch.Request(), (), lambda *_: None, deps.database.now())
+    started = start.start(deps, start.Request(), (), lambda *_: None, deps.database.now())
     runs = {one.enterprise: one.run_id for one in started}
     for each in (fine, holding):
         for step in Step:

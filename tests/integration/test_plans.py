@@ -17,11 +17,12 @@ from million import DUE, LICENSES, WAITING, Customer, lay_down_a_million
 from services import SERVERS, create_database, drop_database
 from sqlalchemy import Connection, Engine, event
 
-from simulator.data import DAY
-from simulator.schema import create_tables, table
-from worker import customers, migrations, policy
-from worker.database import make_engine
-from worker.scope import Scope
+from simulator.data.rows import DAY
+from simulator.data.schema import create_tables, table
+from worker.db.transactions import make_engine
+from worker.due import conditions, enterprises
+from worker.due.scope import Scope
+from worker.ledger import migrations
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -35,7 +36,7 @@ BIG_TABLES = ("subscriptions_license", "subscriptions_licenseevent", "license_ex
 EXPLAIN = {"postgresql": "EXPLAIN (FORMAT JSON)", "mysql": "EXPLAIN FORMAT=JSON"}
 CARRY_OUT = {"postgresql": "EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF)", "mysql": "ANALYZE FORMAT=JSON"}
 
-Queries = dict[str, policy.Rows]
+Queries = dict[str, conditions.Rows]
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,17 @@ def million(request: pytest.FixtureRequest) -> Iterator[Million]:
 def of_a_night(scope: Scope) -> Queries:
     """The queries that are put for all customers and for one."""
     return {
-        "due_plans": policy.due_plans(scope),
-        "done_plans": policy.done_plans(scope),
-        "waiting_plans": policy.waiting_plans(scope),
-        "plans_waiting_for_renewal": policy.plans_waiting_for_renewal(scope),
-        "due_downgrades": policy.due_downgrades(scope),
-        "waiting_downgrades": policy.waiting_downgrades(scope),
-        "due_unlinks": policy.due_unlinks(scope),
-        "rehearsed unlinks": policy.due_unlinks(scope, downgraded=False),
-        "protected": policy.protected(scope),
-        "perhaps_due_enterprises": customers.perhaps_due_enterprises(scope),
-        "known_enterprises": customers.known_enterprises(scope.unlink_enabled),
+        "due_plans": conditions.due_plans(scope),
+        "done_plans": conditions.done_plans(scope),
+        "waiting_plans": conditions.waiting_plans(scope),
+        "plans_waiting_for_renewal": conditions.plans_waiting_for_renewal(scope),
+        "due_downgrades": conditions.due_downgrades(scope),
+        "waiting_downgrades": conditions.waiting_downgrades(scope),
+        "due_unlinks": conditions.due_unlinks(scope),
+        "rehearsed unlinks": conditions.due_unlinks(scope, downgraded=False),
+        "protected": conditions.protected(scope),
+        "perhaps_due_enterprises": enterprises.perhaps_due_enterprises(scope),
+        "known_enterprises": enterprises.known_enterprises(scope.unlink_enabled),
     }
 
 
@@ -90,14 +91,14 @@ def of_a_run(scope: Scope, customer: Customer) -> Queries:
     due, waiting = customer.plans[DUE], customer.plans[WAITING]
     forced = replace(scope, force=True)
     queries = of_a_night(scope) | {
-        "forced due_plans": policy.due_plans(forced),
-        "forced due_downgrades": policy.due_downgrades(forced),
-        "plans_of": customers.plans_of(frozenset({customer.uuid}), (due, waiting)),
+        "forced due_plans": conditions.due_plans(forced),
+        "forced due_downgrades": conditions.due_downgrades(forced),
+        "plans_of": enterprises.plans_of(frozenset({customer.uuid}), (due, waiting)),
     }
     for page, after in (("first", None), ("later", MIDDLE)):
-        queries[f"{page} downgrade_page, due"] = policy.downgrade_page(scope, due, False, SHORT_PAGE, after)
-        queries[f"{page} downgrade_page, waiting"] = policy.downgrade_page(scope, waiting, True, SHORT_PAGE, after)
-        queries[f"{page} unlink_page"] = policy.unlink_page(scope, SHORT_PAGE, after)
+        queries[f"{page} downgrade_page, due"] = conditions.downgrade_page(scope, due, False, SHORT_PAGE, after)
+        queries[f"{page} downgrade_page, waiting"] = conditions.downgrade_page(scope, waiting, True, SHORT_PAGE, after)
+        queries[f"{page} unlink_page"] = conditions.unlink_page(scope, SHORT_PAGE, after)
     return queries
 
 
@@ -106,7 +107,7 @@ def a_scope(listed: Sequence[Customer], enterprise: UUID | None = None) -> Scope
     return Scope(AS_OF, 90 * DAY, enabled, enterprise, run_id=RUN)
 
 
-def plan_of(connection: Connection, how: dict[str, str], query: policy.Rows) -> list[Access]:
+def plan_of(connection: Connection, how: dict[str, str], query: conditions.Rows) -> list[Access]:
     """What the database says of this query's plan, asked with these words."""
 
     def explain(_: Connection, __: Any, statement: str, parameters: Any, *rest: Any) -> tuple[str, Any]:

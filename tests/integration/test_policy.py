@@ -32,9 +32,11 @@ from services import ENGINES
 from sqlalchemy import Connection, Engine, update
 from sqlalchemy.orm import Session
 
-from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
-from worker import customers, models, policy
-from worker.scope import Scope
+from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
+from worker.db import ledger_tables
+from worker.due import conditions
+from worker.due import enterprises as customers
+from worker.due.scope import Scope
 
 WHOLE_SECOND = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 FRACTION = datetime(2026, 6, 1, 2, 0, 0, 1, tzinfo=UTC)
@@ -559,7 +561,7 @@ def test_chains(engine: Engine, subtests: pytest.Subtests) -> None:
     ],
 )
 def test_later_upgrades_are_spared_from_a_day_after_the_expiration_date(ago: timedelta, dated: bool) -> None:
-    date = policy.ignore_enrollments_modified_after(WHOLE_SECOND - ago, WHOLE_SECOND)
+    date = conditions.ignore_enrollments_modified_after(WHOLE_SECOND - ago, WHOLE_SECOND)
 
     assert date == (WHOLE_SECOND - ago if dated else None)
 
@@ -570,8 +572,8 @@ def test_due_enterprises_are_those_with_anything_due(engine: Engine) -> None:
     everybody = frozenset(customer for situation in situations for customer in situation.world.agreements)
     night = scope_of(situations[0].world, unlink_enabled=everybody)
     # Also who is kept linked by a licence that is not due any more: a full run drops that from the list.
-    unlinks = partial(policy.due_unlinks, downgraded=False)
-    questions = (policy.due_plans, policy.due_downgrades, policy.waiting_downgrades, unlinks)
+    unlinks = partial(conditions.due_unlinks, downgraded=False)
+    questions = (conditions.due_plans, conditions.due_downgrades, conditions.waiting_downgrades, unlinks)
 
     with engine.connect() as connection:
         due = customers.due_enterprises(Session(connection), night)
@@ -593,8 +595,8 @@ class Paged:
     def page(self, limit: int) -> Page:
         scope = scope_of(self.world)
         if self.kind == "unlink":
-            return partial(policy.unlink_page, scope, limit)
-        return partial(policy.downgrade_page, scope, self.plan.uuid, self.kind == "one by one", limit)
+            return partial(conditions.unlink_page, scope, limit)
+        return partial(conditions.downgrade_page, scope, self.plan.uuid, self.kind == "one by one", limit)
 
     def due(self) -> list[tuple[Any, ...]]:
         """All that is due, as rows of a page, in no order."""
@@ -639,7 +641,9 @@ def test_a_page_begins_where_the_one_before_ended_though_that_is_done(engine: En
     with engine.begin() as connection:
         while page := rows(connection, paged.page(2)(read[-1] if read else None)):
             read += [row[0] for row in page]
-            connection.execute(update(models.License).where(models.License.uuid.in_(read)).values(status="revoked"))
+            connection.execute(
+                update(ledger_tables.License).where(ledger_tables.License.uuid.in_(read)).values(status="revoked")
+            )
 
     assert sorted(read) == sorted(uuids(paged.due()))
 
@@ -665,10 +669,10 @@ def test_licenses_are_named_by_uuid_unless_asked_for_more(engine: Engine) -> Non
     forced_scope = scope_of(situation.world, force=True)
 
     with engine.connect() as connection:
-        assert rows(connection, policy.due_downgrades(forced_scope)) == [(situation.license.uuid,)]
-        assert rows(connection, policy.due_unlinks(forced_scope)) == [(situation.license.uuid,)]
-        assert rows(connection, policy.waiting_downgrades(scope_of(waits.world))) == [(waits.license.uuid,)]
-        assert rows(connection, policy.protected(forced_scope)) == []
+        assert rows(connection, conditions.due_downgrades(forced_scope)) == [(situation.license.uuid,)]
+        assert rows(connection, conditions.due_unlinks(forced_scope)) == [(situation.license.uuid,)]
+        assert rows(connection, conditions.waiting_downgrades(scope_of(waits.world))) == [(waits.license.uuid,)]
+        assert rows(connection, conditions.protected(forced_scope)) == []
 
 
 def test_which_of_these_enterprises_have_an_agreement(engine: Engine) -> None:

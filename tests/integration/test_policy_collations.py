@@ -12,11 +12,11 @@ from reading import Reading, World, answers_of, lay_down
 from services import SERVERS, create_database, drop_database
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
-from simulator.data import DAY, DOWNGRADED_EVENT, Data
-from simulator.schema import create_tables
-from worker import migrations
-from worker.database import make_engine
-from worker.scope import Scope
+from simulator.data.rows import DAY, DOWNGRADED_EVENT, Data
+from simulator.data.schema import create_tables
+from worker.db.transactions import make_engine
+from worker.due.scope import Scope
+from worker.ledger import migrations
 
 NOW = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 

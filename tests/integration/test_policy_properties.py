@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from reading import OTHER_RUN, RUN, Answers, Plan, Reading, Row, World, answers_of, lay_down, pages_of, rows, uuids
 from sqlalchemy import Connection, Engine, delete, insert, update
 
-from simulator.data import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data, Status
-from simulator.schema import table
-from worker import models, policy
-from worker.customers import known_enterprises, plans_of
-from worker.scope import Scope
+from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data, Status
+from simulator.data.schema import table
+from worker.db import ledger_tables
+from worker.due import conditions
+from worker.due.enterprises import known_enterprises, plans_of
+from worker.due.scope import Scope
 
 MOMENTS = [datetime(2026, 6, 1, 2, 0, tzinfo=UTC), datetime(2026, 6, 1, 2, 0, 0, 500_000, tzinfo=UTC)]
 US = timedelta(microseconds=1)
@@ -213,9 +214,9 @@ def numbered(known: Iterable[UUID], number: int) -> UUID:
 def laid_down(engine: Engine, drawn: Drawn) -> Iterator[Laid]:
     """Empty the database and fill it again; nothing that the example writes itself is kept."""
     with engine.begin() as connection:
-        connection.execute(delete(models.HeldLicense))
-        connection.execute(delete(models.Downgrade))
-        connection.execute(update(models.License).values(renewed_to_id=None))
+        connection.execute(delete(ledger_tables.HeldLicense))
+        connection.execute(delete(ledger_tables.Downgrade))
+        connection.execute(update(ledger_tables.License).values(renewed_to_id=None))
         for name in TABLES:
             connection.execute(table(engine, name).delete())
     world = World(Data(engine, now=MOMENTS[0]), drawn.as_of)
@@ -298,7 +299,7 @@ def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnSco
     with laid_down(engine, database) as laid:
         scope, world = laid.scope(asked), laid.world
         reading = Reading(world, scope)
-        unlinks = pages_of(laid.connection, partial(policy.unlink_page, scope, limit), limit)
+        unlinks = pages_of(laid.connection, partial(conditions.unlink_page, scope, limit), limit)
         expected = [(each.uuid, each.uuid in world.holds, each.email) for each in reading.due_unlinks()]
         assert sorted(joined(unlinks)) == sorted(expected)
         kinds = (
@@ -307,7 +308,7 @@ def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnSco
         )
         for waiting, plans, due in kinds:
             for plan in plans:
-                page = partial(policy.downgrade_page, scope, plan.uuid, waiting, limit)
+                page = partial(conditions.downgrade_page, scope, plan.uuid, waiting, limit)
                 of_plan = [(each.uuid, each.uuid in world.holds) for each in due if each.plan == plan]
                 assert sorted(joined(pages_of(laid.connection, page, limit))) == sorted(of_plan)
 
@@ -352,26 +353,26 @@ def plans_with_held(world: World, scope: Scope) -> set[UUID]:
 def downgrade(laid: Laid, due: Answers) -> None:
     """As the step records it: in the ledger, and as events where a plan waits; what was held is so no more."""
     sent = uuids(due["due_downgrades"]) | uuids(due["waiting_downgrades"])
-    laid.connection.execute(delete(models.HeldLicense).where(models.HeldLicense.license_uuid.in_(sent)))
+    laid.connection.execute(delete(ledger_tables.HeldLicense).where(ledger_tables.HeldLicense.license_uuid.in_(sent)))
     confirmed = [
         {"license_uuid": license, "run_id": RUN, "enterprise_customer_uuid": customer, "confirmed_at": laid.world.as_of}
         for license, _, customer in due["due_downgrades"]
     ]
     if confirmed:
-        laid.connection.execute(insert(models.Downgrade), confirmed)
+        laid.connection.execute(insert(ledger_tables.Downgrade), confirmed)
     add_events(laid, uuids(due["waiting_downgrades"]), DOWNGRADED_EVENT)
 
 
 def mark_processed(laid: Laid, due: Answers) -> None:
-    done = models.SubscriptionPlan.uuid.in_(uuids(due["done_plans"]))
-    laid.connection.execute(update(models.SubscriptionPlan).where(done).values(expiration_processed=True))
+    done = ledger_tables.SubscriptionPlan.uuid.in_(uuids(due["done_plans"]))
+    laid.connection.execute(update(ledger_tables.SubscriptionPlan).where(done).values(expiration_processed=True))
 
 
 def add_events(laid: Laid, licenses: set[UUID], name: str) -> None:
     times = {"created": laid.world.as_of, "modified": laid.world.as_of}
     for license in licenses:
         row = {"license_id": license, "event_name": name, **times}
-        laid.connection.execute(insert(models.LicenseEvent).values(row))
+        laid.connection.execute(insert(ledger_tables.LicenseEvent).values(row))
 
 
 @drawn(max_examples=10)

@@ -10,17 +10,20 @@ from nights import Make, events, finish, held, processed, ready, unlinking
 from sqlalchemy import Engine, text
 from waiting import eventually
 
-from simulator.data import DAY, Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
-from worker import dispatch, doctor, history, ledger, metrics, nights, rights
-from worker.database import make_engine
+from simulator.data.rows import DAY, Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from worker.cli import doctor, rights
+from worker.cli.rights import RIGHTS, Right
+from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
+from worker.db.transactions import make_engine
 from worker.errors import Unavailable
-from worker.ledger import Step
-from worker.migrations import VERSION_TABLE
-from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
-from worker.rights import RIGHTS, Right
+from worker.ledger import claims, nights
+from worker.ledger.claims import Step
+from worker.ledger.migrations import VERSION_TABLE
+from worker.runs import start
 from worker.settings import DatabaseSettings
+from worker.web import history, metrics
 
 ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mariadb-uuid"], indirect=True)
 
@@ -53,10 +56,10 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     deps.database.check()
     tonight = deps.database.now().replace(microsecond=0)
     assert nights.overdue(deps.database, tonight - timedelta(days=1)) == []
-    [started] = dispatch.start_scheduled(deps, tonight, lambda *_: None) or []
+    [started] = start.start_scheduled(deps, tonight, lambda *_: None) or []
     nights.let_down(deps.database, tonight)
-    assert dispatch.make_good(deps, tonight, lambda *_: None) == 1
-    claim = ledger.claim(deps.database, started.run_id, enterprise, Step.DOWNGRADE, "a test", 300, deps.calls)
+    assert start.make_good(deps, tonight, lambda *_: None) == 1
+    claim = claims.claim(deps.database, started.run_id, enterprise, Step.DOWNGRADE, "a test", 300, deps.calls)
     claim.release(0, Unavailable("http_503", "the LMS answered 503"))
     run = finish(deps, enterprise, started.run_id)
     assert (run.phase, run.error) == (Phase.FINISHED, None)
@@ -64,7 +67,7 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     assert sum(events(engine, UNLINKED_EVENT).values()) == 4
     assert processed(engine) == {done}
     nights.reconciled(deps.database)
-    assert ledger.take_up_stalled(deps.database) == ([], [])
+    assert claims.take_up_stalled(deps.database) == ([], [])
     assert history.one_run(deps.database, run.id)
     assert history.one_pass(deps.database, None)
     assert history.overview(deps.database)

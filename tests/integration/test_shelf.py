@@ -10,11 +10,11 @@ from nights import ON_SERVERS
 from shelf import Shelf
 from sqlalchemy import Engine, func, inspect, select, table, text
 
-from simulator.data import Data
-from simulator.showcase import demo
-from worker import migrations
-from worker.database import make_engine
-from worker.models import Heartbeat, Throttle
+from simulator.data.rows import Data
+from simulator.data.showcase import demo
+from worker.db.ledger_tables import Heartbeat, Throttle
+from worker.db.transactions import make_engine
+from worker.ledger import migrations
 
 LEFT = {Heartbeat.__tablename__, Throttle.__tablename__, migrations.VERSION_TABLE}
 

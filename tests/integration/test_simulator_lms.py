@@ -12,11 +12,11 @@ import pytest
 import requests
 from sqlalchemy import create_engine
 
-from simulator.data import Data
-from simulator.faults import Fault
-from simulator.lms import Simulator
-from simulator.schema import create_tables
-from simulator.state import Enrollment
+from simulator.data.rows import Data
+from simulator.data.schema import create_tables
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from simulator.lms.state import Enrollment
 
 PAST = "2025-01-01T00:00:00Z"
 GOOD = "good@x.example"

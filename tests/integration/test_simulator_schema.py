@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import Engine, NullPool, create_engine, func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from simulator.data import DOWNGRADED_EVENT, ORDER, UNLINKED_EVENT, Data
-from simulator.schema import CSV, UuidForm, create_tables, drop_tables, table
-from simulator.seeding import seed_from_database
-from simulator.showcase import CASES, MALFORMED_EMAIL, bulk, demo, read_demo
+from simulator.data.rows import DOWNGRADED_EVENT, ORDER, UNLINKED_EVENT, Data
+from simulator.data.schema import CSV, UuidForm, create_tables, drop_tables, table
+from simulator.data.showcase import CASES, MALFORMED_EMAIL, bulk, demo, read_demo
+from simulator.lms.seeding import seed_from_database
 
 NOW = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 WHOLE = datetime(2025, 1, 1, tzinfo=UTC)

@@ -11,16 +11,16 @@ import pytest
 from nights import ON_SQLITE, Make, batches_of, finish, lay, start, unlinking
 from waiting import eventually
 
-from simulator.faults import Fault
-from simulator.lms import Simulator
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Phase
 from worker.deps import Deps
 from worker.errors import Unusable
-from worker.models import Phase
-from worker.slots import Slots, folder_of
+from worker.lms.host_slots import Slots, folder_of
 
 HOLD = """
 import pathlib, sys
-from worker.slots import Slots
+from worker.lms.host_slots import Slots
 print(Slots(pathlib.Path(sys.argv[1]), 2).take(), flush=True)
 input()
 """
@@ -54,7 +54,7 @@ def test_a_slot_is_one_processs_at_a_time_and_free_again_when_that_is_killed(tmp
 
 
 def test_a_slot_that_is_given_back_wakes_who_waits_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.slots.LOOK_AGAIN_SECONDS", 60)
+    monkeypatch.setattr("worker.lms.host_slots.LOOK_AGAIN_SECONDS", 60)
     first, second = Slots(tmp_path, 1), Slots(tmp_path, 1)
     (slot,) = taken(first)
     with ThreadPoolExecutor() as threads:

@@ -45,21 +45,23 @@ from nights import (
 )
 from sqlalchemy import Engine, QueuePool, update
 
-from simulator.data import DAY, Agreement, Data
-from simulator.faults import Fault
-from simulator.journal import Journal
-from simulator.lms import Simulator
-from simulator.schema import table
-from simulator.showcase import MALFORMED_EMAIL
-from simulator.state import Enrollment, EnrollmentFault
-from worker import database as database_module
-from worker import ledger, steps, waits
-from worker import lms as lms_module
+from simulator.data.rows import DAY, Agreement, Data
+from simulator.data.schema import table
+from simulator.data.showcase import MALFORMED_EMAIL
+from simulator.lms.faults import Fault
+from simulator.lms.journal import Journal
+from simulator.lms.server import Simulator
+from simulator.lms.state import Enrollment, EnrollmentFault
+from worker import shutdown
+from worker.db import transactions as database_module
+from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, LmsCall, Phase, Retry
 from worker.deps import Deps
 from worker.errors import RunRefused, Unavailable
-from worker.ledger import Claim, Step
-from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, LmsCall, Phase, Retry
-from worker.waits import Patience
+from worker.ledger import claims
+from worker.ledger.claims import Claim, Step
+from worker.lms import client as lms_module
+from worker.runs import steps
+from worker.shutdown import Patience
 
 Kind = Literal["downgrade", "unlink"]
 T = TypeVar("T")
@@ -76,7 +78,7 @@ def mend_enrollment(lms: Simulator, license: UUID) -> None:
 
 
 def claim(deps: Deps, laid: Laid, run_id: UUID, step: Step) -> Claim:
-    return ledger.claim(deps.database, run_id, laid.enterprise, step, "a test", deps.settings.LEASE_SECONDS)
+    return claims.claim(deps.database, run_id, laid.enterprise, step, "a test", deps.settings.LEASE_SECONDS)
 
 
 def reach(deps: Deps, laid: Laid, kind: Kind, **request: Any) -> UUID:
@@ -238,8 +240,8 @@ def test_a_plan_without_learners_is_marked_without_a_call(lms: Simulator, make_t
 @pytest.fixture
 def shut_down() -> Iterator[Callable[[], None]]:
     """Tells this process, as if it were a worker's, to end; takes it back after the test."""
-    yield waits.stop
-    waits._stopping.value = 0
+    yield shutdown.stop
+    shutdown._stopping.value = 0
 
 
 @ON_SQLITE
@@ -262,7 +264,7 @@ def test_a_worker_that_is_told_to_end_finishes_what_is_in_flight_and_hands_the_r
     back = run_of(deps.database, run_id)
     assert (back.owner, back.live, back.retries, back.error) == (None, laid.enterprise, 0, None)
     assert (back.licenses_downgraded if kind == "downgrade" else back.learners_unlinked) == 4
-    waits._stopping.value = 0
+    shutdown._stopping.value = 0
     assert finish(deps, laid.enterprise, run_id).phase == Phase.FINISHED
     assert set(times_sent(lms, kind).values()) == {1}, "nothing went out twice"
 
@@ -282,7 +284,7 @@ def test_a_worker_that_is_told_to_end_does_not_sit_a_wait_out(
     shut_down: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lms_module, "_throttled", waits.Pause())
+    monkeypatch.setattr(lms_module, "_throttled", shutdown.Pause())
     laid = lay(lms, licenses=4)
     deps = make_test_deps(Patience(longest_wait=300), **batches_of(2))
     run_id = open_one(deps, laid.enterprise)
@@ -732,8 +734,8 @@ def test_plans_and_windows_narrow_both_steps(case: Narrowing, lms: Simulator, ma
 def test_protection_is_asked_again_when_a_page_is_not_fresh_any_more(
     lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.batches.FRESH_SECONDS", 0)
-    monkeypatch.setattr("worker.batches.FRESH_READINGS", 0)
+    monkeypatch.setattr("worker.runs.flight.FRESH_SECONDS", 0)
+    monkeypatch.setattr("worker.runs.flight.FRESH_READINGS", 0)
     laid = lay(lms, licenses=4)
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     engine = deps.database.engine
@@ -890,7 +892,7 @@ def test_an_lms_that_stays_away_fails_the_run_and_nobody_is_unlinked(
     called = [row["calls"] for row in rows(deps.database.engine, LmsCall) if row["outcome"] == "http_504"]
     assert sum(called) == len(lms.calls(kind)), "the calls that came to nothing are counted too"
     left = (waiting.lease_until - deps.database.now()).total_seconds()
-    assert left == pytest.approx(45 + ledger.QUEUED_SECONDS, abs=30)
+    assert left == pytest.approx(45 + claims.QUEUED_SECONDS, abs=30)
     with pytest.raises(Unavailable):
         attempt(deps, laid.enterprise, run_id, Step(kind), retry_in)
     run = run_of(deps.database, run_id)
@@ -1071,7 +1073,7 @@ def test_a_time_slice_that_ends_in_the_middle_is_gone_on_from(
     seconds = count()  # each look at the clock takes one
     slices, more = 0, True
     with monkeypatch.context() as patch:
-        patch.setattr("worker.batches.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+        patch.setattr("worker.runs.flight.time", SimpleNamespace(monotonic=lambda: next(seconds)))
         while more:
             slices += 1
             held_claim = claim(deps, laid, run_id, Step(kind))

@@ -28,13 +28,13 @@ from nights import (
 )
 from sqlalchemy import Engine, Uuid, event, inspect, make_url, text
 
-from simulator.data import DAY, Data
-from simulator.lms import Simulator
-from simulator.schema import create_tables
-from worker import migrations
-from worker.database import Database, make_engine
+from simulator.data.rows import DAY, Data
+from simulator.data.schema import create_tables
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
+from worker.db.transactions import Database, make_engine
 from worker.errors import Unusable
-from worker.models import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
+from worker.ledger import migrations
 
 PLAN = "subscriptions_subscriptionplan"
 HISTORY = "subscriptions_historicalsubscriptionplan"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.calls import BUCKETS, Calls, bucket
+from worker.ledger.lms_calls import BUCKETS, Calls, bucket
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from simulator.__main__ import main as simulator
-from simulator.showcase import CASES
+from simulator.data.showcase import CASES
 from worker.settings import CONNECT_SECONDS, Settings
 
 ROOT = Path(__file__).parents[2]

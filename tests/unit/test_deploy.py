@@ -15,7 +15,7 @@ from services import missing
 
 from worker.flower import FlowerSettings
 from worker.settings import Settings
-from worker.sources import CONFIG_FILE_VARIABLE
+from worker.settings_sources import CONFIG_FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))

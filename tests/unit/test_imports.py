@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from worker.settings import Settings
-from worker.sources import CONFIG_FILE_VARIABLE
+from worker.settings_sources import CONFIG_FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 OURS = ("worker", "tasks", "simulator", "celeryconfig")
@@ -43,12 +43,16 @@ def of(packages: tuple[str, ...], modules: frozenset[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        pytest.param("worker.policy", CELERY + HTTP, id="policy: what is due knows no Celery and no HTTP"),
-        pytest.param("worker.lms", CELERY + DATABASE, id="lms: the client knows no Celery and no database"),
-        pytest.param("worker.steps", CELERY, id="steps: what a task calls knows no task"),
-        pytest.param("worker.dispatch", CELERY, id="dispatch: nor does what opens runs"),
+        pytest.param("worker.due.conditions", CELERY + HTTP, id="policy: what is due knows no Celery and no HTTP"),
+        pytest.param("worker.lms.client", CELERY + DATABASE, id="lms: the client knows no Celery and no database"),
+        pytest.param("worker.runs.steps", CELERY, id="steps: what a task calls knows no task"),
+        pytest.param("worker.runs.start", CELERY, id="dispatch: nor does what opens runs"),
         pytest.param("worker.deps", CELERY, id="deps: nor what wires it up"),
-        pytest.param("worker.lifecycle", (*CELERY, *HTTP, "segment"), id="lifecycle: its library only when it is used"),
+        pytest.param(
+            "worker.license_manager.segment",
+            (*CELERY, *HTTP, "segment"),
+            id="lifecycle: its library only when it is used",
+        ),
         pytest.param("worker.settings", (*CELERY, *HTTP, "segment"), id="settings"),
         pytest.param("worker.errors", CELERY + HTTP + DATABASE, id="errors"),
         pytest.param("worker", CELERY + HTTP + DATABASE, id="the package itself loads nothing"),
@@ -62,17 +66,17 @@ def test_what_a_module_does_not_load(module: str, unwanted: tuple[str, ...]) -> 
 
 def test_celery_settings_load_our_settings_and_errors_alone() -> None:
     modules = of(OURS, loaded_by("celeryconfig"))
-    assert modules == {"celeryconfig", "worker", "worker.settings", "worker.sources", "worker.errors"}
+    assert modules == {"celeryconfig", "worker", "worker.settings", "worker.settings_sources", "worker.errors"}
 
 
 def test_policy_and_the_client_know_nothing_of_each_other() -> None:
-    assert "worker.lms" not in loaded_by("worker.policy")
-    client = {"worker.lms", "worker.errors", "worker.logs", "worker.outcomes", "worker.waits"}
-    assert of(OURS, loaded_by("worker.lms")) == {"worker"} | client
+    assert "worker.lms.client" not in loaded_by("worker.due.conditions")
+    client = {"worker.lms.client", "worker.errors", "worker.logs", "worker.lms.outcomes", "worker.shutdown"}
+    assert of(OURS, loaded_by("worker.lms.client")) == {"worker"} | client
 
 
 def test_importing_the_tasks_reads_no_settings_and_no_simulator() -> None:
     wrong = {CONFIG_FILE_VARIABLE: "/nowhere.yml", "LMS_URL": "wrong", "NIGHTLY_SCHEDULE": "wrong"}
     modules = loaded_by("tasks", **wrong)
-    assert {"tasks", "worker.deps", "worker.settings", "worker.lms"} <= modules
+    assert {"tasks", "worker.deps", "worker.settings", "worker.lms.client"} <= modules
     assert of(("simulator",), modules) == set()

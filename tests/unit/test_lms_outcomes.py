@@ -18,11 +18,12 @@ import pytest
 import requests
 import tenacity.nap
 
-from worker import errors, lms, waits
+from worker import errors, shutdown
 from worker.errors import BatchRefused, LeaseLost, ReasonedError, RunRefused, Unavailable
-from worker.lms import NOBODYS_EMAIL, NOBODYS_LICENSE, RECENTLY, LmsClient
-from worker.outcomes import retry_after
-from worker.waits import Patience
+from worker.lms import client as lms
+from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE, RECENTLY, LmsClient
+from worker.lms.outcomes import retry_after
+from worker.shutdown import Patience
 
 LICENSE = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
 ENTERPRISE = UUID("7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11")
@@ -105,9 +106,9 @@ class Wire:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(lms, "time", clock)
-    monkeypatch.setattr(waits, "time", clock)
+    monkeypatch.setattr(shutdown, "time", clock)
     monkeypatch.setattr(tenacity.nap, "time", clock)
-    monkeypatch.setattr(lms, "_throttled", waits.Pause())
+    monkeypatch.setattr(lms, "_throttled", shutdown.Pause())
     return clock
 
 
@@ -370,7 +371,7 @@ def test_a_throttle_that_says_at_once_for_ever_is_given_up_too(client: LmsClient
 
 
 def test_a_child_process_shares_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    pause = waits.Pause()
+    pause = shutdown.Pause()
     assert pause.remaining() == 0.0
     child = multiprocessing.get_context("fork").Process(target=pause.extend, args=(600.0,))
     child.start()
@@ -380,7 +381,7 @@ def test_a_child_process_shares_the_pause(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_short_pause_does_not_cut_a_longer_one() -> None:
-    pause = waits.Pause()
+    pause = shutdown.Pause()
     pause.extend(600.0)
     pause.extend(1.0)
     assert pause.remaining() > 500.0

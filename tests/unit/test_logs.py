@@ -32,7 +32,7 @@ def lines(file: Path) -> list[str]:
 def test_key_value_lines_begin_with_what_is_looked_for(tmp_path: Path) -> None:
     logs.configure("keyvalue", file=tmp_path / "log")
     with structlog.contextvars.bound_contextvars(task="t1", step="unlink", run="r1", enterprise="e1"):
-        structlog.stdlib.get_logger("worker.steps").info("step ends", learners_unlinked=3, dry_run=False)
+        structlog.stdlib.get_logger("worker.runs.steps").info("step ends", learners_unlinked=3, dry_run=False)
     (line,) = lines(tmp_path / "log")
     stamp, rest = line.split(" ", 1)
     assert stamp.startswith("timestamp=20")
@@ -45,7 +45,7 @@ def test_key_value_lines_begin_with_what_is_looked_for(tmp_path: Path) -> None:
 def test_json_lines_have_the_same_names(tmp_path: Path) -> None:
     logs.configure("json", file=tmp_path / "log")
     with structlog.contextvars.bound_contextvars(task="t1", enterprise="e1"):
-        structlog.stdlib.get_logger("worker.steps").warning("step comes again", seconds=60)
+        structlog.stdlib.get_logger("worker.runs.steps").warning("step comes again", seconds=60)
         logging.getLogger("celery.beat").info("Scheduler: Sending due task %s", "nightly")
     ours, theirs = map(json.loads, lines(tmp_path / "log"))
     assert ours.pop("timestamp") <= theirs.pop("timestamp")

@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import pytest
 
-from worker import history, pages, picture
+from worker.db.ledger_tables import Phase, Retry, Run
 from worker.errors import BadArgument
-from worker.ledger import Step
-from worker.models import Phase, Retry, Run
-from worker.picture import Axis, Mark, Piece
+from worker.ledger.claims import Step
+from worker.web import history, html, timeline
+from worker.web.timeline import Axis, Mark, Piece
 
 BEGIN = datetime(2026, 11, 24, 2, 0, tzinfo=UTC)
 D, U = Step.DOWNGRADE, Step.UNLINK
@@ -69,14 +69,14 @@ def told(pieces: list[Piece]) -> list[tuple[Step, bool, float, float]]:
     ],
 )
 def test_the_pieces_of_a_run(made: Run, retries: list[Retry], pieces: list[tuple[Any, ...]]) -> None:
-    assert told(picture.pieces(made, retries, at(9))) == pieces
+    assert told(timeline.pieces(made, retries, at(9))) == pieces
 
 
 def test_the_marks_of_a_run() -> None:
     again = retry(2, 3)
     made = run(Phase.FAILED, 0, 1, 4, 5, 7, held=2)
     failed, held = Mark("failed", U, at(7)), Mark("held", U, at(7), count=2)
-    assert picture.marks(made, [again], at(9)) == [Mark("retry", D, at(2), retry=again), failed, held]
+    assert timeline.marks(made, [again], at(9)) == [Mark("retry", D, at(2), retry=again), failed, held]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_axis_has_a_few_labels_within_it(minutes: float, first: str, count: 
 
 
 def test_the_axis_goes_from_the_first_opening_to_the_last_end_or_now() -> None:
-    axis = picture.axis_of([run(Phase.FINISHED, 2, 2, 3, 3, 4), run(Phase.QUEUED, 1)], at(9))
+    axis = timeline.axis_of([run(Phase.FINISHED, 2, 2, 3, 3, 4), run(Phase.QUEUED, 1)], at(9))
     assert (axis.begin, axis.end) == (at(1), at(9))
     assert axis.x(at(0)) == axis.x(at(1)) < axis.x(at(5)) < axis.x(at(9)) == axis.x(at(99)) == 92
 
@@ -120,10 +120,10 @@ def test_what_is_no_key_is_refused(key: str) -> None:
 
 def test_words_for_lengths_and_reasons() -> None:
     lengths = (0.42, 59.6, 67, 7980, 273_600)
-    said = [pages.span(timedelta(seconds=each)) for each in lengths]
+    said = [html.span(timedelta(seconds=each)) for each in lengths]
     assert said == ["0.4 s", "1 min", "1 min 7 s", "2 h 13 min", "3 d 4 h"]
     codes = ("http_503", "token_http_401", "timeout", "some_new_code")
-    assert [pages.in_words(code) for code in codes] == [
+    assert [html.in_words(code) for code in codes] == [
         "the LMS answered 503",
         "the LMS gave no token: it answered 401",
         "the LMS did not answer in time",

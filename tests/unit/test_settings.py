@@ -11,7 +11,7 @@ import pytest
 
 from worker.errors import Unusable
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings, retry_wait
-from worker.sources import CONFIG_FILE_VARIABLE, load
+from worker.settings_sources import CONFIG_FILE_VARIABLE, load
 
 GOOD = {
     "DATABASE_URL": "mysql://user:database-password@mysql/license_manager",
@@ -560,7 +560,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder that stands for /run/secrets."""
     folder = tmp_path / "secrets"
     (folder / "kubernetes.io").mkdir(parents=True)
-    monkeypatch.setattr("worker.sources.SECRETS_FOLDER", folder)
+    monkeypatch.setattr("worker.settings_sources.SECRETS_FOLDER", folder)
     return folder
 
 

@@ -8,36 +8,36 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker import waits
+from worker import shutdown
 from worker.errors import Stopping
 
 
 @pytest.fixture(autouse=True)
 def started_anew() -> Iterator[None]:
-    waits._stopping.value = 0
+    shutdown._stopping.value = 0
     yield
-    waits._stopping.value = 0
+    shutdown._stopping.value = 0
 
 
 def test_a_sleep_lasts_as_long_as_it_is_told() -> None:
     begun = time.monotonic()
-    waits.sleep(0.05)
+    shutdown.sleep(0.05)
     assert time.monotonic() - begun >= 0.05
-    waits.sleep(0)
+    shutdown.sleep(0)
 
 
 def test_a_worker_that_is_being_shut_down_sleeps_no_more() -> None:
-    waits.stop()
+    shutdown.stop()
     for seconds in (0, 600):
         with pytest.raises(Stopping):
-            waits.sleep(seconds)
+            shutdown.sleep(seconds)
 
 
 def test_a_shutdown_ends_a_long_sleep() -> None:
-    timer = threading.Timer(0.05, waits.stop)
+    timer = threading.Timer(0.05, shutdown.stop)
     timer.start()
     with pytest.raises(Stopping):
-        waits.sleep(600)
+        shutdown.sleep(600)
     timer.join()
 
 
@@ -47,22 +47,22 @@ def test_what_the_parent_is_told_its_children_know() -> None:
     def child() -> None:
         os.write(told, b".")
         try:
-            waits.sleep(600)
+            shutdown.sleep(600)
         except Stopping:
             os._exit(7)
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     os.read(ready, 1)
-    assert not waits.stopping()
-    waits.stop()
+    assert not shutdown.stopping()
+    shutdown.stop()
     process.join(30)
     assert process.exitcode == 7
 
 
 def test_a_process_that_does_not_end_is_ended() -> None:
     def hangs() -> None:
-        waits.end_within(0.05)
+        shutdown.end_within(0.05)
         while True:
             time.sleep(60)
 

@@ -1,0 +1,1 @@
+"""license-manager data: its tables, invented rows, the demo's enterprises."""

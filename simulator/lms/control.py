@@ -1,0 +1,72 @@
+"""The control side of the simulated LMS, under /_simulator/: for tests and the demo, from outside."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tornado.web import RequestHandler
+
+from simulator.lms.core import Lms
+from simulator.lms.faults import Fault, Throttle
+from simulator.lms.seeding import seed_from_json
+
+
+class ControlHandler(RequestHandler):
+    """The control side: what tests and the demo ask of the simulator from outside."""
+
+    def initialize(self, lms: Lms) -> None:
+        """Take the LMS to control."""
+        self.lms = lms
+
+    def get(self, name: str) -> None:
+        """Show the journal, the state or the counts."""
+        lms = self.lms
+        shown: dict[str, Callable[[], Any]] = {
+            "journal": lambda: {"entries": [entry.to_json() for entry in lms.journal.entries]},
+            "state": lms.state.to_json,
+            "counts": lambda: {**lms.journal.counts(), **lms.state.counts()},
+            "faults": lambda: [fault.to_json() for fault in lms.faults],
+        }
+        self._answer(shown.get(name))
+
+    def post(self, name: str) -> None:
+        """Change what the LMS does or knows."""
+        lms = self.lms
+        done: dict[str, Callable[[], Any]] = {
+            "faults": self._set_faults,
+            "throttle": self._set_throttle,
+            "latency": self._set_latency,
+            "forget-tokens": lms.tokens.clear,
+            "release": lms.release,
+            "seed": lambda: seed_from_json(lms.state, self._content()),
+            "reseed": lms.reseed,
+            "reset": lms.journal.clear,
+        }
+        self._answer(done.get(name))
+
+    def _answer(self, act: Callable[[], Any] | None) -> None:
+        try:
+            if act is None:
+                self.set_status(404)
+                self.finish({"error": "there is no such thing to ask of the simulator"})
+                return
+            answer = act()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self.set_status(400)
+            self.finish({"error": f"{type(error).__name__}: {error}"})
+        else:
+            self.set_header("Content-Type", "application/json")
+            self.finish(json.dumps(answer if answer is not None else {}))
+
+    def _content(self) -> Any:
+        return json.loads(self.request.body or b"null")
+
+    def _set_faults(self) -> None:
+        self.lms.faults = [Fault.from_json(each) for each in self._content()]
+
+    def _set_throttle(self) -> None:
+        content = self._content()
+        self.lms.throttle = Throttle(int(content["calls"]), float(content["seconds"])) if content else None
+
+    def _set_latency(self) -> None:
+        self.lms.latency = float(self._content()["seconds"])

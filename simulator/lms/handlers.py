@@ -1,0 +1,179 @@
+"""The LMS's side of each request: journal it, let the faults at it, do the work, answer.
+
+Nothing here prints or logs what a request holds, since that is e-mail addresses; the journal alone has it.
+"""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from tornado.web import RequestHandler
+
+from simulator.lms.core import Lms
+from simulator.lms.faults import Fault, pick
+from simulator.lms.journal import Entry, Kind
+from simulator.lms.state import Answer, json_answer
+
+log = logging.getLogger(__name__)
+
+SIGN_IN = "<!DOCTYPE html><html><title>Sign in</title></html>"
+
+
+class Handler(RequestHandler):
+    """Journals a request, lets the faults at it, and answers."""
+
+    kind: Kind = "other"
+    entry: Entry | None = None
+
+    def initialize(self, lms: Lms) -> None:
+        """Take the LMS to play."""
+        self.lms = lms
+
+    async def prepare(self) -> None:
+        """Take the whole request over from Tornado, whatever its method and path."""
+        lms = self.lms
+        self.entry = entry = lms.journal.begin(self.kind, self.request.path, **self.about())
+        fault = pick(lms.faults, entry) or Fault()
+        answer: Answer | None = None
+        try:
+            await lms.delay(0 if fault.after_work else fault.delay)
+            if fault.drop != "before":
+                answer = await self.answer(entry, fault)
+            await lms.delay(fault.delay if fault.after_work else 0)
+        finally:
+            # Before a byte leaves: whoever has the answer can be sure that its end is in the journal.
+            dropped = fault.drop or ("truncated" if answer and fault.truncate else None)
+            lms.journal.finish(entry, answer.status if answer and not fault.drop else None, dropped)
+        if answer is None or fault.drop:
+            self.detach().close()
+        elif fault.truncate:
+            await self.send_truncated(answer)
+        else:
+            self.send(answer)
+
+    async def answer(self, entry: Entry, fault: Fault) -> Answer:
+        """Do what is asked unless the fault or a refusal stands before it; give what is to be answered."""
+        instead = Answer(fault.status, fault.body.encode(), fault.headers) if fault.status else None
+        if instead and not fault.after_work:
+            return instead
+        answer = await self.work()
+        entry.worked = answer.status in (200, 422)
+        return instead or answer
+
+    def about(self) -> dict[str, Any]:
+        """Say what the journal is to know of the request."""
+        return {}
+
+    async def work(self) -> Answer:
+        """Answer what is not there: the page that a followed redirect ends on, or 404."""
+        return Answer(200, SIGN_IN.encode()) if self.request.path == "/login" else Answer(404)
+
+    def send(self, answer: Answer) -> None:
+        """Send an answer as it is."""
+        self.set_status(answer.status)
+        for name, value in answer.headers.items():
+            self.set_header(name, value)
+        self.finish(answer.body)
+
+    async def send_truncated(self, answer: Answer) -> None:
+        """Announce more than is sent, then hang up."""
+        head = f"HTTP/1.1 {answer.status} OK\r\nContent-Length: {len(answer.body) + 1000}\r\n\r\n"
+        stream = self.detach()
+        await stream.write(head.encode() + answer.body)
+        stream.close()
+
+    def on_connection_close(self) -> None:
+        """Note that the client did not wait for the answer."""
+        if self.entry is not None:
+            self.lms.journal.leave(self.entry)
+
+    def log_exception(self, *_: Any) -> None:
+        """Log that something broke here, and nothing of the request."""
+        log.exception("The simulator broke on %s", self.request.path)
+
+
+class TokenHandler(Handler):
+    """POST /oauth2/access_token."""
+
+    kind: Kind = "token"
+
+    async def work(self) -> Answer:
+        """Give a token for the right credentials."""
+        if self.request.method != "POST":
+            return Answer(405)
+        return self.lms.token({name: values[-1].decode() for name, values in self.request.arguments.items()})
+
+
+class CallHandler(Handler):
+    """What the two calls have in common: a token, a JSON body, the latency."""
+
+    content: Any = None
+
+    def about(self) -> dict[str, Any]:
+        """Read the body; give what it asks for."""
+        try:
+            self.content = json.loads(self.request.body)
+        except ValueError:
+            self.content = None
+        return self.asked(self.content if isinstance(self.content, dict) else {})
+
+    def asked(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Give the journal's fields of a request's content."""
+        raise NotImplementedError
+
+    def call(self) -> Answer:
+        """Do the work and give the answer."""
+        raise NotImplementedError
+
+    async def work(self) -> Answer:
+        """Refuse, or take the time that the work takes and do it."""
+        if self.request.method != "POST":
+            return Answer(405)
+        refusal = self.lms.refusal(self.request.headers.get("Authorization", ""))
+        if refusal:
+            return refusal
+        if self.lms.latency:  # of the whole answer, with what it takes itself
+            await asyncio.sleep(self.lms.latency - self.request.request_time())
+        return self.call() if self.content is not None else json_answer(400, {"detail": "JSON parse error"})
+
+
+class DowngradeHandler(CallHandler):
+    """POST …/bulk_licensed_enrollments_expiration/."""
+
+    kind: Kind = "downgrade"
+
+    def asked(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Give the licences, their enterprises and the date."""
+        licenses = _list(content.get("expired_license_uuids"))
+        return {
+            "licenses": licenses,
+            "enterprises": self.lms.state.enterprises_of(licenses),
+            "ignore_enrollments_modified_after": content.get("ignore_enrollments_modified_after"),
+        }
+
+    def call(self) -> Answer:
+        """Downgrade the enrolments of the licences."""
+        return self.lms.state.downgrade(self.content)
+
+
+class UnlinkHandler(CallHandler):
+    """POST …/enterprise-customer/{uuid}/unlink_users/."""
+
+    kind: Kind = "unlink"
+
+    def asked(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Give the enterprise, the e-mails and whether they may come back."""
+        return {
+            "enterprises": [self.path_args[0]],
+            "emails": _list(content.get("user_emails")),
+            "is_relinkable": content.get("is_relinkable"),
+        }
+
+    def call(self) -> Answer:
+        """Unlink the e-mails."""
+        return self.lms.state.unlink(self.path_args[0], self.content)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,168 @@
+"""A Tornado application that plays the LMS, served by itself or, for tests, in a thread."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Engine
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from simulator.lms.control import ControlHandler
+from simulator.lms.core import Lms
+from simulator.lms.faults import Fault, Throttle
+from simulator.lms.handlers import DowngradeHandler, Handler, TokenHandler, UnlinkHandler
+from simulator.lms.journal import Entry, Journal, Kind
+from simulator.lms.state import State
+
+API = "/enterprise/api/v1"
+ROUTES: list[tuple[str, type[RequestHandler]]] = [
+    (r"/oauth2/access_token/?", TokenHandler),
+    (rf"{API}/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/", DowngradeHandler),
+    (rf"{API}/enterprise-customer/([^/]+)/unlink_users/", UnlinkHandler),
+    (r"/_simulator/([a-z-]+)", ControlHandler),
+    (r"/.*", Handler),
+]
+
+
+def make_app(lms: Lms) -> Application:
+    """Make the application that plays an LMS."""
+    routes = [(path, handler, {"lms": lms}) for path, handler in ROUTES]
+    return Application(routes, log_function=lambda handler: None)
+
+
+async def serve(
+    lms: Lms,
+    stopping: Awaitable[Any],
+    ready: Callable[[int], None],
+    port: int = 0,
+    host: str = "127.0.0.1",
+) -> None:
+    """Serve until `stopping` is done; call `ready` with the port (0: any) once it listens."""
+    sockets = bind_sockets(port, host)
+    server = HTTPServer(make_app(lms))
+    server.add_sockets(sockets)
+    ready(sockets[0].getsockname()[1])
+    try:
+        await stopping
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+class Simulator:
+    """An LMS on a port of 127.0.0.1, in a thread of this process, for as long as a `with` block lasts.
+
+    Other processes can call it at `url` like any other. What a test sets here holds from the next request on.
+    """
+
+    def __init__(self, engine: Engine | None = None, port: int = 0, **settings: Any) -> None:
+        """Take a database to seed it from, a port (0: any) and the settings of `Lms`, such as `latency`."""
+        self.lms = Lms(engine=engine, **settings)
+        self.port = port
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._run, name="simulated LMS", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start, and come back when it listens."""
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all connections and stop."""
+        if self._stopping is not None:
+            self._soon(self._stopping.set)
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """Give the root of the LMS, without a slash at its end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def client_id(self) -> str:
+        """Give the id that gets a token."""
+        return self.lms.client_id
+
+    @property
+    def client_secret(self) -> str:
+        """Give the secret that gets a token."""
+        return self.lms.client_secret
+
+    @property
+    def journal(self) -> Journal:
+        """Give the journal: `entries`, `calls(kind, enterprise)`, `clear()`, `counts()`."""
+        return self.lms.journal
+
+    @property
+    def state(self) -> State:
+        """Give what the LMS holds, to look at and to change between requests."""
+        return self.lms.state
+
+    def calls(self, kind: Kind | None = None, enterprise: object = None) -> list[Entry]:
+        """Give the journal's entries of one kind and one enterprise, or all of them."""
+        return self.journal.calls(kind, enterprise)
+
+    def faults(self, *faults: Fault) -> None:
+        """Show these faults from now on, in place of those shown before; none clears them."""
+        self.lms.faults = list(faults)
+
+    def throttle(self, calls: int, seconds: float) -> None:
+        """Answer 429 to more than so many calls in so many seconds; 0 calls lifts it."""
+        self.lms.throttle = Throttle(calls, seconds) if calls else None
+
+    def forget_tokens(self) -> None:
+        """Answer 401 to every token given so far."""
+        self.lms.tokens.clear()
+
+    def release(self) -> None:
+        """Let every request that a fault delays go on now."""
+        self._soon(self.lms.release)
+
+    def seed(self, engine: Engine | None = None) -> None:
+        """Read the state from the database again, from another one if given."""
+        self.lms.reseed(engine)
+
+    def wait_for(self, condition: Callable[[], Any], timeout: float = 30.0) -> None:
+        """Come back when a condition holds; it is looked at when a request begins or ends, and now and then.
+
+        Raises TimeoutError with the journal's counts when it does not come to hold.
+        """
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"still waiting after {timeout} s: {self.journal.counts()}")
+            with self.journal.changed:
+                self.journal.changed.wait(0.05)
+
+    def _soon(self, act: Callable[[], None]) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(act)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        await serve(self.lms, self._stopping.wait(), self._listens, self.port)
+
+    def _listens(self, port: int) -> None:
+        self.port = port
+        self._ready.set()

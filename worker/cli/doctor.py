@@ -1,0 +1,263 @@
+"""`license-expiry doctor`: is all there that a night needs? Changes nothing, and asks the LMS for a token only."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from typing import Any, Literal
+
+from redis.exceptions import RedisError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from worker.cli import rights
+from worker.cli.broker import celery_app, connected
+from worker.cli.rights import Right
+from worker.db.ledger_tables import CustomerAgreement
+from worker.db.transactions import Database, cannot_be_used, make_engine
+from worker.due import enterprises
+from worker.errors import LicenseExpiryError, ReasonedError, RunRefused, Unavailable, Unusable
+from worker.ledger import migrations
+from worker.lms.client import LmsClient
+from worker.runs import start
+from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
+from worker.settings_sources import load
+from worker.shutdown import Patience
+
+NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
+# As far as beat's clock may be ahead of the database's without its night being taken for that of the day before.
+CLOCK_AHEAD = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of a subject; what is not ok has its remedy."""
+
+    subject: str
+    status: Literal["ok", "warning", "wrong"]
+    what: str
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at one thing after the other; what hangs on something that is wrong is left out."""
+    looks = [_of(DatabaseSettings, _database), _of(CelerySettings, _broker), _of(Settings, _lms)]
+    return list(dict.fromkeys(chain(_settings(), *looks)))  # a wrong schedule is met twice
+
+
+def _settings() -> Iterator[Finding]:
+    try:
+        settings = load_settings(broker=True)
+        celery_app()
+        yield Finding("settings", "ok", f"all {len(Settings.model_fields)} can be used")
+        calls = max(settings.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, settings.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
+        ends = (calls, settings.LEASE_SECONDS, settings.TASK_TIME_LIMIT_SECONDS, settings.VISIBILITY_TIMEOUT_SECONDS)
+        in_order = "the time-outs of call, lease, task and message are in order: {} < {} < {} < {} s".format(*ends)
+        yield Finding("settings", "ok", in_order)
+    except Unusable as error:
+        for line in str(error).removeprefix("These settings are wrong:\n").splitlines():
+            yield _wrong("settings", Unusable(line.strip()))
+
+
+def _of(model: Any, look: Callable[[Any], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        settings = load(model)
+    except Unusable:  # told with the others
+        return
+    yield from look(settings)
+
+
+def _wrong(subject: str, error: LicenseExpiryError, remedy: str = "") -> Finding:
+    """A finding from a sentence as our errors have them: with its remedy, if any, at the end.
+
+    That comes after a colon; or after a full stop, where the name of a setting comes before the colon.
+    """
+    sentence = error.message if isinstance(error, ReasonedError) else str(error)
+    if re.match("[A-Z0-9_]+: ", sentence) and ". " in sentence:
+        subject, (what, _, told) = "settings", sentence.partition(". ")
+    else:
+        what, _, told = sentence.rpartition(": ")
+    return Finding(subject, "wrong", what or sentence, told if what else remedy)
+
+
+def _database(settings: DatabaseSettings) -> Iterator[Finding]:
+    try:
+        database = Database(make_engine(settings.DATABASE_URL))
+    except Unusable as error:  # no driver
+        yield _wrong("database", error)
+        return
+    try:
+        with database.engine.connect() as connection:
+            dialect = connection.dialect
+            kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+            version = ".".join(map(str, dialect.server_version_info or ()))
+            where = database.engine.url.set(query={}).render_as_string(hide_password=True)
+            yield Finding("database", "ok", f"{NAMES[kind]} {version} at {where}")
+            yield _clock("the database's", database.now)
+            yield from _read_only(connection)
+            lacks = [] if kind == "sqlite" else rights.lacking(connection)
+            unseen = {each.table for each in lacks if each.verb == "SELECT" or each.table.startswith("SCHEMA")}
+            seen = migrations.VERSION_TABLE not in unseen
+            level = migrations.level(connection) if seen else None
+            connection.rollback()
+            stale = seen and level != migrations.revisions()[0]
+            if kind != "sqlite":  # rights on tables that are still to be made can be given only then
+                yield from _rights(connection, [each for each in lacks if not (stale and rights.of_ledger(each.table))])
+        if not any(table.startswith("SCHEMA") for table in unseen):
+            yield from _tables(database, settings, level, unseen)
+    except DBAPIError as error:
+        yield _wrong("database", Unusable(cannot_be_used(database.engine, error)))
+    except LicenseExpiryError as error:  # it went away meanwhile
+        yield _wrong("database", error)
+    finally:
+        database.engine.dispose()
+
+
+def _tables(database: Database, settings: DatabaseSettings, level: str | None, unseen: set[str]) -> Iterator[Finding]:
+    """What is wrong with tables that can be seen, and with what is in them."""
+    hidden = {each for each in unseen if rights.of_ledger(each)}
+    theirs = []
+    if unseen == hidden:
+        theirs = _lacking(database, ledger=False)
+        yield from theirs or [Finding("database", "ok", "license-manager's tables have every column that is used")]
+    if migrations.VERSION_TABLE not in unseen:
+        yield from _ledger(database, level, theirs, look=not unseen)
+    if unseen == hidden and not any(CustomerAgreement.__tablename__ in each.what for each in theirs):
+        yield from _unlinking(settings, database)
+
+
+def _ledger(database: Database, level: str | None, theirs: list[Finding], look: bool) -> Iterator[Finding]:
+    head = migrations.revisions()[0]
+    if level is None:
+        yield Finding("ledger", "wrong", "its tables are not made", "run license-expiry init-db")
+    elif level != head:
+        newer = level not in migrations.revisions()
+        remedy = "install the release that made it" if newer else "run license-expiry init-db"
+        yield Finding("ledger", "wrong", f"its tables are at {level}, and this release has {head}", remedy)
+    elif look:
+        ours = [each for each in _lacking(database, ledger=True) if each not in theirs] or list(_forms(database))
+        yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
+
+
+def _read_only(connection: Connection) -> Iterator[Finding]:
+    asked = {"postgresql": "SELECT current_setting('transaction_read_only') = 'on'", "sqlite": "SELECT 0"}
+    if connection.scalar(text(asked.get(connection.dialect.name, "SELECT @@global.read_only"))):
+        what = "it takes no writes: it is read-only, as a replica is"
+        yield Finding("database", "wrong", what, "let DATABASE_URL lead to the server that takes them")
+
+
+def _forms(database: Database) -> Iterator[Finding]:
+    with database.engine.connect() as connection:
+        if unlike := migrations.unlike(connection):
+            names = ", ".join(f"{each.table.name}.{each.name}" for each in unlike)
+            what = f"its UUIDs are of another type or collation than subscriptions_license.uuid: {names}"
+            yield Finding("ledger", "wrong", what, "stop the workers and run license-expiry init-db")
+
+
+def _lacking(database: Database, ledger: bool) -> list[Finding]:
+    try:
+        database.check(ledger=ledger)
+        return []
+    except Unusable as error:
+        first, *lines = str(error).splitlines()
+        about = [line.strip() for line in lines or [first]]
+        return [_wrong("ledger" if "license_expiry_" in line else "database", Unusable(line)) for line in about]
+
+
+def _rights(connection: Connection, lacks: list[Right]) -> Iterator[Finding]:
+    account = rights.account(connection)
+    ours = [each for each in lacks if rights.of_ledger(each.table)]
+    if len(ours) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if rights.of_ledger(table)):
+        remedy = "run license-expiry init-db with an account that may, then the GRANTs of docs/security.md"
+        yield Finding("rights", "wrong", f"{account} has no right on the ledger's tables, or they are not made", remedy)
+        named = [each for each in lacks if each not in ours]
+    else:
+        named = lacks
+    for each in named:
+        yield Finding("rights", "wrong", f"{account} lacks {each.verb} on {each.table}", each.grant(connection))
+    if not lacks:
+        yield Finding("rights", "ok", f"{account} has each right that is needed")
+    if more := rights.besides(connection):
+        shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")
+        remedy = "give the nights an account of their own, with the GRANTs of docs/security.md"
+        yield Finding("rights", "warning", f"{account} may do more than a night needs: {shown}", remedy)
+
+
+def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Finding]:
+    enabled, after = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, settings.UNLINK_AFTER_DAYS
+    found = [_wrong("unlinking", Unusable(each)) for each in start.strangers(settings, database).values()]
+    query = enterprises.purged_too_early(enabled, timedelta(days=after))
+    for enterprise, kept in database.transact(lambda session: session.execute(query).all()):
+        what = (
+            f"license-manager clears the e-mails of enterprise {enterprise} when a plan has expired for {kept.days} "
+            f"days (license_duration_before_purge): unlinking, after {after} days, may come too late"
+        )
+        remedy = f"set it to more than {after} days in the customer agreement, or lower UNLINK_AFTER_DAYS"
+        found.append(Finding("unlinking", "wrong", what, remedy))
+    listed = f"{len(enabled)} enterprises are on the unlink list, and keep e-mails for longer than {after} days"
+    empty = "nobody is unlinked: CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED is empty"
+    yield from found or [Finding("unlinking", "ok", listed if enabled else empty)]
+
+
+def _clock(whose: str, clock: Callable[[], datetime]) -> Finding:
+    before = datetime.now(UTC)
+    there = clock()
+    ahead = before + (datetime.now(UTC) - before) / 2 - there
+    told = f"this machine's is {abs(ahead.total_seconds()):.1f} s {'ahead of' if ahead > timedelta() else 'behind'}"
+    if abs(ahead) <= CLOCK_AHEAD:
+        return Finding("clock", "ok", f"{told} {whose}")
+    return Finding("clock", "warning", f"{told} {whose}", "let NTP keep both clocks")
+
+
+def _broker(settings: CelerySettings) -> Iterator[Finding]:
+    if not settings.CELERY_BROKER_URL:
+        return
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(connected())
+        except Unusable as error:
+            yield _wrong("broker", error)
+            return
+        yield Finding("broker", "ok", f"{connection.as_uri()} answers")
+        if connection.transport.driver_type == "redis":
+            yield from _redis(connection.default_channel.client)
+
+
+def _redis(client: Any) -> Iterator[Finding]:
+    try:
+        policy, kept = client.info("memory")["maxmemory_policy"], client.info("persistence")["aof_enabled"]
+    except (RedisError, KeyError) as error:
+        what = f"whether Redis evicts keys and keeps them over a restart cannot be seen ({type(error).__name__})"
+        yield Finding("broker", "warning", what, "let its account use INFO, or look at its configuration yourself")
+        return
+    if policy == "noeviction":
+        yield Finding("broker", "ok", "Redis evicts no keys (noeviction)")
+    else:
+        what = f"Redis evicts keys when its memory is full ({policy}), and tasks are lost with them"
+        yield Finding("broker", "wrong", what, "set maxmemory-policy to noeviction in redis.conf")
+    if kept:
+        yield Finding("broker", "ok", "Redis keeps an append-only file")
+    else:
+        what = "Redis keeps no append-only file: when it ends, tasks wait until reconcile finds what they were of"
+        yield Finding("broker", "warning", what, "set appendonly to yes in redis.conf")
+
+
+def _lms(settings: Settings) -> Iterator[Finding]:
+    client = LmsClient(
+        settings.LMS_URL,
+        settings.SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT or settings.LMS_URL,
+        settings.BACKEND_SERVICE_EDX_OAUTH2_KEY,
+        settings.BACKEND_SERVICE_EDX_OAUTH2_SECRET,
+        patience=Patience(longest_throttle=10.0),
+    )
+    try:
+        dated = client.check()
+        yield Finding("LMS", "ok", f"{settings.LMS_URL} is there, and we are given a token")
+        if dated:
+            yield _clock("the LMS's", lambda: dated + timedelta(seconds=0.5))  # a Date is to the second
+    except (RunRefused, Unavailable) as error:
+        yield _wrong("LMS", error, "try again later, or look at the LMS")
+    finally:
+        client.close()

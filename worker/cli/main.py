@@ -1,0 +1,302 @@
+"""The command license-expiry."""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+from sqlalchemy.exc import DBAPIError
+
+from worker import logs
+from worker.cli import broker, tables
+from worker.cli import in_process as here
+from worker.cli.broker import publisher
+from worker.db.ledger_tables import ENDED
+from worker.db.transactions import Database, cannot_be_used, make_engine
+from worker.deps import Deps, make_deps
+from worker.due import forecast
+from worker.due.scope import scope_of
+from worker.errors import LicenseExpiryError, Unusable
+from worker.ledger import confirmations, migrations
+from worker.runs import start
+from worker.settings import DatabaseSettings, load_settings
+from worker.settings_sources import load
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_NARROWING = (
+    click.option("--enterprise", "enterprises", multiple=True, type=click.UUID, help="Only this customer; repeatable."),
+    click.option("--plan", "plans", multiple=True, type=click.UUID, help="Only this plan, in both steps; repeatable."),
+    click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC)."),
+    click.option("--expired-before", help="Only plans that expired at or before this date-time (UTC)."),
+)
+
+
+def narrowing(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that narrow a night: as `enterprises`, and `asked` for dispatch.parse_request."""
+
+    @functools.wraps(command)
+    def wrapped(plans: tuple[UUID, ...], expired_after: str | None, expired_before: str | None, **others: Any) -> None:
+        window = {"expired_after": expired_after, "expired_before": expired_before}
+        command(asked={"plan_uuids": plans or None, **window}, **others)
+
+    return functools.reduce(lambda done, option: option(done), reversed(_NARROWING), wrapped)
+
+
+def _sentences(command: Callable[..., int]) -> Callable[..., None]:
+    """End a command with its exit status, and an error that we know as a sentence with exit status 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            status = command(*args, **kwargs)
+        except LicenseExpiryError as error:
+            tables.err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            status = 2
+        raise SystemExit(status)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="license-expiry")
+def main() -> None:
+    """Downgrade the enrolments of expired licenses, then unlink their learners, enterprise by enterprise.
+
+    Settings come from the environment, or from the YAML file that LICENSE_EXPIRY_CFG names. Exit status: 0 all
+    done, 1 something failed or is held, 2 wrong usage or settings.
+
+    \b
+    First time:      license-expiry init-db
+    Is all there:    license-expiry doctor
+    What would be:   license-expiry due
+    A night, now:    license-expiry run
+    What happened:   license-expiry status; license-expiry held
+    As pages:        license-expiry serve
+    As a file:       license-expiry report --html night.html
+    Tab completion:  eval "$(_LICENSE_EXPIRY_COMPLETE=bash_source license-expiry)"   (or zsh_source)
+    """  # noqa: D301, click's own mark
+
+
+@main.command("init-db")
+@as_json
+@_sentences
+def init_db(as_json: bool) -> int:
+    """Make the ledger's tables in license-manager's database, or bring them up to date.
+
+    Only tables named license_expiry_… are made or changed. Doing it again does no harm.
+
+    For example: license-expiry init-db && license-expiry due
+    """
+    _, database = _database(ledger=False)
+    try:
+        migrations.upgrade(database.engine)
+    except DBAPIError as error:
+        raise Unusable(cannot_be_used(database.engine, error)) from error
+    tables.show_json({"ledger": "ready"}) if as_json else tables.out.print("The ledger's tables are ready.")
+    return 0
+
+
+@main.command()
+@as_json
+@_sentences
+def doctor(as_json: bool) -> int:
+    """Look whether all is there that a night needs, and say what to do where it is not. Changes nothing.
+
+    Settings, database, ledger, clock, broker, and a token from the LMS. Exit status: 0 when nothing is wrong, else 1.
+
+    For example: license-expiry doctor --json
+    """
+    from worker.cli.doctor import examine
+
+    logs.configure("keyvalue", logging.ERROR)
+    return tables.show_findings(examine(), as_json)
+
+
+@main.command()
+@narrowing
+@click.option("--csv", "as_csv", is_flag=True, help="Print a line for each plan, as CSV.")
+@as_json
+@_sentences
+def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_json: bool) -> int:
+    """Show what a night would do if it began now, by enterprise and plan. Changes nothing, sends nothing.
+
+    \b
+    The next night:                    license-expiry due
+    For a spreadsheet:                 license-expiry due --csv > due.csv
+    A first night on an old database:  license-expiry due --expired-after 2026-01-01
+    """  # noqa: D301, click's own mark
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json exclude each other.")
+    settings, database = _database()
+    request = start.parse_request(**asked)
+    as_of = database.now()
+    start.check(database, request, frozenset(enterprises), as_of)
+    named: list[UUID | None] = [*sorted(set(enterprises))] or [None]
+    scopes = [scope_of(settings, request, as_of, enterprise) for enterprise in named]
+    by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope)]
+    for sentence in start.strangers(settings, database).values():
+        tables.err.print(f"Warning: {sentence}", markup=False, soft_wrap=True)
+    by_enterprise = forecast.due_rows(by_plan)
+    if as_csv:
+        tables.show_csv([field.name for field in fields(forecast.PlanRow)], map(asdict, by_plan))
+    elif as_json:
+        tables.show_json({"enterprises": by_enterprise, "plans": list(map(asdict, by_plan))})
+    else:
+        tables.show_due(by_enterprise, by_plan)
+    return 0
+
+
+FROM_FLOWER = """\b
+From Flower, where it listens; UUID is the enterprise customer's:
+  flower=http://USER:PASSWORD@127.0.0.1:5555/api/task/async-apply/license_expiry
+  curl $flower.run_nightly -d '{}'
+  curl $flower.run_nightly -d '{"kwargs": {"dry_run": true}}'
+  curl $flower.run_enterprise -d '{"kwargs": {"enterprise_customer_uuid": "UUID"}}'
+  curl $flower.run_enterprise -d \\
+    '{"kwargs": {"enterprise_customer_uuid": "UUID", "force": true, "reason": "why"}}'
+"""
+
+
+@main.command(epilog=FROM_FLOWER)
+@narrowing
+@click.option("--force", is_flag=True, help="Send the licenses of processed plans, and held ones, again.")
+@click.option("--reason", help="Why --force; kept in the ledger.")
+@click.option("--dry-run", is_flag=True, help="Go through it all, but send nothing and count what would be done.")
+@click.option("--here", "in_process", is_flag=True, help="Do it in this process, with no broker and no worker.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for the runs to end.")
+@as_json
+@_sentences
+def run(
+    enterprises: tuple[UUID, ...],
+    asked: dict[str, Any],
+    force: bool,
+    reason: str | None,
+    dry_run: bool,
+    in_process: bool,
+    no_wait: bool,
+    as_json: bool,
+) -> int:
+    """Start a run for each enterprise with work due, and wait for the runs to end.
+
+    \b
+    The whole night:       license-expiry run
+    One enterprise:        license-expiry run --enterprise 378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772
+    A rehearsal:           license-expiry run --dry-run
+    A plan, once more:     license-expiry run --plan UUID --force --reason "restored from backup"
+    """  # noqa: D301, click's own mark
+    deps = _deps(with_broker=not in_process)
+    request = start.parse_request(dry_run=dry_run, force=force, reason=reason, **asked)
+    started = start.start(deps, request, enterprises, (lambda *_: None) if in_process else publisher())
+    for other in (each for each in started if not each.new):
+        tables.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)
+    if in_process:
+        here.run_all(deps, started, request)
+    waiting = not no_wait and not in_process
+    runs = tables.watch(deps.database, [each.run_id for each in started], wait=waiting, quiet=as_json)
+    status = tables.show_runs(runs, as_json, "Nothing is due.")
+    return 1 if in_process and any(each.phase not in ENDED for each in runs) else status
+
+
+@main.command()
+@click.option("--enterprise", type=click.UUID, help="The runs of this customer, dry runs too, the newest first.")
+@click.option("--watch", is_flag=True, help="Show live runs, and those that begin meanwhile, until all have ended.")
+@as_json
+@_sentences
+def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
+    """Show the newest run of each enterprise, or the runs of one.
+
+    A dry run is shown only where there was no other, or with --enterprise.
+
+    For example: license-expiry status --watch
+    """
+    _, database = _database()
+    if watch:
+        tables.watch(database, (), wait=True, quiet=as_json, joining=tables.live_runs(enterprise))
+    runs = database.transact(lambda session: confirmations.newest_runs(session, enterprise))
+    if enterprise is None:
+        return tables.show_runs(runs, as_json, "There were no runs yet.", "All runs of one: status --enterprise UUID")
+    return tables.show_runs(runs, as_json, f"Enterprise {enterprise} had no runs yet.")
+
+
+@main.command()
+@as_json
+@_sentences
+def held(as_json: bool) -> int:
+    """List the licenses that the LMS refuses, with the reason and how often they were tried.
+
+    They are tried again next night. Their plan stays unprocessed and their learner linked; nobody else is held up.
+
+    For example: license-expiry held --json
+    """
+    licenses = _database()[1].transact(confirmations.held_licenses)
+    if as_json:
+        tables.show_json({"held": [tables.describe_held(each) for each in licenses]})
+    elif licenses:
+        tables.show_held(licenses)
+    else:
+        tables.out.print("No license is held.")
+    return 1 if licenses else 0
+
+
+@main.command()
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8001, show_default=True, type=click.IntRange(1, 65535))
+@_sentences
+def serve(address: str, port: int) -> int:
+    """Show the nights as pages, until it is told to end; with /metrics for Prometheus, and /healthz.
+
+    It only reads the database, and asks nobody for a password: let nobody but your proxy reach it.
+
+    For example: license-expiry serve --port 8001
+    """
+    from worker.web import server
+
+    settings, database = _database(level=logging.INFO)
+    server.serve(database, settings, address, port, broker.next_night())
+    return 0
+
+
+@main.command("report")
+@click.option("--html", "file", required=True, metavar="FILE", help="Where to write it; - is standard output.")
+@click.option("--night", metavar="KEY", help="As in the address of its page; else the newest.")
+@_sentences
+def report_night(file: str, night: str | None) -> int:
+    """Write a night as one HTML file to send around.
+
+    \b
+    The newest:  license-expiry report --html night.html
+    Another:     license-expiry report --html night.html --night 2026-11-24T020000Z
+    """  # noqa: D301, click's own mark
+    from worker.web import html as pages
+
+    html = pages.night_html(_database()[1], night)
+    if file == "-":
+        click.echo(html)
+        return 0
+    tables.write_file(Path(file), html)
+    tables.out.print(f"{file} is written.", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _database(ledger: bool = True, level: int = logging.WARNING) -> tuple[DatabaseSettings, Database]:
+    """What a command needs that sends nothing; the database is looked at first, and left when the command ends."""
+    settings = load(DatabaseSettings)
+    logs.configure(settings.LOG_FORMAT, level)
+    database = Database(make_engine(settings.DATABASE_URL))
+    click.get_current_context().call_on_close(database.engine.dispose)
+    database.check(ledger)
+    return settings, database
+
+
+def _deps(*, with_broker: bool) -> Deps:
+    """The command's own wiring, closed when the command ends; the database is looked at first."""
+    settings = load_settings(broker=with_broker)
+    logs.configure(settings.LOG_FORMAT, logging.WARNING)
+    deps = make_deps(settings)
+    click.get_current_context().call_on_close(deps.close)
+    deps.database.check()
+    return deps

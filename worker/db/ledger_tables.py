@@ -1,0 +1,235 @@
+"""license-manager's tables (the columns that we use) and the ledger's own."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import JSON, Double, ForeignKey, Index, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from worker.db.types import DjangoDuration, DjangoUUID, UTCDateTime
+
+DOWNGRADED_EVENT = "edx.server.license-manager.expired.license.downgraded"
+UNLINKED_EVENT = "edx.server.license-manager.expired.license.unlinked"
+
+
+class LicenseManager(DeclarativeBase):
+    """Tables that belong to license-manager: read, seldom written, never migrated."""
+
+    type_annotation_map: ClassVar[Any] = {UUID: DjangoUUID(), datetime: UTCDateTime()}
+
+
+class CustomerAgreement(LicenseManager):
+    """One per enterprise customer."""
+
+    __tablename__ = "subscriptions_customeragreement"
+
+    uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    enterprise_customer_uuid: Mapped[UUID]
+    enterprise_customer_name: Mapped[str | None]
+    license_duration_before_purge: Mapped[timedelta] = mapped_column(DjangoDuration())
+
+
+class SubscriptionPlan(LicenseManager):
+    """A plan; at its `expiration_date` it has expired."""
+
+    __tablename__ = "subscriptions_subscriptionplan"
+
+    uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    modified: Mapped[datetime]
+    start_date: Mapped[datetime]
+    expiration_date: Mapped[datetime]
+    is_active: Mapped[bool]
+    expiration_processed: Mapped[bool]
+    customer_agreement_id: Mapped[UUID] = mapped_column(ForeignKey(CustomerAgreement.uuid))
+
+
+class SubscriptionPlanRenewal(LicenseManager):
+    """Ties a prior plan to the plan that follows it, which may not exist yet."""
+
+    __tablename__ = "subscriptions_subscriptionplanrenewal"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    prior_subscription_plan_id: Mapped[UUID] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
+    renewed_subscription_plan_id: Mapped[UUID | None] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
+
+
+class License(LicenseManager):
+    """A learner's license under a plan."""
+
+    __tablename__ = "subscriptions_license"
+
+    uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    lms_user_id: Mapped[int | None]
+    user_email: Mapped[str | None]
+    subscription_plan_id: Mapped[UUID] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
+    renewed_to_id: Mapped[UUID | None]
+
+
+class LicenseEvent(LicenseManager):
+    """license-manager's own generic record that something was done for a license."""
+
+    __tablename__ = "subscriptions_licenseevent"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    created: Mapped[datetime]
+    modified: Mapped[datetime]
+    event_name: Mapped[str]
+    license_id: Mapped[UUID] = mapped_column(ForeignKey(License.uuid))
+
+
+class Phase(StrEnum):
+    """Where a run is on its way; the last three are ends."""
+
+    QUEUED = "queued"
+    DOWNGRADING = "downgrading"
+    DOWNGRADED = "downgraded"
+    UNLINKING = "unlinking"
+    FINISHED = "finished"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
+
+
+ENDED = (Phase.FINISHED, Phase.FAILED, Phase.ABANDONED)
+
+
+class Ledger(DeclarativeBase):
+    """Tables of our own, made and changed by Alembic alone."""
+
+    type_annotation_map: ClassVar[Any] = {UUID: DjangoUUID(), datetime: UTCDateTime()}
+
+
+class Run(Ledger):
+    """One pass over one enterprise.
+
+    `live` holds the enterprise's UUID while the run has not ended and NULL after: its unique key is what
+    makes the live run the only one. `lease_until` is the moment, by the database's clock, after which
+    whoever has the run (a worker while `owner` is set, the broker while it is not) has let it down.
+    `fence` rises with each claim, `recorded` with each outcome that is recorded, and `publications` counts how
+    often the rest of the chain was published anew since then. `scheduled_for` is the scheduled night that it is of.
+    """
+
+    __tablename__ = "license_expiry_run"
+    __table_args__ = (
+        Index("license_expiry_run_enterprise", "enterprise_customer_uuid", "opened_at"),
+        Index("license_expiry_run_opened", "opened_at"),
+        Index("license_expiry_run_as_of", "as_of"),
+        Index("license_expiry_run_scheduled_for", "scheduled_for"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    enterprise_customer_uuid: Mapped[UUID]
+    live: Mapped[UUID | None] = mapped_column(unique=True)
+    phase: Mapped[str] = mapped_column(String(16))
+    as_of: Mapped[datetime]
+    dry_run: Mapped[bool]
+    force: Mapped[bool]
+    reason: Mapped[str | None] = mapped_column(String(255))
+    plan_uuids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    expired_after: Mapped[datetime | None]
+    expired_before: Mapped[datetime | None]
+    owner: Mapped[str | None] = mapped_column(String(255))
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_until: Mapped[datetime | None]
+    publications: Mapped[int] = mapped_column(default=0)
+    retries: Mapped[int] = mapped_column(default=0)
+    recorded: Mapped[int] = mapped_column(default=0)
+    plans_processed: Mapped[int] = mapped_column(default=0)
+    licenses_downgraded: Mapped[int] = mapped_column(default=0)
+    licenses_held: Mapped[int] = mapped_column(default=0)
+    learners_unlinked: Mapped[int] = mapped_column(default=0)
+    learners_protected: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str | None] = mapped_column(String(500))
+    scheduled_for: Mapped[datetime | None]
+    opened_at: Mapped[datetime]
+    downgrade_began_at: Mapped[datetime | None]
+    downgraded_at: Mapped[datetime | None]
+    unlink_began_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class Retry(Ledger):
+    """A step that was given back because something was unavailable, and when it is to come again."""
+
+    __tablename__ = "license_expiry_retry"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime]
+    again_at: Mapped[datetime]
+
+
+class LmsCall(Ledger):
+    """How many HTTP calls of one claim had this outcome, and lasted up to `le` seconds but longer than the `le` before.
+
+    For monitoring alone: those of a process that was killed are not here.
+    """
+
+    __tablename__ = "license_expiry_lms_call"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    step: Mapped[str] = mapped_column(String(16), primary_key=True)
+    outcome: Mapped[str] = mapped_column(String(32), primary_key=True)
+    le: Mapped[str] = mapped_column(String(8), primary_key=True)
+    calls: Mapped[int]
+    seconds: Mapped[float] = mapped_column(Double())
+
+
+class Downgrade(Ledger):
+    """The LMS confirmed the downgrade of this license in this run; kept until its plan is processed."""
+
+    __tablename__ = "license_expiry_downgrade"
+
+    license_uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    enterprise_customer_uuid: Mapped[UUID] = mapped_column(index=True)
+    confirmed_at: Mapped[datetime]
+
+
+class HeldLicense(Ledger):
+    """The LMS refuses this one license; it is set aside and tried again next night."""
+
+    __tablename__ = "license_expiry_held"
+
+    license_uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    enterprise_customer_uuid: Mapped[UUID] = mapped_column(index=True)
+    run_id: Mapped[UUID]
+    step: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(64))
+    tries: Mapped[int]
+    first_held_at: Mapped[datetime]
+    as_of: Mapped[datetime]
+
+
+class Night(Ledger):
+    """A scheduled night that has begun; `lease_until` is set until all of its runs are opened, in `tries` tries."""
+
+    __tablename__ = "license_expiry_night"
+
+    scheduled_for: Mapped[datetime] = mapped_column(primary_key=True)
+    opened_at: Mapped[datetime]
+    lease_until: Mapped[datetime | None]
+    tries: Mapped[int]
+
+
+class Heartbeat(Ledger):
+    """One row: when `reconcile`, which beat sends every few minutes, last ended well; at first, when it was made."""
+
+    __tablename__ = "license_expiry_heartbeat"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reconciled_at: Mapped[datetime]
+
+
+class Throttle(Ledger):
+    """One row: when the next LMS call of all workers may go out, under LMS_REQUESTS_PER_MINUTE."""
+
+    __tablename__ = "license_expiry_throttle"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    next_call_at: Mapped[datetime]

@@ -1,0 +1,1 @@
+"""What is due: selects over license-manager's tables and the ledger."""

@@ -1,0 +1,104 @@
+"""What a night would do, counted plan by plan: for `due` and the metrics."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, literal, select
+
+from worker.db.ledger_tables import CustomerAgreement as Agreement
+from worker.db.ledger_tables import License
+from worker.db.ledger_tables import SubscriptionPlan as Plan
+from worker.db.transactions import Database
+from worker.due import conditions
+from worker.due.conditions import KNOWN_BY, LEARNER_STATUSES, Rows
+from worker.due.scope import Scope
+
+COUNTS = ("downgrades", "unlinks", "protected")
+
+
+@dataclass
+class PlanRow:
+    """What a night would do about one plan, and what it would leave, in licenses.
+
+    `state` is `due` (to be processed), `waiting` (for its renewals), `held` (all that is left of it is) or `processed`;
+    `nights_back` how many nights ago its work became due. `unlinks` will be so many if every downgrade is confirmed. A
+    learner whom both columns protect is counted under each, and once in `protected`.
+    """
+
+    enterprise_customer_uuid: str
+    plan_uuid: str
+    expiration_date: str
+    state: str
+    nights_back: int = 0
+    downgrades: int = 0
+    unlinks: int = 0
+    protected: int = 0
+    protected_by_user_email: int = 0
+    protected_by_lms_user_id: int = 0
+    waiting: int = 0
+
+    @property
+    def work(self) -> bool:
+        """Would a night do anything about it?"""
+        return self.state == "due" or self.downgrades > 0 or self.unlinks > 0
+
+
+def plan_rows(database: Database, scope: Scope, *, detailed: bool = True) -> list[PlanRow]:
+    """Count what is due under this scope, by enterprise and plan, the longest expired first.
+
+    When `detailed`, also by what learners are protected, and what waits.
+    """
+    rows: dict[UUID, PlanRow] = {}
+    for name, query in _counted(scope, detailed):
+        found = database.transact(lambda session: session.execute(query).all())  # noqa: B023, run at once
+        for customer, plan, expired, processed, count in found:
+            state = "processed" if processed else "held"
+            row = rows.setdefault(plan, PlanRow(str(customer), str(plan), expired.isoformat(), state))
+            if name in ("due", "waiting"):
+                row.state = name
+            if name != "due":
+                setattr(row, name, getattr(row, name) + count)
+            if name in ("due", "downgrades", "unlinks"):
+                since = expired if row.state == "due" else expired + scope.unlink_after
+                row.nights_back = (scope.as_of - since).days
+    return sorted(rows.values(), key=lambda row: (row.enterprise_customer_uuid, row.expiration_date))
+
+
+def due_rows(plans: Sequence[PlanRow]) -> list[dict[str, Any]]:
+    """Sum such rows up for each enterprise with work: an enterprise without gets no run."""
+    rows: dict[str, dict[str, Any]] = {}
+    working = {plan.enterprise_customer_uuid for plan in plans if plan.work}
+    for plan in (each for each in plans if each.enterprise_customer_uuid in working):
+        customer = plan.enterprise_customer_uuid
+        usual = {"enterprise_customer_uuid": customer, "plans": 0, **dict.fromkeys(COUNTS, 0)}
+        row = rows.setdefault(customer, usual)
+        row["plans"] += plan.state == "due"
+        for name in COUNTS:
+            row[name] += getattr(plan, name)
+    return list(rows.values())
+
+
+def _counted(scope: Scope, detailed: bool) -> Iterator[tuple[str, Rows]]:
+    """Named queries for (customer, plan, expiration date, whether it is processed, count)."""
+    of = (Agreement.enterprise_customer_uuid, Plan.uuid, Plan.expiration_date, Plan.expiration_processed)
+    plans = conditions.due_plans(scope).subquery().c
+    yield "due", select(plans.enterprise_customer_uuid, plans.uuid, plans.expiration_date, literal(False), 1)
+    yield "downgrades", _grouped(conditions.due_downgrades(scope, *of))
+    yield "downgrades", _grouped(conditions.waiting_downgrades(scope, *of))
+    yield "unlinks", _grouped(conditions.due_unlinks(scope, *of, downgraded=False))
+    yield "protected", _grouped(conditions.protected(scope, *of))
+    if detailed:
+        for column in KNOWN_BY:
+            yield f"protected_by_{column}", _grouped(conditions.protected(scope, *of, by=[column]))
+        waits = conditions.plans_waiting_for_renewal(scope).subquery()
+        learners = (License.subscription_plan_id == waits.c.uuid) & License.status.in_(LEARNER_STATUSES)
+        columns = (waits.c.enterprise_customer_uuid, waits.c.uuid, waits.c.expiration_date)
+        counted = select(*columns, literal(False), func.count(License.uuid)).outerjoin_from(waits, License, learners)
+        yield "waiting", counted.group_by(*columns)
+
+
+def _grouped(query: Rows) -> Rows:
+    each = query.subquery().c
+    return select(*each, func.count()).group_by(*each)

@@ -1,0 +1,103 @@
+"""Alembic migrations of the ledger's tables; license-manager's own are never touched."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+from worker.db.ledger_tables import Ledger
+from worker.db.types import DjangoUUID
+
+LICENSE_TABLE = "subscriptions_license"
+VERSION_TABLE = "license_expiry_alembic_version"
+
+
+class _NativeUUID(sa.types.UserDefinedType[Any]):
+    """MariaDB's `uuid`, for its DDL only."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """Return the type's SQL name (SQLAlchemy's hook)."""
+        return "UUID"
+
+
+def license_uuid_type(connection: sa.Connection) -> sa.types.TypeEngine[Any]:
+    """The column type of a license's uuid in this database.
+
+    The ledger's UUIDs take the same one, collation included, so that the tables can be joined by their indexes.
+    """
+    if connection.dialect.name == "postgresql":
+        return sa.Uuid()
+    if connection.dialect.name == "sqlite":
+        return sa.CHAR(32)
+    data_type, charset, collation = connection.execute(
+        sa.text(
+            "SELECT data_type, character_set_name, collation_name FROM information_schema.columns "
+            "WHERE table_schema = DATABASE() AND table_name = :table AND column_name = 'uuid'"
+        ),
+        {"table": LICENSE_TABLE},
+    ).one()
+    return _NativeUUID() if data_type == "uuid" else mysql.CHAR(32, charset=charset, collation=collation)
+
+
+def unlike(connection: sa.Connection) -> list[sa.Column[Any]]:
+    """The ledger's UUID columns of another type or collation than a license's uuid has by now."""
+    if connection.dialect.name in ("postgresql", "sqlite"):
+        return []
+    wanted = license_uuid_type(connection)
+    question = sa.text(
+        "SELECT data_type, collation_name FROM information_schema.columns "
+        "WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
+    )
+    form = ("uuid", None) if isinstance(wanted, _NativeUUID) else ("char", wanted.collation)  # type: ignore[attr-defined]
+    columns = (each for table in Ledger.metadata.sorted_tables for each in table.columns)
+    return [
+        each
+        for each in columns
+        if isinstance(each.type, DjangoUUID)
+        and tuple(connection.execute(question, {"table": each.table.name, "column": each.name}).one()) != form
+    ]
+
+
+@cache
+def revisions() -> tuple[str, ...]:
+    """The ids of all migrations, the newest first: that is the level of this release."""
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(Path(__file__).parent)).walk_revisions()
+    return tuple(each.revision for each in scripts)
+
+
+def level(connection: sa.Connection) -> str | None:
+    """The id of the migration that this database's ledger is at; None where it is not made."""
+    from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Make the ledger's tables, or bring them up to date; doing it again changes nothing.
+
+    Their UUIDs follow a license's: license-manager may have been moved to MariaDB's native ones, or its tables to
+    another collation.
+    """
+    from alembic import command  # here, because it takes as long to load as all of ours, and few commands need it
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        uuid = license_uuid_type(connection).compile(connection.dialect)
+        for column in unlike(connection):
+            table, name, null = column.table.name, column.name, "NULL" if column.nullable else "NOT NULL"
+            for change in (
+                f"ALTER TABLE {table} MODIFY {name} CHAR(36) {null}",  # for a native one's dashes
+                f"UPDATE {table} SET {name} = REPLACE({name}, '-', '')",  # noqa: S608, names of our own
+                f"ALTER TABLE {table} MODIFY {name} {uuid} {null}",
+            ):
+                connection.execute(sa.text(change))

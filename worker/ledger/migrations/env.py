@@ -1,0 +1,14 @@
+"""Alembic's entry: runs the ledger's migrations on the connection that `migrations.upgrade` hands over."""
+
+from alembic import context
+
+from worker.db.ledger_tables import Ledger
+from worker.ledger.migrations import VERSION_TABLE
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Ledger.metadata,
+    version_table=VERSION_TABLE,
+)
+with context.begin_transaction():
+    context.run_migrations()

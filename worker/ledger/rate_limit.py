@@ -1,0 +1,27 @@
+"""LMS_REQUESTS_PER_MINUTE: the ledger books each LMS call of all workers."""
+
+from datetime import timedelta
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from worker.db.ledger_tables import Throttle
+from worker.db.transactions import Database
+from worker.db.types import DatabaseNow
+
+
+def seconds_to_next_call(database: Database, per_minute: float | None) -> float:
+    """Book the next LMS call under LMS_REQUESTS_PER_MINUTE, over all workers; return the seconds to wait for it."""
+    if not per_minute:
+        return 0.0
+
+    def work(session: Session) -> float:
+        booked, now = session.execute(
+            select(Throttle.next_call_at, DatabaseNow()).where(Throttle.id == 1).with_for_update()
+        ).one()
+        slot = max(booked, now)
+        following = update(Throttle).where(Throttle.id == 1)
+        session.execute(following.values(next_call_at=slot + timedelta(minutes=1 / per_minute)))
+        return float((slot - now).total_seconds())
+
+    return database.transact(work)

@@ -1,0 +1,1 @@
+"""What we write in license-manager's name."""

@@ -1,0 +1,198 @@
+"""license-manager's `expired` lifecycle events, through Segment's own library, which no other module imports.
+
+They are a courtesy to those who watch them there: whatever befalls them, a night neither fails nor waits for long.
+"""
+
+import atexit
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from threading import Thread
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Boolean, ColumnElement, Select, String, func, inspect, literal_column, select
+from sqlalchemy.orm import Session, aliased
+
+from worker import shutdown
+from worker.db.ledger_tables import CustomerAgreement, License, SubscriptionPlan
+from worker.db.transactions import Database
+from worker.db.types import DjangoUUID, UTCDateTime
+from worker.errors import LicenseExpiryError, Stopping, Unavailable
+from worker.ledger.claims import Claim
+from worker.logs import get_logger
+
+log = get_logger(__name__)
+
+EXPIRED_EVENT = "edx.server.license-manager.license-lifecycle.expired"
+PAGE = 100
+# For one page, under the shortest lease that the settings allow.
+WAIT_SECONDS = 10.0
+_LIMITS = {"timeout": 4, "max_retries": 2, "max_total_backoff_duration": 3, "max_rate_limit_duration": 5}
+# Columns that nothing else here needs and that a release of license-manager may lack.
+_EXTRA: dict[Any, dict[str, Any]] = {
+    License: {
+        "activation_key": DjangoUUID(),
+        "assigned_date": UTCDateTime(),
+        "activation_date": UTCDateTime(),
+        "auto_applied": Boolean(),
+    },
+    CustomerAgreement: {"enterprise_customer_slug": String()},
+}
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """Tells Segment, or nobody when there is no `key`.
+
+    One telling takes `seconds` and a page at most; `host` is Segment's own when None.
+    """
+
+    key: str = field(repr=False)
+    include_email: bool
+    seconds: float
+    host: str | None = None
+
+    def tell(self, database: Database, claim: Claim, plans: Sequence[UUID]) -> None:
+        """Send the events of these plans, whose mark is committed, page by page, up to the first that is not taken.
+
+        Keeps the claim's lease. Raises nothing: what was not sent is counted in one warning.
+        """
+        if not self.key or not plans:
+            return
+        sent, events = 0, None
+        end = time.monotonic() + self.seconds
+        try:
+            events = database.transact(lambda session: session.execute(_count(plans)).scalar_one())
+            for rows in _pages(database, plans):
+                if shutdown.stopping():
+                    raise Stopping("this worker is being shut down")
+                if time.monotonic() >= end:
+                    raise Unavailable("too_slow", f"Segment did not take them within {self.seconds:.0f} s")
+                claim.guard()
+                self._send(rows)
+                sent += len(rows)
+        except Exception as error:
+            # Nobody knows what stands in the text of a library's error.
+            why = str(error) if isinstance(error, LicenseExpiryError) else type(error).__name__
+            unsent = None if events is None else max(0, events - sent)
+            log.warning("lifecycle events not sent", events=unsent, sent=sent, plans=len(plans), error=why)
+        else:
+            log.info("lifecycle events sent", events=sent, plans=len(plans))
+
+    def _send(self, rows: Sequence[Any]) -> None:
+        """Send a page, with a client of its own: nothing is left to a fork. Raises Unavailable when it is not taken."""
+        from segment.analytics.client import Client
+
+        logging.getLogger("segment").disabled = True  # it writes whole events into the log
+        failures: list[Exception] = []
+        client = Client(
+            self.key,
+            self.host,
+            on_error=lambda error, _: failures.append(error),
+            upload_size=PAGE,
+            upload_interval=0.05,
+            **_LIMITS,
+        )
+        atexit.unregister(client.join)  # which waits for a call without an answer
+        # Its time-out is for each byte, so a flush may last for ever: it is left to a thread that nobody awaits then.
+        flushing = Thread(target=client.shutdown, daemon=True)
+        try:
+            for row in rows:
+                client.track(user_id=row.lms_user_id, event=EXPIRED_EVENT, properties=self._properties(row))
+        finally:
+            flushing.start()
+        flushing.join(WAIT_SECONDS)
+        if flushing.is_alive():
+            raise Unavailable("timeout", f"Segment did not take a page within {WAIT_SECONDS:.0f} s")
+        if failures:
+            raise _unavailable(failures[0])
+
+    def _properties(self, row: Any) -> dict[str, Any]:
+        return {
+            "license_uuid": str(row.uuid),
+            "license_activation_key": str(row.activation_key or ""),
+            "previous_license_uuid": str(row.previous or ""),
+            "assigned_date": _text(row.assigned_date),
+            "activation_date": _text(row.activation_date),
+            "assigned_lms_user_id": row.lms_user_id,
+            "assigned_email": (row.user_email or "") if self.include_email else "",
+            "expiration_processed": True,
+            "auto_applied": bool(row.auto_applied),
+            "enterprise_customer_uuid": str(row.enterprise_customer_uuid),
+            "customer_agreement_uuid": str(row.agreement),
+            "enterprise_customer_slug": row.enterprise_customer_slug,
+            "enterprise_customer_name": row.enterprise_customer_name,
+        }
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    """What a page was not taken for, without the text of an answer, which may repeat what it was sent."""
+    if status := getattr(error, "status", None):
+        return Unavailable(f"http_{status}", f"Segment answered {status}")
+    if type(error) is Exception:  # the library's own, for a Retry-After that it is not allowed to wait for
+        return Unavailable("throttled", "Segment asks to wait for too long")
+    return Unavailable("connection_error", f"Segment cannot be reached ({type(error).__name__})")
+
+
+def _text(moment: datetime | None) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
+
+
+def _told(query: Select[Any], plans: Sequence[UUID]) -> Select[Any]:
+    """Of which licenses is Segment told? Like license-manager, of none whose learner has no id, or 0, in the LMS."""
+    return query.where(
+        License.subscription_plan_id.in_(plans), License.renewed_to_id.is_(None), License.lms_user_id != 0
+    )
+
+
+def _count(plans: Sequence[UUID]) -> Select[Any]:
+    return _told(select(func.count()).select_from(License), plans)
+
+
+def _pages(database: Database, plans: Sequence[UUID]) -> Iterator[Sequence[Any]]:
+    """Read by key what Segment is told of the licenses of these plans, plan by plan."""
+    extra = database.transact(_extra)
+    previous = aliased(License)
+    columns = (
+        License.uuid,
+        License.lms_user_id,
+        License.user_email,
+        previous.uuid.label("previous"),
+        CustomerAgreement.uuid.label("agreement"),
+        CustomerAgreement.enterprise_customer_uuid,
+        CustomerAgreement.enterprise_customer_name,
+        *extra,
+    )
+    query = (
+        select(*columns)
+        .join(SubscriptionPlan, SubscriptionPlan.uuid == License.subscription_plan_id)
+        .join(CustomerAgreement, CustomerAgreement.uuid == SubscriptionPlan.customer_agreement_id)
+        .outerjoin(previous, previous.renewed_to_id == License.uuid)
+    )
+    query = query.order_by(License.uuid).limit(PAGE)
+    for plan in plans:
+        page = _told(query, [plan])
+        while rows := database.transact(partial(_read, query=page)):
+            yield rows
+            page = _told(query, [plan]).where(License.uuid > rows[-1].uuid)
+
+
+def _read(session: Session, query: Select[Any]) -> Sequence[Any]:
+    return session.execute(query).all()
+
+
+def _extra(session: Session) -> list[ColumnElement[Any]]:
+    """The columns of _EXTRA; '' in place of each that the database lacks."""
+    inspector = inspect(session.connection())
+    found: list[ColumnElement[Any]] = []
+    for model, columns in _EXTRA.items():
+        table = model.__tablename__
+        there = {column["name"] for column in inspector.get_columns(table)}
+        for name, kind in columns.items():
+            value = literal_column(f"{table}.{name}", kind) if name in there else literal_column("''", String())
+            found.append(value.label(name))
+    return found

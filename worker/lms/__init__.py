@@ -1,0 +1,1 @@
+"""The LMS: its two calls, their outcomes, the limits on them."""

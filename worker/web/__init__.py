@@ -1,0 +1,1 @@
+"""What operators look at: pages and metrics, read from the ledger."""

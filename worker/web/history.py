@@ -1,0 +1,260 @@
+"""What the ledger has of past and present: the passes of a month, one pass, one run. Reads only, never licenses.
+
+A pass is all runs of one scheduled night, or else all that were opened by one trigger: those of the same `as_of`. Each
+question takes the same few statements, however many enterprises and licenses there are.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Select, String, and_, case, column, exists, func, or_, select, table
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, aliased
+
+from worker.db.ledger_tables import CustomerAgreement, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
+from worker.db.transactions import Database, cannot_be_used
+from worker.db.types import DatabaseNow
+from worker.errors import BadArgument, Unavailable, Unusable
+from worker.ledger import confirmations, migrations
+
+MONTH = timedelta(days=31)
+MOST_PASSES = 400
+MOST_TROUBLES = 10
+MOST_HELD = 200
+OTHER_RUNS = 10
+_BAD = (Phase.FAILED, Phase.ABANDONED)
+_MOMENT: Any = func.coalesce(Run.scheduled_for, Run.as_of)
+_KEYS = ("%Y-%m-%dT%H%M%S.%fZ", "%Y-%m-%dT%H%M%SZ")
+
+T = TypeVar("T")
+Names = Mapping[UUID, str]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass in numbers. `scheduled` is None for one by hand; `whole` tells that all of its runs were opened."""
+
+    moment: datetime
+    scheduled: datetime | None
+    opened_at: datetime
+    ended_at: datetime | None = None
+    dry_run: int = 0
+    enterprises: int = 0
+    finished: int = 0
+    failed: int = 0
+    live: int = 0
+    downgraded: int = 0
+    unlinked: int = 0
+    protected: int = 0
+    held: int = 0
+    retries: int = 0
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The passes of a month, the newest first, and what is the matter now; `held` is counted by step and reason."""
+
+    now: datetime
+    reconciled_at: datetime
+    passes: Sequence[Pass]
+    troubles: Sequence[Run]
+    troubled: int
+    held: Sequence[Any]
+    live: int
+    live_since: datetime | None
+    names: Names
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """A pass with its runs, and the retries of each."""
+
+    now: datetime
+    moment: datetime
+    night: Night | None
+    runs: Sequence[Run]
+    retries: Mapping[UUID, Sequence[Retry]]
+    names: Names
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """All that the ledger has of a run: `calls` are by step and outcome, `others` are its enterprise's."""
+
+    now: datetime
+    run: Run
+    name: str
+    retries: Sequence[Retry]
+    held: Sequence[HeldLicense]
+    calls: Sequence[Any]
+    others: Sequence[Run]
+
+
+def key_of(moment: datetime) -> str:
+    """The moment of a pass as it stands in an address."""
+    return moment.strftime(_KEYS[0]).replace(".000000Z", "Z")
+
+
+def moment_of(key: str) -> datetime:
+    """The moment that `key_of` wrote. Raises BadArgument."""
+    for form in _KEYS:
+        try:
+            return datetime.strptime(key + "+0000", form + "%z")
+        except ValueError:
+            pass
+    raise BadArgument("A night is named by its moment, such as 2026-01-31T020000Z")
+
+
+def check(database: Database) -> None:
+    """Raise Unavailable or Unusable unless the database answers and the ledger's tables are those of this release."""
+    version = select(column("version_num", String)).select_from(table(migrations.VERSION_TABLE))
+    if read(database, lambda session: session.scalars(version).all()) != [migrations.revisions()[0]]:
+        raise Unusable("The ledger's tables are of another release: run license-expiry init-db")
+
+
+def overview(database: Database) -> Overview:
+    """Read the passes of the last month and what is the matter now. Raises Unavailable, Unusable."""
+
+    def work(session: Session) -> Overview:
+        reconciled_at, now = session.execute(select(Heartbeat.reconciled_at, DatabaseNow())).one()
+        whole = select(func.max(Night.opened_at)).where(Night.tries > 0, Night.lease_until.is_(None))
+        since = session.scalar(whole)  # whoever has had no run since then had nothing due
+        troubles = session.execute(_troubles(max(now - MONTH, since or now - MONTH))).all()
+        held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
+        live, since = session.execute(select(func.count(), func.min(Run.opened_at)).where(Run.live.is_not(None))).one()
+        return Overview(
+            now=now,
+            reconciled_at=reconciled_at,
+            passes=_passes(session, now - MONTH),
+            troubles=[run for run, _ in troubles],
+            troubled=troubles[0][1] if troubles else 0,
+            held=session.execute(held.order_by(func.count().desc())).all(),
+            live=live,
+            live_since=since,
+            names=_names(session, [run.enterprise_customer_uuid for run, _ in troubles]),
+        )
+
+    return read(database, work)
+
+
+def one_pass(database: Database, key: str | None) -> OnePass:
+    """Read the pass with this key, or the newest one. Raises BadArgument when there is none, Unavailable, Unusable."""
+    moment = None if key is None else moment_of(key)
+
+    def work(session: Session) -> OnePass:
+        of = moment or _newest(session)
+        runs = session.scalars(_of_pass(select(Run), of).order_by(Run.opened_at, Run.id)).all()
+        night = session.get(Night, of)
+        if not runs and not (night and night.tries):
+            raise BadArgument("The ledger has no night of this moment")
+        retries: dict[UUID, list[Retry]] = {}
+        for retry in session.scalars(_of_pass(select(Retry).join(Run, Run.id == Retry.run_id), of).order_by(Retry.at)):
+            retries.setdefault(retry.run_id, []).append(retry)
+        names = _names(session, [run.enterprise_customer_uuid for run in runs])
+        return OnePass(session.execute(select(DatabaseNow())).scalar_one(), of, night, runs, retries, names)
+
+    return read(database, work)
+
+
+def one_run(database: Database, run_id: UUID) -> OneRun:
+    """Read all that the ledger has of a run. Raises BadArgument when there is none, Unavailable, Unusable."""
+
+    def work(session: Session) -> OneRun:
+        run = session.get(Run, run_id)
+        if run is None:
+            raise BadArgument("The ledger has no run of this id")
+        enterprise, held = run.enterprise_customer_uuid, select(HeldLicense)
+        held = held.where(HeldLicense.run_id == run_id, HeldLicense.enterprise_customer_uuid == enterprise)
+        calls = select(LmsCall.step, LmsCall.outcome, func.sum(LmsCall.calls), func.sum(LmsCall.seconds))
+        calls = calls.where(LmsCall.run_id == run_id).group_by(LmsCall.step, LmsCall.outcome)
+        return OneRun(
+            now=session.execute(select(DatabaseNow())).scalar_one(),
+            run=run,
+            name=_names(session, [enterprise]).get(enterprise, ""),
+            retries=session.scalars(select(Retry).where(Retry.run_id == run_id).order_by(Retry.at)).all(),
+            held=session.scalars(held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD)).all(),
+            calls=session.execute(calls.order_by(LmsCall.step, LmsCall.outcome)).all(),
+            others=[
+                other for other in confirmations.newest_runs(session, enterprise, OTHER_RUNS) if other.id != run_id
+            ],
+        )
+
+    return read(database, work)
+
+
+def read(database: Database, work: Callable[[Session], T]) -> T:
+    """Do it in one transaction; again only when a connection of the pool was from before a restart of the server.
+
+    Raises Unavailable, Unusable, at once: whoever asks a page or a metric does not wait for a database to come back.
+    """
+    for again in (True, False):
+        try:
+            with Session(database.engine, expire_on_commit=False) as session:
+                return work(session)
+        except DBAPIError as error:
+            if again and error.connection_invalidated:
+                continue
+            database.check()  # names what it lacks
+            raise Unavailable("database", cannot_be_used(database.engine, error)) from error
+    raise AssertionError("unreachable")
+
+
+def _passes(session: Session, since: datetime) -> list[Pass]:
+    def count(condition: Any) -> Any:
+        return func.sum(case((condition, 1), else_=0))
+
+    sums = [Run.licenses_downgraded, Run.learners_unlinked, Run.learners_protected, Run.licenses_held, Run.retries]
+    columns = [
+        *(_MOMENT, func.max(Run.scheduled_for), func.min(Run.opened_at), func.max(Run.ended_at)),
+        *(count(Run.dry_run.is_(True)), func.count(), count(Run.phase == Phase.FINISHED)),
+        *(count(Run.phase.in_(_BAD)), count(Run.live.is_not(None)), *map(func.sum, sums)),
+    ]
+    of = select(*columns).where(Run.opened_at >= since).group_by(_MOMENT)
+    begun = session.scalars(select(Night).where(Night.opened_at >= since, Night.tries > 0))
+    nights = {night.scheduled_for: night for night in begun}
+    found = {}
+    for row in session.execute(of):
+        night = nights.pop(row[0], None)
+        counted = Pass(*row[:4], *map(int, row[4:]))
+        found[row[0]] = replace(counted, whole=night is None or night.lease_until is None)
+    for moment, night in nights.items():
+        found[moment] = Pass(moment, moment, night.opened_at, whole=night.lease_until is None)
+    return sorted(found.values(), key=lambda each: each.opened_at, reverse=True)[:MOST_PASSES]
+
+
+def _troubles(since: datetime) -> Select[Run, int]:
+    """The enterprises whose newest run, rehearsals aside, went wrong: the newest few of these runs, and how many."""
+    later = aliased(Run)
+    newer = exists().where(
+        later.enterprise_customer_uuid == Run.enterprise_customer_uuid,
+        later.opened_at > Run.opened_at,
+        later.dry_run.is_(False),
+    )
+    bad = select(Run, func.count().over()).where(Run.phase.in_(_BAD), Run.dry_run.is_(False), Run.opened_at >= since)
+    return bad.where(~newer).order_by(Run.opened_at.desc(), Run.id).limit(MOST_TROUBLES)
+
+
+def _of_pass(query: Select[T], moment: datetime) -> Select[T]:
+    by_hand = and_(Run.scheduled_for.is_(None), Run.as_of == moment)
+    return query.where(or_(Run.scheduled_for == moment, by_hand))
+
+
+def _newest(session: Session) -> datetime:
+    runs = session.execute(select(Run.opened_at, _MOMENT).order_by(Run.opened_at.desc()).limit(1)).first()
+    nights = select(Night.opened_at, Night.scheduled_for).where(Night.tries > 0)
+    night = session.execute(nights.order_by(Night.opened_at.desc()).limit(1)).first()
+    found = [(row[0], row[1]) for row in (night, runs) if row]
+    if not found:
+        raise BadArgument("The ledger has no night yet: license-expiry run begins one")
+    moment: datetime = max(found)[1]
+    return moment
+
+
+def _names(session: Session, enterprises: Iterable[UUID]) -> dict[UUID, str]:
+    customer, name = CustomerAgreement.enterprise_customer_uuid, CustomerAgreement.enterprise_customer_name
+    named = select(customer, name).where(customer.in_(set(enterprises)))
+    return {enterprise: called or "" for enterprise, called in session.execute(named)}

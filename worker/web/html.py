@@ -1,0 +1,216 @@
+"""The pages as HTML: the nights, one night as a picture, one run. They need no script and nothing from elsewhere."""
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from tornado.template import Loader
+
+from worker.db.ledger_tables import ENDED, Phase, Retry, Run
+from worker.db.transactions import Database
+from worker.errors import BadArgument
+from worker.web import history, timeline
+from worker.web.timeline import Axis, Mark, Piece
+
+REFRESH_SECONDS = 10
+# `reconcile`, which beat sends every five minutes, has then been missed three times.
+SILENT = timedelta(minutes=16)
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_CSS = (_TEMPLATES / "style.css").read_text("utf-8")
+CSP = "; ".join(
+    [
+        f"default-src 'none'; style-src 'sha256-{b64encode(sha256(_CSS.encode()).digest()).decode()}'",
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ]
+)
+_REASONS = {
+    "connection_error": "no connection to the LMS",
+    "timeout": "the LMS did not answer in time",
+    "throttled": "the LMS's throttle",
+    "database": "the database did not answer",
+    "bad_token": "the LMS gave no usable token",
+    "not_the_lms": "a web page came back, not the LMS's answer",
+}
+_GROUPS = {
+    "failed": "Failed or given up",
+    "live": "Live",
+    "marked": "Finished, with retries or held licences",
+    "quiet": "Finished without trouble",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run as a line of the picture; `label` tells the picture in words, `note` what is to be read beside it."""
+
+    run: Run
+    name: str
+    pieces: Sequence[tuple[Piece, float, float, str]]
+    marks: Sequence[tuple[Mark, float, str]]
+    label: str
+    note: str
+
+
+def nights_page(database: Database, next_night: Callable[[datetime], datetime | None]) -> str:
+    """The nights of a month, and what is the matter now. Raises Unavailable, Unusable.
+
+    `next_night` answers a moment with the scheduled night that comes after it, if any does.
+    """
+    seen = history.overview(database)
+    silent = seen.now - seen.reconciled_at > SILENT
+    trouble = silent or bool(seen.troubled or seen.held)
+    following = next_night(seen.now)
+    return _page("nights", seen.now, bool(seen.live), seen=seen, silent=silent, trouble=trouble, following=following)
+
+
+def night_html(database: Database, key: str | None) -> str:
+    """One night as one file to send around: the night with this key, or the newest one.
+
+    Raises BadArgument when there is none, Unavailable, Unusable.
+    """
+    return _night(history.one_pass(database, key), alone=True)
+
+
+def night_page(database: Database, key: str) -> str:
+    """The page of one night, with links to its runs; raises as `night_html` does."""
+    return _night(history.one_pass(database, key), alone=False)
+
+
+def run_page(database: Database, run_id: str) -> str:
+    """The page of one run. Raises BadArgument when there is none, Unavailable, Unusable."""
+    try:
+        seen = history.one_run(database, UUID(run_id))
+    except ValueError:
+        raise BadArgument("A run is named by its id, a UUID") from None
+    axis = timeline.axis_of([seen.run], seen.now)
+    line = _line(seen.run, seen.name, seen.retries, axis, seen.now)
+    return _page("run", seen.now, seen.run.phase not in ENDED, seen=seen, axis=axis, line=line, run=seen.run)
+
+
+def message_page(title: str, sentence: str) -> str:
+    """A page with one sentence, for what cannot be shown."""
+    return _page("message", datetime.now(UTC), False, title=title, sentence=sentence)
+
+
+def in_words(reason: str) -> str:
+    """A reason code of the ledger in words."""
+    status = re.fullmatch(r"(token_)?http_(\d+)", reason)
+    if status:
+        return f"the LMS {'gave no token: it ' if status[1] else ''}answered {status[2]}"
+    return _REASONS.get(reason, reason)
+
+
+def span(length: timedelta) -> str:
+    """A length of time for people: 0.4 s, 12 s, 1 min 7 s, 2 h 13 min, 3 d 4 h."""
+    seconds = max(0.0, length.total_seconds())
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for name, size, small, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {name}" + (f" {rest} {small}" if rest else "")
+    return f"{whole} s"
+
+
+def _night(seen: history.OnePass, alone: bool) -> str:
+    axis = timeline.axis_of(seen.runs, seen.now) if seen.runs else None
+    groups: dict[str, list[Line]] = {name: [] for name in _GROUPS}
+    for run in sorted(seen.runs, key=lambda each: (each.downgrade_began_at or each.opened_at, each.id)):
+        assert axis is not None  # noqa: S101, for the type checker
+        retries = seen.retries.get(run.id, ())
+        line = _line(run, seen.names.get(run.enterprise_customer_uuid, ""), retries, axis, seen.now)
+        groups[_group(run)].append(line)
+    live = bool(groups["live"]) or bool(seen.night and seen.night.lease_until)
+    return _page("night", seen.now, live and not alone, seen=seen, axis=axis, groups=groups, alone=alone, live=live)
+
+
+def _group(run: Run) -> str:
+    if run.phase not in ENDED:
+        return "live"
+    if run.phase != Phase.FINISHED:
+        return "failed"
+    return "marked" if run.retries or run.licenses_held else "quiet"
+
+
+def _line(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: datetime) -> Line:
+    def clock(moment: datetime) -> str:
+        return f"{moment:%H:%M:%S}" if axis.end - axis.begin < timedelta(days=1) else f"{moment:%d %b %H:%M:%S}"
+
+    def of_piece(piece: Piece) -> str:
+        what = str(piece.step) if piece.work else f"waiting to {piece.step}"
+        return f"{what} {clock(piece.begin)} to {clock(piece.end)}"
+
+    def of_mark(mark: Mark) -> str:
+        if mark.retry:
+            return f"retry: at {clock(mark.at)} {in_words(mark.retry.reason)}, to {mark.step} again at " + clock(
+                mark.retry.again_at
+            )
+        return f"{count(mark.count, 'licence')} held" if mark.count else f"{run.phase} {clock(mark.at)}"
+
+    pieces, marks = timeline.pieces(run, retries, now), timeline.marks(run, retries, now)
+    told = sorted([(each.begin, of_piece(each)) for each in pieces] + [(each.at, of_mark(each)) for each in marks])
+    return Line(
+        run,
+        name,
+        [(each, axis.x(each.begin), axis.x(each.end), of_piece(each)) for each in pieces],
+        [(each, axis.x(each.at), of_mark(each)) for each in marks],
+        "; ".join(words for _, words in told) or "the times of its steps were not kept",
+        _note(run, retries, now),
+    )
+
+
+def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
+    """What is to be read beside a run's line, if anything."""
+    if run.phase in (Phase.FAILED, Phase.ABANDONED):
+        return f"{str(run.phase).capitalize()}: {run.error or 'no reason was kept'}"
+    if run.phase == Phase.FINISHED:
+        reasons = ", ".join(dict.fromkeys(in_words(retry.reason) for retry in retries))
+        retried = count(run.retries, "retry", "retries") + (f": {reasons}" if reasons else "")
+        said = [retried] if run.retries else []
+        return "; ".join(said + ([f"{count(run.licenses_held, 'licence')} held"] if run.licenses_held else []))
+    began = {
+        Phase.DOWNGRADING: run.downgrade_began_at,
+        Phase.DOWNGRADED: run.downgraded_at,
+        Phase.UNLINKING: run.unlink_began_at,
+    }
+    what = f"{str(run.phase).capitalize()} for {span(now - (began.get(Phase(run.phase)) or run.opened_at))}"
+    what += f", by {run.owner}" if run.owner else ", no worker has it now"
+    again = retries[-1].again_at if retries else now
+    due = f"; comes again at {again:%H:%M:%S}" if not run.owner and again > now else ""
+    return what + due + (f"; last: {run.error}" if run.error else "")
+
+
+def count(number: int, one: str, more: str | None = None) -> str:
+    """A number with its noun: 1 licence, 1,000 licences."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.day} {moment:%B %Y, %H:%M}" + (f":{moment:%S}" if moment.second else "")
+
+
+_LOADER = Loader(
+    str(_TEMPLATES),
+    namespace={
+        "css": _CSS,
+        "GROUPS": _GROUPS,
+        "REFRESH_SECONDS": REFRESH_SECONDS,
+        **{each.__name__: each for each in (in_words, span, count)},
+        "day": _day,
+        "key_of": history.key_of,
+        "MOST_HELD": history.MOST_HELD,
+        "MOST_PASSES": history.MOST_PASSES,
+    },
+)
+
+
+def _page(name: str, now: datetime, refresh: bool, **values: Any) -> str:
+    return _LOADER.load(f"{name}.html").generate(now=now, refresh=refresh, **values).decode()

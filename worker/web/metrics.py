@@ -1,0 +1,242 @@
+"""What Prometheus is told: sums and ages from the ledger, and the work due now; docs/metrics.md lists them.
+
+What has long ended is added up once in a process: a scrape reads only the runs since, however long the history is.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import lru_cache
+from importlib.metadata import version
+from itertools import accumulate
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy.orm import Session, aliased
+
+from worker.db.ledger_tables import ENDED, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
+from worker.db.transactions import Database
+from worker.db.types import DatabaseNow
+from worker.due.conditions import Rows
+from worker.due.forecast import due_rows, plan_rows
+from worker.due.scope import Scope
+from worker.errors import LicenseExpiryError
+from worker.ledger.lms_calls import BUCKETS, bucket
+from worker.logs import get_logger
+from worker.settings import DatabaseSettings
+from worker.web import history
+
+log = get_logger(__name__)
+
+# A run that was opened before this long and is not live changes no more: far longer than a commit takes.
+SETTLED = timedelta(hours=1)
+DUE_SECONDS = 300.0
+
+Values: TypeAlias = dict[tuple[str, ...], float]  # by a metric's name and its labels' values
+
+_METRICS: dict[str, tuple[tuple[str, ...], str]] = {
+    "build_info": (("version",), "1, with the version of license-expiry."),
+    "last_finished_night_timestamp_seconds": ((), "When the newest finished scheduled night finished; 0: none has."),
+    "first_night_timestamp_seconds": ((), "Since when the ledger knows of scheduled nights; absent: of none."),
+    "last_reconcile_timestamp_seconds": ((), "When reconcile, sent by beat, last ended well."),
+    "live_runs": (("phase",), "Runs that have not ended."),
+    "oldest_live_run_age_seconds": ((), "Since how long the oldest live run is open; 0: there is none."),
+    "oldest_queued_run_age_seconds": ((), "Since how long the oldest queued run is open; 0: there is none."),
+    "ended_runs_total": (("phase",), "Runs that have ended, but for dry runs."),
+    "steps_total": (("step",), "Steps that were begun."),
+    "retries_total": (("step", "reason"), "Steps that were given back, to be tried again later."),
+    "downgraded_licenses_total": ((), "Licenses whose downgrade the LMS confirmed."),
+    "unlinked_licenses_total": ((), "Licenses whose learner was unlinked."),
+    "protected_licenses_total": ((), "Licenses whose learner another license kept; counted by each run anew."),
+    "held_licenses": (("step", "reason"), "Licenses on the held list."),
+    "due_enterprises": ((), "Enterprises with work due, as last counted."),
+    "due_downgrades": ((), "Licenses to be downgraded, as last counted."),
+    "due_unlinks": ((), "Licenses whose learner is to be unlinked, as last counted."),
+    "due_counted_timestamp_seconds": ((), "When the work due was last counted."),
+}
+_CALLS = "HTTP calls to the LMS, by how long they took; kept when their step ends or is given back."
+_BOUNDS = [bucket(bound) for bound in BUCKETS]
+_STEPS = {"downgrade": Run.downgrade_began_at, "unlink": Run.unlink_began_at}
+_LICENSES = {
+    "downgraded_licenses_total": Run.licenses_downgraded,
+    "unlinked_licenses_total": Run.learners_unlinked,
+    "protected_licenses_total": Run.learners_protected,
+}
+
+
+_LIVE = select(func.min(Run.opened_at)).where(Run.live.is_not(None))
+_MOMENTS: Rows = select(
+    DatabaseNow(),
+    _LIVE.scalar_subquery(),
+    _LIVE.where(Run.phase == Phase.QUEUED).scalar_subquery(),
+    select(Heartbeat.reconciled_at).scalar_subquery(),
+    select(func.min(Night.opened_at)).scalar_subquery(),
+)
+_UNDONE = select(Run.scheduled_for).where(Run.live.is_not(None), Run.scheduled_for.is_not(None))
+_FINISHED_NIGHT = (
+    select(Night.scheduled_for, Night.opened_at)
+    .where(Night.tries > 0, Night.lease_until.is_(None), Night.scheduled_for.not_in(_UNDONE))
+    .order_by(Night.scheduled_for.desc())
+    .limit(1)
+)
+
+
+def exposition(database: Database, settings: DatabaseSettings) -> bytes:
+    """All metrics in Prometheus' text format: the ledger's as it is now, the work due as it was up to 5 minutes ago.
+
+    The first call in a process reads the whole history. Raises Unavailable or Unusable when the ledger cannot be read.
+    """
+    enabled = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
+    return generate_latest(_collector(database, settings.UNLINK_AFTER_DAYS, enabled))
+
+
+@lru_cache(maxsize=1)
+def _collector(database: Database, unlink_after_days: int, unlink_enabled: frozenset[UUID]) -> "_Collector":
+    return _Collector(database, _Due(database, timedelta(days=unlink_after_days), unlink_enabled))
+
+
+class _Due:
+    """The work due, counted in the background: once in DUE_SECONDS at most, and only while somebody asks."""
+
+    def __init__(self, database: Database, unlink_after: timedelta, unlink_enabled: frozenset[UUID]) -> None:
+        self._database, self._unlink_after, self._unlink_enabled = database, unlink_after, unlink_enabled
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._again_at = 0.0
+        self._counted: Values = {}
+
+    def latest(self) -> Values:
+        """What was counted last, at once; nothing at first. Has it counted anew when that is old."""
+        with self._lock:
+            counting = self._thread and self._thread.is_alive()
+            if not counting and time.monotonic() >= self._again_at:
+                self._thread = threading.Thread(target=self._count, name="due", daemon=True)
+                self._thread.start()
+        return self._counted
+
+    def _count(self) -> None:
+        try:
+            now = self._database.now()
+            scope = Scope(now, self._unlink_after, self._unlink_enabled)
+            rows = due_rows(plan_rows(self._database, scope, detailed=False))
+            self._counted = {
+                ("due_enterprises",): len(rows),
+                ("due_downgrades",): sum(row["downgrades"] for row in rows),
+                ("due_unlinks",): sum(row["unlinks"] for row in rows),
+                ("due_counted_timestamp_seconds",): now.timestamp(),
+            }
+        except LicenseExpiryError as error:
+            log.warning("the work due could not be counted", error=str(error))
+        finally:
+            self._again_at = time.monotonic() + DUE_SECONDS
+
+
+class _Collector:
+    """prometheus_client's collector."""
+
+    def __init__(self, database: Database, due: _Due) -> None:
+        self._database, self._due = database, due
+        self._lock = threading.Lock()
+        # The sums of the runs opened before this moment: all of them are settled.
+        self._until: datetime | None = None
+        self._past: Values = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the ledger and give every metric (prometheus_client's hook)."""
+        with self._lock:  # or scrapes that come while the first one reads the whole history would read it too
+            since = self._until
+            self._until, settled, fresh, values = history.read(self._database, lambda session: _read(session, since))
+            self._past = _added(self._past, settled)
+            sums = _added(_added(_zeros(), self._past), fresh)
+        values |= sums | self._due.latest() | {("build_info", version("license-expiry")): 1}
+        yield from _families(values)
+
+
+def _read(session: Session, since: datetime | None) -> tuple[datetime, Values, Values, Values]:
+    """Until when all runs are settled; the sums of those opened from `since` to then, and of later ones; the gauges."""
+    now, live, queued, reconciled, first = session.execute(_MOMENTS).one()
+    until = min(now - SETTLED, live or now)
+    until = max(until, since or until)  # though the clock was put back
+    values: Values = {
+        ("last_finished_night_timestamp_seconds",): _last_finished_night(session),
+        ("last_reconcile_timestamp_seconds",): reconciled.timestamp(),
+        ("oldest_live_run_age_seconds",): (now - live).total_seconds() if live else 0,
+        ("oldest_queued_run_age_seconds",): (now - queued).total_seconds() if queued else 0,
+    }
+    if first:
+        values["first_night_timestamp_seconds",] = first.timestamp()
+    held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
+    values |= {("held_licenses", step, reason): count for step, reason, count in session.execute(held)}
+    return until, *_sums(session, since, until), values
+
+
+def _last_finished_night(session: Session) -> float:
+    night = session.execute(_FINISHED_NIGHT).one_or_none()
+    if night is None:
+        return 0.0
+    last = session.scalar(select(func.max(Run.ended_at)).where(Run.scheduled_for == night.scheduled_for))
+    opened: datetime = night.opened_at
+    return max(opened, last or opened).timestamp()
+
+
+def _sums(session: Session, since: datetime | None, until: datetime) -> tuple[Values, Values]:
+    """The sums of the runs opened from `since` to `until`, and of those opened later."""
+    fresh: Values = defaultdict(float)
+    old: Values = defaultdict(float)
+
+    def opened_since(moment: datetime) -> Rows:
+        other = aliased(Run)
+        return select(other.id).where(other.opened_at >= moment)
+
+    def grouped(run_id: Any, by: Sequence[Any], *summed: Any) -> Iterator[tuple[Values, Sequence[str], Sequence[Any]]]:
+        """Rows as: which sums they belong to, the values they are grouped by, what is summed up."""
+        settled: ColumnElement[int] = case((run_id.in_(opened_since(until)), 0), else_=1).label("settled")
+        query = select(settled, *by, *summed).group_by("settled", *by)
+        for is_settled, *row in session.execute(query.where(run_id.in_(opened_since(since))) if since else query):
+            yield (old if is_settled else fresh), row[: len(by)], row[len(by) :]
+
+    counted = [func.sum(column) for column in _LICENSES.values()] + [func.count(column) for column in _STEPS.values()]
+    for into, (phase, dry_run), (count, *more) in grouped(Run.id, (Run.phase, Run.dry_run), func.count(), *counted):
+        if phase not in ENDED or not dry_run:
+            into["ended_runs_total" if phase in ENDED else "live_runs", phase] += count
+        for name, number in zip(_LICENSES, more, strict=False):
+            into[name,] += 0 if dry_run else float(number)
+        for step, number in zip(_STEPS, more[len(_LICENSES) :], strict=True):
+            into["steps_total", step] += number
+    for into, labels, (count,) in grouped(Retry.run_id, (Retry.step, Retry.reason), func.count()):
+        into["retries_total", *labels] += count
+    buckets = (LmsCall.step, LmsCall.outcome, LmsCall.le)
+    sums = (func.sum(LmsCall.calls), func.sum(LmsCall.seconds))
+    for into, (*labels, le), (calls, seconds) in grouped(LmsCall.run_id, buckets, *sums):
+        into["calls", *labels, le] += float(calls)
+        into["seconds", *labels] += seconds
+    return old, fresh
+
+
+def _added(one: Values, other: Values) -> Values:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in one.keys() | other.keys()}
+
+
+def _zeros() -> Values:
+    """What is there from the start, so that Prometheus sees it rise from 0."""
+    phases = {("ended_runs_total" if each in ENDED else "live_runs", each): 0.0 for each in Phase}
+    return phases | {("steps_total", step): 0.0 for step in _STEPS} | {(name,): 0.0 for name in _LICENSES}
+
+
+def _families(values: Values) -> Iterator[Metric]:
+    for name, (labels, text) in _METRICS.items():
+        kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        family = kind(f"license_expiry_{name}", text, labels=labels)
+        for key in sorted(each for each in values if each[0] == name):
+            family.add_metric(key[1:], values[key])
+        yield family
+    durations = HistogramMetricFamily("license_expiry_lms_call_duration_seconds", _CALLS, labels=("step", "outcome"))
+    for key in sorted(each for each in values if each[0] == "seconds"):
+        calls = accumulate(values.get(("calls", *key[1:], le), 0) for le in _BOUNDS)
+        durations.add_metric(key[1:], list(zip(_BOUNDS, calls, strict=True)), values[key])
+    yield durations

@@ -1,0 +1,105 @@
+"""The geometry of a night: which pieces and marks a run has on the time axis. Knows neither SQL nor HTML."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from worker.db.ledger_tables import Phase, Retry, Run
+from worker.ledger.claims import Step
+
+# The axis begins and ends a little within the picture: what is marked at its end has room there.
+_FIRST, _WIDTH = 0.6, 91.4
+_MOST_TICKS = 7
+_SPANS = [1, 2, 5, 10, 15, 30, *(60 * n for n in (1, 2, 5, 10, 15, 30)), *(3600 * n for n in (1, 2, 3, 6, 12))]
+_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a run: at work in a step, or waiting for it."""
+
+    step: Step
+    work: bool
+    begin: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened: a retry, held licenses (how many), or the failure of the run."""
+
+    kind: str
+    step: Step
+    at: datetime
+    retry: Retry | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Time from left to right."""
+
+    begin: datetime
+    end: datetime
+
+    def x(self, moment: datetime) -> float:
+        """Where a moment lies, in percent of the picture's width."""
+        share = (moment - self.begin) / max(self.end - self.begin, timedelta(microseconds=1))
+        return round(_FIRST + _WIDTH * min(1.0, max(0.0, share)), 2)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Where the axis has a label, and which: at most seven whole moments, in UTC."""
+        length = (self.end - self.begin).total_seconds()
+        days = [_DAY * n for n in range(1, 2 + int(length // _DAY))]
+        span = next(each for each in _SPANS + days if length <= each * (_MOST_TICKS - 1))
+        form = "%H:%M:%S" if span < 60 else "%H:%M" if span < _DAY else "%d %b"
+        first = -(-self.begin.timestamp() // span) * span
+        count = int((self.end.timestamp() - first) // span) + 1
+        moments = [datetime.fromtimestamp(first + number * span, UTC) for number in range(count)]
+        return [(self.x(moment), moment.strftime(form)) for moment in moments]
+
+
+def axis_of(runs: Sequence[Run], now: datetime) -> Axis:
+    """The axis on which all of these runs find room; a live run's is up to now."""
+    return Axis(min(run.opened_at for run in runs), max(run.ended_at or now for run in runs))
+
+
+def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
+    """The stretches of a run in their order; none for a run of before these times were kept."""
+    end = run.ended_at or now
+    if run.downgrade_began_at is None:
+        known = run.phase in (Phase.QUEUED, Phase.ABANDONED)
+        return _some(Piece(Step.DOWNGRADE, False, run.opened_at, end)) if known else []
+    found = _some(Piece(Step.DOWNGRADE, False, run.opened_at, run.downgrade_began_at))
+    found += _worked(Step.DOWNGRADE, run.downgrade_began_at, run.downgraded_at or end, retries)
+    if run.downgraded_at:
+        found += _some(Piece(Step.UNLINK, False, run.downgraded_at, run.unlink_began_at or end))
+    if run.unlink_began_at:
+        found += _worked(Step.UNLINK, run.unlink_began_at, end, retries)
+    return found
+
+
+def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
+    """The retries of a run, that it failed, and that licenses are held."""
+    last = Step.UNLINK if run.unlink_began_at else Step.DOWNGRADE
+    found = [Mark("retry", Step(retry.step), retry.at, retry=retry) for retry in retries]
+    if run.phase in (Phase.FAILED, Phase.ABANDONED):
+        found.append(Mark("failed", last, run.ended_at or now))
+    if run.licenses_held:
+        found.append(Mark("held", Step.UNLINK, run.ended_at or now, count=run.licenses_held))
+    return found
+
+
+def _worked(step: Step, begin: datetime, end: datetime, retries: Sequence[Retry]) -> list[Piece]:
+    """A step from its begin to its end, with the waits for its retries taken out."""
+    found, at = [], begin
+    own = [each for each in retries if each.step == step]
+    for retry, following in zip(own, [*(each.at for each in own[1:]), end], strict=False):
+        again = min(retry.again_at, following)  # it may have been taken up by hand, earlier
+        found += [Piece(step, True, at, retry.at), *_some(Piece(step, False, retry.at, again))]
+        at = again
+    return [*found, Piece(step, True, at, end)] if at < end or not found else found
+
+
+def _some(piece: Piece) -> list[Piece]:
+    return [piece] if piece.begin < piece.end else []
