@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from accounts import Account
 from hypothesis import HealthCheck, settings
-from services import ENGINES, new_database
-from shelf import Shelf
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.util import LRUCache
+from support.database_account import Account
+from support.databases import Shelf
+from support.services import ENGINES, new_database
 
 from simulator.lms.server import Simulator
 from worker.db.transactions import make_engine

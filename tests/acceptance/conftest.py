@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import redis
-from outside import CELERY, OPERATOR, ROOT, kill_all_of
-from services import create_vhost, delete_vhost, missing
 from sqlalchemy import Engine
+from support.processes import CELERY, OPERATOR, ROOT, kill_all_of
+from support.services import create_vhost, delete_vhost, missing
 
 from simulator.data.rows import Data
 from simulator.lms.server import Simulator
@@ -90,7 +90,7 @@ def worker(processes: Processes) -> Start:
 def beat(processes: Processes, tmp_path: Path) -> Start:
     """Starts a real beat whose schedule file does not exist yet, and which reconciles twice a second."""
 
-    def start(name: str = "beat", app: str = "hurried") -> subprocess.Popen[bytes]:
+    def start(name: str = "beat", app: str = "support.fast_app") -> subprocess.Popen[bytes]:
         command = [*CELERY, app, "beat", "--loglevel=INFO", f"--schedule={tmp_path}/{name}"]
         return processes.start(name, command, lambda: "beat: Starting" in processes.log(name))
 

@@ -4,14 +4,14 @@ import re
 import signal
 from typing import Any
 
-from nights import ON_SERVERS, assert_order
-from outside import WORKER_SQLITE, assert_all_done, command, ended, lay, listed, read, runs
 from redis import Redis
-from services import SERVERS
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
-from waiting import eventually
+from support.eventually import eventually
+from support.processes import WORKER_SQLITE, assert_all_done, command, ended, lay, listed, read, runs
+from support.runs import ON_SERVERS, assert_order
+from support.services import SERVERS
 
 from simulator.data.rows import Data
 from simulator.lms.faults import Fault
@@ -35,7 +35,7 @@ def test_flower_and_the_log_tell_each_retry_and_its_reason_and_the_waits_grow(
     away, well = lay(data, lms, enterprises=2)
     lms.faults(Fault(kind="downgrade", enterprise=str(away), status=503, times=3 * TRIES))
     environment(TASK_RETRY_SECONDS=2, **listed(away, well))
-    worker(app="hurried")
+    worker(app="support.fast_app")
     assert command("run", "--no-wait")[0] == 0
 
     def retrying() -> list[str]:
@@ -133,9 +133,9 @@ def test_a_redis_that_is_frozen_and_then_forgets_everything(
     lms.lms.latency = 0.2
     sizes = {"LICENSE_EXPIRATION_BATCH_SIZE": 2, "BULK_UNLINK_BATCH_SIZE": 2, "LMS_PARALLEL_REQUESTS": 1}
     environment(**sizes, **listed(*enterprises))
-    worker(app="hurried")
+    worker(app="support.fast_app")
     beat()
-    assert command("run", "--no-wait", hurried=True)[0] == 0
+    assert command("run", "--no-wait", fast=True)[0] == 0
     (server,) = [process for name, process in processes.running if name == "redis"]
     lms.wait_for(lambda: len(lms.calls("downgrade")) >= 4)
     server.send_signal(signal.SIGSTOP)

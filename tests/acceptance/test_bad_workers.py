@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from nights import assert_order
-from outside import WORKER_SQLITE, command, ended, lay, leases_of, listed, runs
 from sqlalchemy import Engine
-from waiting import eventually
+from support.eventually import eventually
+from support.processes import WORKER_SQLITE, command, ended, lay, leases_of, listed, runs
+from support.runs import assert_order
 
 from simulator.data.rows import Data
 from simulator.lms.server import Simulator
@@ -19,7 +19,7 @@ DEADLY = """
 import os
 import signal
 
-from hurried import app
+from support.fast_app import app
 from worker.lms.client import LmsClient
 
 downgrade = LmsClient.downgrade
@@ -45,18 +45,18 @@ def test_a_run_that_kills_every_worker_is_given_up_and_nobody_else_suffers(
     environment(**leases_of(3), **listed(deadly, *others))
     started = worker(app="deadly")
     beat()
-    assert command("run", "--no-wait", hurried=True)[0] == 0
+    assert command("run", "--no-wait", fast=True)[0] == 0
     eventually(lambda: ended(engine), seconds=150, what="that run, given up")
     phases = {run.enterprise_customer_uuid: run.phase for run in runs(engine)}
     assert phases == {deadly: Phase.ABANDONED} | dict.fromkeys(others, Phase.FINISHED)
     assert lms.calls("unlink", deadly) == []
     assert_order(lms.journal)
 
-    [told] = command("status", "--enterprise", str(deadly), hurried=True)[1]["runs"]
+    [told] = command("status", "--enterprise", str(deadly), fast=True)[1]["runs"]
     why = f"given up while downgrading: taken up {MAX_PUBLICATIONS} times without getting further"
     assert (told["phase"], told["error"]) == ("abandoned", why)
 
     (new,) = lay(Data(engine, seed=2), lms)
-    status, night = command("run", "--enterprise", str(new), hurried=True)
+    status, night = command("run", "--enterprise", str(new), fast=True)
     assert (status, [run["phase"] for run in night["runs"]]) == (0, ["finished"])
     assert started.poll() is None, "the same worker"

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from nights import assert_order, sent, times_sent
-from outside import (
+from sqlalchemy import Engine
+from support.eventually import eventually
+from support.processes import (
     BOTH_BROKERS,
     WORKER_SQLITE,
     assert_all_done,
@@ -20,8 +21,7 @@ from outside import (
     post,
     runs,
 )
-from sqlalchemy import Engine
-from waiting import eventually
+from support.runs import assert_order, sent, times_sent
 
 from simulator.data.rows import Data
 from simulator.data.showcase import demo
@@ -90,14 +90,14 @@ def test_a_run_survives_that_its_worker_is_killed_in_a_downgrade(
     lms.faults(Fault(kind="downgrade", nth=2, delay=60, times=1))
     sizes = {"LMS_PARALLEL_REQUESTS": 1, "LICENSE_EXPIRATION_BATCH_SIZE": 10}
     environment(**leases_of(5), **sizes, **listed(enterprise))
-    started = worker(app="hurried")
+    started = worker(app="support.fast_app")
     beat()
-    assert command("run", "--no-wait", hurried=True)[0] == 0
+    assert command("run", "--no-wait", fast=True)[0] == 0
     lms.wait_for(lambda: len(lms.calls("downgrade")) == 2)
     if victim == "the worker":
         kill_all_of(started)
         lms.wait_for(lambda: lms.calls("downgrade")[1].client_gone)
-        worker(name="another", app="hurried")
+        worker(name="another", app="support.fast_app")
     else:
         (run,) = runs(engine, Phase.DOWNGRADING)
         (child,) = [each for each in children(started) if f"process {each} " in str(run.owner)]
@@ -121,7 +121,7 @@ def test_an_lms_that_is_away_is_retried_and_the_unlink_waits(
     away, well = lay(data, lms, enterprises=2)
     lms.faults(Fault(kind="downgrade", enterprise=str(away), status=503, times=5))
     environment(TASK_RETRY_SECONDS=1, **listed(away, well))
-    worker(app="hurried")
+    worker(app="support.fast_app")
     status, night = command("run")
     assert (status, {run["phase"] for run in night["runs"]}) == (0, {"finished"})
     assert {run.enterprise_customer_uuid: run.retries for run in runs(engine)} == {away: 1, well: 0}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from waiting import eventually
+from support.eventually import eventually
 
 DEMO = [sys.executable, "-m", "simulator.demo"]
 SET = ("DATABASE_URL", "CELERY_BROKER_URL", "LMS_URL", "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED")

@@ -7,12 +7,12 @@ from uuid import UUID
 import pytest
 import redis
 import requests
-from browser import chromium, screenshot
-from nights import scan, sent
-from outside import OPERATOR, WORKER_SQLITE, lay, listed, read, runs
 from playwright.sync_api import Error, Page, expect
 from sqlalchemy import Engine
-from waiting import eventually
+from support.browser import chromium, screenshot
+from support.eventually import eventually
+from support.processes import OPERATOR, WORKER_SQLITE, lay, listed, read, runs
+from support.runs import scan, sent
 
 from simulator.data.rows import Data
 from simulator.lms.faults import Fault
@@ -33,7 +33,7 @@ def test_a_night_is_started_from_flower_and_seen_in_a_browser(
     *well, away = lay(data, lms, enterprises=3)
     environment(TASK_RETRY_SECONDS=600, **listed(*well, away))
     lms.faults(Fault(enterprise=str(away), status=503))
-    worker(app="hurried")
+    worker(app="support.fast_app")
 
     assert trigger(flower, "run_nightly", dry_run=True)["state"] == "SUCCESS"
     eventually(lambda: len(runs(engine, Phase.FINISHED)) == 3, what="the dry run")

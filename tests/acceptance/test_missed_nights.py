@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from nights import assert_order, rows
-from outside import WORKER_SQLITE, kill_all_of, lay, listed, post, runs
 from sqlalchemy import Engine, insert
-from waiting import eventually
+from support.eventually import eventually
+from support.processes import WORKER_SQLITE, kill_all_of, lay, listed, post, runs
+from support.runs import assert_order, rows
 
 from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import worker.runs.start
 import worker.ledger.runs
-from hurried import app
+from support.fast_app import app
 
 open_runs = worker.ledger.runs.open_runs
 opened = []
@@ -91,7 +91,7 @@ def test_a_night_that_beat_missed_is_made_good_once(
     missed = a_minute_ago()
     older = note_an_older_night(engine, missed - 2 * DAY)
     environment(**at(missed), **listed(*enterprises))
-    worker(app="hurried")
+    worker(app="support.fast_app")
     first = beat()
     eventually(lambda: len(runs(engine, Phase.FINISHED)) == 2, what="the night, made good")
     assert nights(engine) == [(older, 1), (missed, 1)]
@@ -116,7 +116,7 @@ def test_a_new_ledger_starts_no_night_by_itself(
     lay(data, lms, enterprises=2)
     before = a_minute_ago()
     environment(**at(before))
-    worker(app="hurried")
+    worker(app="support.fast_app")
     beat()
     reconciled()
     assert runs(engine) == []
@@ -129,7 +129,7 @@ def test_two_beats_and_reconcile_begin_one_night_between_them(
 ) -> None:
     enterprises = lay(data, lms, enterprises=3)
     environment(NIGHTLY_SCHEDULE="* * * * *", **listed(*enterprises))
-    worker(concurrency=4, app="hurried")
+    worker(concurrency=4, app="support.fast_app")
     beat(name="beat")
     beat(name="beat-2")
 

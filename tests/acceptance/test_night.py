@@ -9,10 +9,10 @@ from uuid import UUID
 
 import redis
 import requests
-from nights import assert_order, rows, scan
-from outside import OPERATOR, WORKER_SQLITE, command, lay, listed, read, runs
 from sqlalchemy import Engine, update
-from waiting import eventually
+from support.eventually import eventually
+from support.processes import OPERATOR, WORKER_SQLITE, command, lay, listed, read, runs
+from support.runs import assert_order, rows, scan
 
 from simulator.data.rows import DAY, Data
 from simulator.data.showcase import MALFORMED_EMAIL, demo

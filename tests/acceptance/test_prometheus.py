@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import requests
-from nights import rows, scan
-from outside import COMMAND, ROOT, WORKER_SQLITE, ended, lay, listed, runs
-from services import missing
 from sqlalchemy import Engine
-from waiting import eventually
+from support.eventually import eventually
+from support.processes import COMMAND, ROOT, WORKER_SQLITE, ended, lay, listed, runs
+from support.runs import rows, scan
+from support.services import missing
 
 from simulator.data.rows import Data
 from simulator.lms.faults import Fault
@@ -27,7 +27,7 @@ EXPRESSIONS = {
 }
 # The app whose beat sends the night every two seconds: it is begun once.
 OFTEN = """
-from hurried import app
+from support.fast_app import app
 app.conf.beat_schedule = {**app.conf.beat_schedule}
 app.conf.beat_schedule["nightly"] = {**app.conf.beat_schedule["nightly"], "schedule": 2.0}
 """
@@ -114,7 +114,7 @@ def test_a_night_is_scraped_and_an_alert_fires_when_beat_is_stopped(
         Fault(kind="unlink", enterprise=str(second), status=503, times=4),
     )
     environment(TASK_RETRY_SECONDS=1, **listed(first, second))
-    worker(app="hurried")
+    worker(app="support.fast_app")
     silenced = beat(app="often")
 
     eventually(lambda: runs(engine, Phase.FINISHED) and ended(engine), what="the night")

@@ -6,19 +6,9 @@ from itertools import count
 from typing import Any, Literal
 
 import pytest
-from outside import (
-    COMMAND,
-    WORKER_SQLITE,
-    assert_all_done,
-    command,
-    ended,
-    lay,
-    listed,
-    runs,
-    seconds_to_end,
-)
 from sqlalchemy import Engine
-from waiting import eventually
+from support.eventually import eventually
+from support.processes import COMMAND, WORKER_SQLITE, assert_all_done, command, ended, lay, listed, runs, seconds_to_end
 
 from simulator.data.rows import Data
 from simulator.lms.faults import Fault

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import requests
-from browser import chromium, screenshot
-from outside import COMMAND, ROOT, seconds_to_end
-from past import lay_past
 from playwright.sync_api import Browser, Page
 from sqlalchemy import text
+from support.browser import chromium, screenshot
+from support.past_nights import lay_past
+from support.processes import COMMAND, ROOT, seconds_to_end
 
 from simulator.data.schema import create_tables
 from simulator.processes import Processes, free_port, listens

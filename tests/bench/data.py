@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
-from million import analyze, in_bulk, numbering
 from sqlalchemy import Engine, text
+from support.million_licenses import analyze, in_bulk, numbering
 
 from simulator.data.rows import DAY, UNLINKED_EVENT, Data
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from services import SERVERS, create_database, drop_database
 from sqlalchemy import Engine, func, make_url, select
+from support.services import SERVERS, create_database, drop_database
 
 from bench.data import lay_down
 from bench.meters import Used, of_group, of_server

@@ -15,11 +15,11 @@ import click
 import pytest
 
 from chaos.faults import Scale, draw, to_json
-from chaos.keeping import keep
+from chaos.keep_logs import keep
 from chaos.night import Night, Report, calibrate
 from chaos.servers import DATABASES, require
-from chaos.stage import Stage
-from chaos.tally import Tally
+from chaos.session import Stage
+from chaos.totals import Tally
 
 MOST_FAILURES = 5
 SLOW_SECONDS = 60  # such a night is kept too: something took long to recover

@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from nights import Row, rows
 from sqlalchemy import Engine
+from support.runs import Row, rows
 
-from chaos.ground import Ground
+from chaos.data import Ground
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
 from simulator.lms.state import State

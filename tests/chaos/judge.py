@@ -12,12 +12,12 @@ from math import inf
 from typing import Protocol
 from uuid import UUID
 
-from nights import scan
 from sqlalchemy import Engine
+from support.runs import scan
 
+from chaos.data import PARALLEL, Ground, due
 from chaos.evidence import Evidence, License, Step, confirms, named, numbers
-from chaos.ground import PARALLEL, Ground, due
-from chaos.picture import Picture, difference, picture
+from chaos.snapshot import Picture, difference, picture
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
 from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, delete, func, insert, select
 
-from chaos.stage import Stage
+from chaos.session import Stage
 from worker.db.ledger_tables import Night
 
 Wait = Callable[[Callable[[], bool], float, str], None]

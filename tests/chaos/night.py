@@ -11,14 +11,14 @@ import redis
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import DBAPIError
 
-from chaos import ground, judge, missed
+from chaos import data, judge, missed
 from chaos.counter import Line
 from chaos.faults import AT_THE_LMS, BY_THE_DRIVER, IN_A_PROCESS, NIGHT_MISSED, Fault, Scale, Struck, order
-from chaos.hands import Agenda, Hands
-from chaos.keeping import Logs
+from chaos.inflict import Agenda, Hands
+from chaos.keep_logs import Logs
 from chaos.recovery import Blow, recovery
-from chaos.stage import Stage
-from chaos.strikes import Noted, killed_by_celery, thaw, what_struck
+from chaos.session import Stage
+from chaos.struck import Noted, killed_by_celery, thaw, what_struck
 
 GIVE_UP_SECONDS = 150
 QUIET_SECONDS = 1.0
@@ -114,7 +114,7 @@ class Night:
             self._wait(self._quiet, GIVE_UP_SECONDS - (time.time() - self.report.started), "the night to settle")
             self.report.points = self.report.points or self.stage.counter.value()
             self.stage.engine.dispose()
-            if not ground.due(self.stage.ground, self.stage.engine):
+            if not data.due(self.stage.ground, self.stage.engine):
                 return
             if self.report.extra == MOST_EXTRA_NIGHTS:
                 raise NotSettled(f"still due after {self.report.extra} further nights: {self._state()}")

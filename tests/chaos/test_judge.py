@@ -12,14 +12,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from nights import rows
 from sqlalchemy import Engine, Update, delete, insert, update
+from support.runs import rows
 
+from chaos.data import Ground, run_night
 from chaos.evidence import Step, named
 from chaos.faults import Struck
-from chaos.ground import Ground, run_night
 from chaos.judge import judge, requests_since, scan
-from chaos.picture import Picture, picture
+from chaos.snapshot import Picture, picture
 from simulator.data.schema import create_tables, table
 from simulator.data.showcase import MALFORMED_EMAIL
 from simulator.lms.journal import Entry

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 import yaml
-from waiting import eventually
+from support.eventually import eventually
 
 from compose.bases import build, make_bases
 from compose.engine import NoEngine, engine

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from waiting import eventually
+from support.eventually import eventually
 
 
 class NoEngine(Exception):

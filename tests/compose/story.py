@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import pytest
-from waiting import eventually
+from support.eventually import eventually
 
 from compose.engine import Engine, engine
 from simulator.data.showcase import CASES

@@ -1,0 +1,149 @@
+"""The faults that the driver brings about itself, each a function that says whether it has struck."""
+
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import redis
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy.exc import DBAPIError
+
+from chaos.faults import Fault
+from chaos.session import Stage
+from worker.db.ledger_tables import Phase
+
+NEED_NO_SERVER = ("forget_tokens", "worker_term", "skewed_worker", "beat_kill", "two_beats")
+
+Later = Callable[[float, Callable[[], None]], None]
+
+
+class Hands:
+    """Does one fault at a time to a stage; what must be undone is handed to `later`."""
+
+    def __init__(self, stage: Stage, later: Later) -> None:
+        self.stage, self._later = stage, later
+
+    def do(self, fault: Fault) -> bool:
+        """Bring a fault about; False when there is nothing for it to strike now."""
+        up = self.stage.redis.up and self.stage.database.up
+        if not up and fault.kind not in NEED_NO_SERVER:
+            return False  # what is frozen or down is not asked for anything
+        try:
+            return bool(getattr(self, fault.kind)(**fault.detail))
+        except (redis.RedisError, BrokerError, DBAPIError, OSError):
+            return False  # what it needs is away by another fault: it is tried again
+
+    def duplicate_message(self, times: int, pick: float) -> bool:
+        return self.stage.broker.duplicate(pick, times)
+
+    def replay_message(self, times: int, pick: float) -> bool:
+        return self.stage.broker.replay(pick, times)
+
+    def flushall(self) -> bool:
+        return bool(self.stage.redis.client.flushall())
+
+    def redis_restart(self, seconds: float) -> bool:
+        self.stage.redis.kill()
+        self._later(seconds, self._start_redis)
+        return True
+
+    def _start_redis(self) -> None:
+        self.stage.redis.start()
+        self.stage.broker.reset()
+
+    def redis_freeze(self, seconds: float) -> bool:
+        self.stage.redis.freeze()
+        self._later(seconds, self.stage.redis.thaw)
+        return True
+
+    def redis_reset(self) -> bool:
+        self.stage.redis.reset()
+        self.stage.broker.reset()
+        return True
+
+    def database_restart(self, seconds: float) -> bool:
+        self.stage.database.kill()
+        self.stage.engine.dispose()
+        self._later(seconds, self.stage.database.start)
+        return True
+
+    def database_reset(self) -> bool:
+        self.stage.database.reset()
+        self.stage.engine.dispose()
+        return True
+
+    def worker_term(self, worker: int) -> bool:
+        member = self.stage.crew.workers[worker]
+        if not member.up:
+            return False
+        member.end()
+        return True
+
+    def skewed_worker(self, worker: int, hours: int) -> bool:
+        struck = self.worker_term(worker)
+        if struck:
+            self.stage.crew.workers[worker].hours = hours
+        return struck
+
+    def beat_kill(self, seconds: float) -> bool:
+        beat = self.stage.crew.beat
+        if not beat.up:
+            return False
+        beat.kill(seconds)
+        self.stage.crew.forget_schedule(beat)
+        return True
+
+    def two_beats(self) -> bool:
+        self.stage.crew.two_beats()
+        return True
+
+    def trigger_enterprise(self, times: int, pick: float) -> bool:
+        enterprise = str(Random(pick).choice(self.stage.ground.enterprises))
+        return self._post("run_enterprise", times, enterprise_customer_uuid=enterprise)
+
+    def trigger_night(self, times: int, pick: float) -> bool:
+        return self._post("run_nightly", times)
+
+    def trigger_reconcile(self, times: int, pick: float) -> bool:
+        return self._post("reconcile", times)
+
+    def trigger_step(self, step: str, times: int, pick: float) -> bool:
+        runs = self.stage.runs()
+        if not runs:
+            return False
+        busy = [run for run in runs if run.phase == Phase.DOWNGRADING]
+        run = Random(pick).choice(busy if busy and pick < 0.7 else runs)  # where an unlink must wait, above all
+        return self._post(step, times, enterprise_customer_uuid=str(run.enterprise_customer_uuid), run_id=str(run.id))
+
+    def forget_tokens(self) -> bool:
+        self.stage.lms.forget_tokens()
+        return True
+
+    def _post(self, task: str, times: int, **kwargs: Any) -> bool:
+        self.stage.broker.post(task, times, **kwargs)
+        return True
+
+
+class Agenda:
+    """What is to be done later, in the one thread of the driver."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[float, Callable[[], None]]] = []
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Do this in so many seconds."""
+        self._items.append((time.monotonic() + seconds, act))
+
+    def run(self) -> None:
+        """Do what is to be done by now."""
+        now = time.monotonic()
+        due = [item for item in self._items if item[0] <= now]
+        self._items = [item for item in self._items if item[0] > now]
+        for _, act in due:
+            act()
+
+    @property
+    def empty(self) -> bool:
+        """Is nothing left to be done?"""
+        return not self._items

@@ -1,0 +1,117 @@
+"""What operators are given to install by: it parses, and names only what there is."""
+
+import configparser
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.services import missing
+
+from worker.flower import FlowerSettings
+from worker.settings import Settings
+from worker.settings_sources import CONFIG_FILE_VARIABLE
+
+ROOT = Path(__file__).parents[2]
+UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
+MANIFESTS = [each for each in yaml.safe_load_all((ROOT / "deploy/kubernetes/license-expiry.yaml").read_text()) if each]
+DOCS = [ROOT / "docs" / name for name in ("install.md", "security.md", "runbooks.md")]
+SETTINGS = {*Settings.model_fields, *FlowerSettings.model_fields, CONFIG_FILE_VARIABLE}
+FLOWERS = {f"FLOWER_{name.upper()}" for name in import_module("flower.options").default_options}
+OF_OTHERS = {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MYSQL_HOST"}  # Python's and Tutor's
+
+
+def unit(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read(path)
+    return parser
+
+
+def pods() -> dict[str, Any]:
+    return {
+        each["metadata"]["name"]: each["spec"]["template"]["spec"]
+        for each in MANIFESTS
+        if each["kind"] in ("Deployment", "Job")
+    }
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_a_unit_starts_a_command_that_is_installed_and_hands_over_no_secret_itself(path: Path) -> None:
+    service = unit(path)["Service"]
+    installed = {"celery", *tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]}
+    assert Path(service["ExecStart"].split()[0]).parent == Path("/opt/license-expiry/bin")
+    assert Path(service["ExecStart"].split()[0]).name in installed
+    assert not re.search("URL=|SECRET=|AUTH=", path.read_text())
+
+
+def test_the_worker_is_stopped_as_its_shutdown_needs_it() -> None:
+    service = unit(ROOT / "deploy/systemd/license-expiry-worker.service")["Service"]
+    assert (service["KillMode"], service["TimeoutStopSec"]) == ("mixed", "160")
+    assert pods()["license-expiry-worker"]["terminationGracePeriodSeconds"] == 160
+
+
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze") or missing("systemd-analyze", "install systemd")
+    units = shutil.copytree(ROOT / "deploy/systemd", tmp_path / "units")
+    for path in units.glob("*.service"):  # it looks for the commands too
+        path.write_text(re.sub(r"ExecStart=\S+", "ExecStart=/bin/true", path.read_text()))
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", *sorted(units.glob("*.service"))], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_kubernetes_has_one_beat_and_pods_that_may_do_nothing_else() -> None:
+    deployments = {each["metadata"]["name"]: each["spec"] for each in MANIFESTS if each["kind"] == "Deployment"}
+    beat = deployments["license-expiry-beat"]
+    assert (beat["replicas"], beat["strategy"]) == (1, {"type": "Recreate"})
+    for pod in pods().values():
+        (container,) = pod["containers"]
+        assert pod["automountServiceAccountToken"] is False  # else nothing can be mounted on /run/secrets
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_kubernetes_sets_settings_that_exist_and_hands_flower_and_serve_no_lms_secret() -> None:
+    config = next(each for each in MANIFESTS if each["kind"] == "ConfigMap")
+    assert set(config["data"]) <= SETTINGS
+    for name in ("worker", "beat", "flower", "serve"):
+        (secrets,) = [each["secret"] for each in pods()[f"license-expiry-{name}"]["volumes"] if "secret" in each]
+        keys = {item["key"] for item in secrets["items"]}
+        assert keys <= SETTINGS
+        assert ("BACKEND_SERVICE_EDX_OAUTH2_SECRET" in keys) is (name in ("worker", "beat"))
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+def test_every_setting_that_a_document_names_is_there(path: Path) -> None:
+    plugin = (ROOT / "deploy/tutor/tutor_license_expiry/plugin.py").read_text()
+    tutors = {f"LICENSE_EXPIRY_{name}" for name in re.findall(r'"([A-Z0-9_]+)":', plugin)}
+    named = set(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", path.read_text()))
+    assert not named - SETTINGS - FLOWERS - tutors - OF_OTHERS
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_alert_has_its_run_book() -> None:
+    rules = "".join(path.read_text() for path in (ROOT / "deploy/prometheus").glob("*.y*ml"))
+    headings = re.findall(r"^## (\w+)$", (ROOT / "docs/runbooks.md").read_text(), flags=re.MULTILINE)
+    assert sorted(re.findall(r"- alert: (\w+)", rules)) == sorted(headings)

@@ -1,0 +1,380 @@
+"""The doctor on real services, as a process: Celery reads its settings once in each."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import astuple
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+import pytest
+import redis
+from sqlalchemy import Engine, inspect, text
+from support.database_account import Account
+from support.runs import ON_EACH, ON_SERVERS, ON_SQLITE, rows
+from support.services import RABBITMQ_URL, missing
+
+from simulator.data.rows import Data
+from simulator.lms.server import Simulator
+from simulator.processes import Processes, free_port, listens
+from worker.cli import doctor
+from worker.cli.rights import Right
+from worker.db.ledger_tables import Downgrade
+from worker.ledger import migrations
+from worker.settings import DatabaseSettings, Settings
+from worker.settings_sources import CONFIG_FILE_VARIABLE
+
+COMMAND = Path(sys.executable).with_name("license-expiry")
+PASSWORD = "hunter2secret"
+UNLINKING = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def examine(settings: dict[str, str]) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """The exit status and the findings by subject, with these settings and no others."""
+    done = process(settings, "--json")
+    assert done.stderr == ""
+    assert PASSWORD not in done.stdout
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in json.loads(done.stdout)["findings"]:
+        assert list(each) == ["subject", "status", "what", "remedy"]
+        assert bool(each["remedy"]) == (each["status"] != "ok")
+        found.setdefault(each["subject"], []).append(each)
+    return done.returncode, found
+
+
+def process(settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    others = {*Settings.model_fields, CONFIG_FILE_VARIABLE, "COLUMNS"}
+    environment = {name: value for name, value in os.environ.items() if name not in others} | settings
+    command = [str(COMMAND), "doctor", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=50, env=environment
+    )
+
+
+def told(findings: list[dict[str, Any]], status: str) -> list[tuple[str, str]]:
+    return [(each["what"], each["remedy"]) for each in findings if each["status"] == status]
+
+
+@pytest.fixture(scope="module")
+def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """The ports of a Redis as it should be, and of one that evicts keys and forgets them when it ends.
+
+    At the first, the account `few` may not look at what the server is like.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        missing("redis-server", "install redis")
+    ports = free_port(), free_port()
+    kept = ["--appendonly", "yes"]
+    lost = ["--appendonly", "no", "--maxmemory-policy", "allkeys-lru"]
+    with Processes(tmp_path_factory.mktemp("redis")) as processes:
+        for port, options in zip(ports, (kept, lost), strict=True):
+            folder = tmp_path_factory.mktemp(str(port))
+            command = [program, "--port", str(port), "--dir", str(folder), "--save", "", *options]
+            processes.start(f"redis-{port}", command, lambda port=port: listens(port))  # type: ignore[misc]
+        with redis.Redis(port=ports[0]) as client:
+            client.acl_setuser("few", enabled=True, passwords=[f"+{PASSWORD}"], keys="*", categories=["+@all"])
+            client.execute_command("ACL", "SETUSER", "few", "allchannels", "-info")
+        yield ports
+
+
+@pytest.fixture
+def settings(database_url: str, lms: Simulator, redis_servers: tuple[int, int]) -> dict[str, str]:
+    """As they should be."""
+    return {
+        "DATABASE_URL": database_url,
+        "LMS_URL": lms.url,
+        "BACKEND_SERVICE_EDX_OAUTH2_KEY": lms.client_id,
+        "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
+        "CELERY_BROKER_URL": f"redis://127.0.0.1:{redis_servers[0]}/5",
+    }
+
+
+@ON_SERVERS
+def test_where_all_is_well_each_thing_is_said_to_be(
+    engine: Engine, engine_kind: str, account: Account, lms: Simulator, settings: dict[str, str]
+) -> None:
+    """One of them with a RabbitMQ."""
+    data = Data(engine)
+    agreement = data.agreement(license_duration_before_purge=timedelta(days=91))
+    data.flush()
+    settings |= {"DATABASE_URL": account.url, UNLINKING: str(agreement.enterprise_customer_uuid)}
+    if engine_kind == "mariadb":
+        settings["CELERY_BROKER_URL"] = RABBITMQ_URL
+        if not listens(5672):
+            missing("rabbitmq", "start rabbitmq-server")
+    status, found = examine(settings)
+    assert status == 0
+    assert list(found) == ["settings", "database", "clock", "rights", "ledger", "unlinking", "broker", "LMS"]
+    assert {each["status"] for findings in found.values() for each in findings} == {"ok"}
+    name, version = {
+        "postgresql": ("PostgreSQL", "SHOW server_version"),
+        "mariadb": ("MariaDB", "SELECT version()"),
+    }[engine_kind]
+    with engine.connect() as connection:
+        begin = str(connection.execute(text(version)).scalar_one()).split("-")[0].split(" ")[0]
+    assert found["settings"][1]["what"].endswith("in order: 120 < 300 < 3000 < 4200 s")
+    assert [each["what"].rpartition(" ")[0].split()[-1] for each in found["clock"]] == ["the", "the"]
+    assert found["database"][0]["what"].startswith(f"{name} {begin}")
+    assert len(found["broker"]) == (3 if engine_kind == "postgresql" else 1)
+    assert "guest:guest" not in found["broker"][0]["what"]
+    assert [entry.kind for entry in lms.journal.entries] == ["token"]
+
+
+@ON_SQLITE
+def test_wrong_settings_are_told_all_at_once_and_what_can_be_looked_at_is(
+    engine: Engine, settings: dict[str, str]
+) -> None:
+    nowhere = free_port()
+    settings |= {
+        "DATABASE_URL": f"mysql://user:{PASSWORD}@127.0.0.1:{nowhere}/license_manager",
+        "CELERY_BROKER_URL": RABBITMQ_URL.replace(":guest@", f":{PASSWORD}@"),
+        "LMS_URL": "courses.example.com",
+        "LMS_PARALLEL_REQUESTS": "0",
+    }
+    del settings["BACKEND_SERVICE_EDX_OAUTH2_KEY"]
+    status, found = examine(settings)
+    assert status == 1
+    assert list(found) == ["settings", "database", "broker"], "without its settings there is no asking the LMS"
+    wrong = dict(told(found["settings"], "wrong"))
+    assert {what.partition(":")[0] for what in wrong} == {
+        "LMS_URL",
+        "LMS_PARALLEL_REQUESTS",
+        "BACKEND_SERVICE_EDX_OAUTH2_KEY",
+    }
+    assert wrong["BACKEND_SERVICE_EDX_OAUTH2_KEY: is not set"].startswith("Set it in the environment, ")
+    [(database, remedy)] = told(found["database"], "wrong")
+    assert f"127.0.0.1:{nowhere}/license_manager cannot be used" in database
+    assert remedy == "check DATABASE_URL, the account's rights and the server"
+    [(broker, remedy)] = told(found["broker"], "wrong")
+    assert re.search(r"127\.0\.0\.1:5672// cannot be used \(.*(REFUSED|refused)", broker)
+    assert remedy.startswith("check CELERY_BROKER_URL")
+
+
+@ON_SQLITE
+def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
+    engine: Engine, settings: dict[str, str], redis_servers: tuple[int, int]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE subscriptions_license RENAME COLUMN renewed_to_id TO renewed"))
+        connection.execute(text("UPDATE license_expiry_alembic_version SET version_num = '0001'"))
+    settings |= {
+        "BACKEND_SERVICE_EDX_OAUTH2_SECRET": PASSWORD,
+        "CELERY_BROKER_URL": f"redis://127.0.0.1:{redis_servers[1]}/5",
+    }
+    done = process(settings)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert PASSWORD not in done.stdout
+    assert "\x1b" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [tuple(line.split()[:2]) for line in lines if not line.startswith(" ")] == [
+        ("ok", "settings"),
+        ("ok", "settings"),
+        ("ok", "database"),
+        ("ok", "clock"),
+        ("wrong", "database"),
+        ("wrong", "ledger"),
+        ("ok", "unlinking"),
+        ("ok", "broker"),
+        ("wrong", "broker"),
+        ("warning", "broker"),
+        ("wrong", "LMS"),
+    ]
+    said = " ".join(done.stdout.split())
+    for sentence in (
+        "table subscriptions_license lacks column renewed_to_id is DATABASE_URL license-manager's database",
+        "its tables are at 0001, and this release has 0003 run license-expiry init-db",
+        "(allkeys-lru), and tasks are lost with them set maxmemory-policy to noeviction in redis.conf",
+        "set appendonly to yes in redis.conf",
+        "the LMS gives us no token check BACKEND_SERVICE_EDX_OAUTH2_KEY",
+    ):
+        assert sentence in said
+
+
+@ON_SERVERS
+def test_all_faults_at_once_are_all_named_each_with_its_remedy(
+    engine: Engine, account: Account, lms: Simulator, settings: dict[str, str], redis_servers: tuple[int, int]
+) -> None:
+    data = Data(engine)
+    trapped, stranger = data.agreement().enterprise_customer_uuid, uuid4()
+    data.flush()
+    history = "subscriptions_historicalsubscriptionplan"
+    with engine.begin() as connection:
+        for change in (
+            "ALTER TABLE subscriptions_license RENAME COLUMN renewed_to_id TO renewed",
+            f"ALTER TABLE {history} ADD COLUMN colour varchar(9) NOT NULL",
+            "ALTER TABLE license_expiry_run RENAME COLUMN fence TO old_fence",
+        ):
+            connection.execute(text(change))
+    account.revoke(Right("INSERT", "subscriptions_licenseevent"))
+    spare = "GRANT DELETE ON {}subscriptions_license TO {}"
+    account.execute(spare.format("" if account.postgresql else "license_manager.", account.name))
+    status, found = examine(
+        settings
+        | {
+            "DATABASE_URL": account.url,
+            UNLINKING: f"{trapped},{stranger}",
+            "CELERY_BROKER_URL": f"redis://127.0.0.1:{redis_servers[1]}/5",
+            "BACKEND_SERVICE_EDX_OAUTH2_SECRET": PASSWORD,
+            "LEASE_SECONDS": "100",
+        }
+    )
+    assert status == 1
+    named = {
+        "settings": ["LEASE_SECONDS: is 100, but must be more than"],
+        "rights": [f"{account.name} lacks INSERT on subscriptions_licenseevent", "DELETE on"],
+        "database": ["table subscriptions_license lacks column renewed_to_id", "colour"],
+        "ledger": ["table license_expiry_run lacks column fence"],
+        "unlinking": [str(stranger), str(trapped)],
+        "broker": ["allkeys-lru", "append-only"],
+    }
+    for subject, faults in named.items():
+        told_wrong = [(each["what"], each["remedy"]) for each in found[subject] if each["status"] != "ok"]
+        assert len(told_wrong) == len(faults)
+        for (what, remedy), fault in zip(told_wrong, faults, strict=True):
+            assert fault in what
+            assert remedy
+    assert "LMS" not in found, "without all of its settings there is no asking it"
+
+
+@ON_SQLITE
+def test_what_another_release_or_another_account_hides_is_told(
+    engine: Engine, settings: dict[str, str], redis_servers: tuple[int, int]
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE license_expiry_alembic_version SET version_num = '9999'"))
+    settings |= {
+        "CELERY_BROKER_URL": f"redis://few:{PASSWORD}@127.0.0.1:{redis_servers[0]}/5",
+        "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT": f"http://127.0.0.1:{free_port()}",
+    }
+    status, found = examine(settings)
+    assert status == 1
+    [(ledger, remedy)] = told(found["ledger"], "wrong")
+    assert ("9999" in ledger, remedy) == (True, "install the release that made it")
+    [(broker, remedy)] = told(found["broker"], "warning")
+    assert ("cannot be seen" in broker, "INFO" in remedy) == (True, True)
+    [(lms, remedy)] = told(found["LMS"], "wrong")
+    assert "the connection to the LMS failed" in lms
+    assert remedy.startswith("check SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
+
+
+@ON_SQLITE
+def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_told_once(
+    engine: Engine, settings: dict[str, str]
+) -> None:
+    status, found = examine(settings | {"NIGHTLY_SCHEDULE": "0 26 * * *"})
+    assert status == 1
+    [(schedule, remedy)] = told(found["settings"], "wrong")
+    assert (schedule.partition(":")[0], "five cron fields" in remedy) == ("NIGHTLY_SCHEDULE", True)
+
+
+# The database alone, in this process
+
+
+def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
+    given = {name: value for name, value in settings.items() if name in DatabaseSettings.model_fields}
+    return [astuple(each) for each in doctor._database(DatabaseSettings.model_validate(given))]
+
+
+@ON_SQLITE
+def test_a_ledger_that_is_not_made_or_lacks_a_column_is_told(engine: Engine, settings: dict[str, str]) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE license_expiry_run RENAME COLUMN fence TO fence_of_old"))
+    remedy = "run license-expiry init-db"
+    wrong = ("ledger", "wrong", "table license_expiry_run lacks column fence", remedy)
+    assert [each for each in findings(settings) if each[0] == "ledger"] == [wrong]
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE license_expiry_alembic_version"))
+    wrong = ("ledger", "wrong", "its tables are not made", remedy)
+    assert [each for each in findings(settings) if each[0] == "ledger"] == [wrong]
+
+
+@ON_EACH
+def test_who_may_lose_the_e_mail_before_being_unlinked_is_named(engine: Engine, settings: dict[str, str]) -> None:
+    data = Data(engine)
+    kept = {days: data.agreement(license_duration_before_purge=timedelta(days=days)) for days in (30, 90, 91)}
+    data.agreement(license_duration_before_purge=timedelta(days=1))  # not on the list
+    data.flush()
+    nobody = UUID(int=7)
+    listed = ",".join(str(each) for each in [*(each.enterprise_customer_uuid for each in kept.values()), nobody])
+    wrong = [each for each in findings(settings | {UNLINKING: listed}) if each[:2] == ("unlinking", "wrong")]
+    trapped = sorted((kept[days].enterprise_customer_uuid, days) for days in (30, 90))
+    assert [what.partition(" (")[0] for _, _, what, _ in wrong[1:]] == [
+        f"license-manager clears the e-mails of enterprise {uuid} when a plan has expired for {days} days"
+        for uuid, days in trapped
+    ]
+    assert {remedy for *_, remedy in wrong[1:]} == {
+        "set it to more than 90 days in the customer agreement, or lower UNLINK_AFTER_DAYS"
+    }
+    assert str(nobody) in wrong[0][2]
+    assert wrong[0][3] == f"check the UUID, or take it off {UNLINKING}"
+
+
+@pytest.mark.parametrize(
+    ("engine_kind", "other"),
+    [("mariadb", "char(32) COLLATE utf8mb4_bin"), ("mariadb", "uuid"), ("mariadb-uuid", "char(32)")],
+    indirect=["engine_kind"],
+)
+def test_a_ledger_whose_uuids_are_not_as_license_managers_is_told_and_init_db_mends_it(
+    engine: Engine, settings: dict[str, str], other: str
+) -> None:
+    table, columns = "license_expiry_downgrade", ("license_uuid", "run_id", "enterprise_customer_uuid")
+    license, run = uuid4(), uuid4()
+    form = str if other == "uuid" else (lambda uuid: uuid.hex)
+    with engine.begin() as connection:
+        for column in columns:
+            connection.execute(text(f"ALTER TABLE {table} MODIFY {column} {other} NOT NULL"))
+        row = {"license": form(license), "run": form(run)}
+        connection.execute(text(f"INSERT INTO {table} VALUES (:license, :run, :run, now())"), row)
+    [ledger] = [each for each in findings(settings) if each[0] == "ledger"]
+    assert ledger[1:] == (
+        "wrong",
+        "its UUIDs are of another type or collation than subscriptions_license.uuid: "
+        + ", ".join(f"{table}.{column}" for column in columns),
+        "stop the workers and run license-expiry init-db",
+    )
+    migrations.upgrade(engine)
+    assert [each[1] for each in findings(settings) if each[0] == "ledger"] == ["ok"]
+    [kept] = rows(engine, Downgrade)
+    assert (kept["license_uuid"], kept["run_id"]) == (license, run)
+    assert not any(each["nullable"] for each in inspect(engine).get_columns(table))
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(("seconds", "status"), [(20, "ok"), (-20, "ok"), (45, "warning"), (-45, "warning")])
+def test_a_clock_that_is_far_from_the_databases_is_a_warning(
+    engine: Engine, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch, seconds: int, status: str
+) -> None:
+    class Skewed(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(seconds=seconds)
+
+    monkeypatch.setattr(doctor, "datetime", Skewed)
+    lms = [astuple(each) for each in doctor._lms(Settings.model_validate(settings))]
+    for whose, found in (("database", findings(settings)), ("LMS", lms)):
+        [(_, each, what, _)] = [each for each in found if each[0] == "clock"]
+        assert each == status
+        said = re.search(rf"([0-9.]+) s {'ahead of' if seconds > 0 else 'behind'} the {whose}'s", what)
+        assert said
+        assert float(said[1]) == pytest.approx(abs(seconds), abs=1)
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_a_driver_that_is_not_installed_is_told(
+    engine: Engine, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    [(subject, status, what, remedy)] = findings(settings)
+    assert (subject, status) == ("database", "wrong")
+    assert "psycopg is not installed" in what
+    assert remedy == "pip install 'license-expiry[postgresql]'"

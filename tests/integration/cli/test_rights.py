@@ -1,0 +1,256 @@
+"""An account with just the rights that docs/security.md gives it, on each server: enough, and not one too many."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, text
+from support.database_account import Account, documented
+from support.eventually import eventually
+from support.runs import Make, events, finish, held, processed, ready, unlinking
+
+from simulator.data.rows import DAY, Data
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from worker.cli import doctor, rights
+from worker.cli.rights import RIGHTS, Right
+from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
+from worker.db.transactions import make_engine
+from worker.errors import Unavailable
+from worker.ledger import claims, nights
+from worker.ledger.claims import Step
+from worker.ledger.migrations import VERSION_TABLE
+from worker.runs import start
+from worker.settings import DatabaseSettings
+from worker.web import history, metrics
+
+ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mariadb-uuid"], indirect=True)
+
+
+Findings = Callable[[], list[doctor.Finding]]
+
+
+def lay(data: Data, lms: Simulator) -> tuple[UUID, UUID]:
+    """An enterprise with every kind of work: due, waiting, held, protected; give its id and a faultless plan's."""
+    agreement = data.agreement()
+    old = data.plan(agreement, expires=data.now - 120 * DAY)
+    waiting = data.plan(agreement, expires=data.now - 110 * DAY)
+    data.renewal(waiting, None)
+    bad, *_ = [data.license(plan) for plan in (old, old, old, waiting)]
+    data.license(data.plan(agreement), user_email="both@rights.example")
+    data.license(old, user_email="both@rights.example")
+    done = data.plan(agreement, expires=data.now - 100 * DAY)
+    data.license(done)
+    ready(data, lms)
+    lms.faults(Fault("downgrade", status=422, license=str(bad)))
+    return agreement.enterprise_customer_uuid, done
+
+
+@ON_EACH_SERVER
+def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
+    engine: Engine, account: Account, lms: Simulator, make_test_deps: Make
+) -> None:
+    enterprise, done = lay(Data(engine), lms)
+    deps = make_test_deps(DATABASE_URL=account.url, LMS_REQUESTS_PER_MINUTE=60_000, **unlinking(enterprise))
+    deps.database.check()
+    tonight = deps.database.now().replace(microsecond=0)
+    assert nights.overdue(deps.database, tonight - timedelta(days=1)) == []
+    [started] = start.start_scheduled(deps, tonight, lambda *_: None) or []
+    nights.let_down(deps.database, tonight)
+    assert start.make_good(deps, tonight, lambda *_: None) == 1
+    claim = claims.claim(deps.database, started.run_id, enterprise, Step.DOWNGRADE, "a test", 300, deps.calls)
+    claim.release(0, Unavailable("http_503", "the LMS answered 503"))
+    run = finish(deps, enterprise, started.run_id)
+    assert (run.phase, run.error) == (Phase.FINISHED, None)
+    assert (len(held(engine)), sum(events(engine, DOWNGRADED_EVENT).values())) == (1, 1)
+    assert sum(events(engine, UNLINKED_EVENT).values()) == 4
+    assert processed(engine) == {done}
+    nights.reconciled(deps.database)
+    assert claims.take_up_stalled(deps.database) == ([], [])
+    assert history.one_run(deps.database, run.id)
+    assert history.one_pass(deps.database, None)
+    assert history.overview(deps.database)
+    eventually(lambda: b"\nlicense_expiry_due_enterprises " in metrics.exposition(deps.database, deps.settings))
+
+
+@pytest.fixture
+def findings(account: Account) -> Iterator[Callable[[], list[doctor.Finding]]]:
+    """What doctor finds about the account's rights, as they are when asked."""
+    engine = make_engine(account.url)
+
+    def look() -> list[doctor.Finding]:
+        engine.dispose()  # PostgreSQL looks at a schema's rights once in a session
+        with engine.connect() as connection:
+            return list(doctor._rights(connection, rights.lacking(connection)))
+
+    yield look
+    engine.dispose()
+
+
+@ON_EACH_SERVER
+def test_doctor_finds_nothing_lacking_and_nothing_to_spare(account: Account, findings: Findings) -> None:
+    assert [(each.status, each.what) for each in findings()] == [
+        ("ok", f"{account.name} has each right that is needed")
+    ]
+
+
+@ON_EACH_SERVER
+def test_each_right_that_is_taken_away_is_named_and_its_remedy_gives_it_back(
+    account: Account, findings: Findings
+) -> None:
+    for table, verbs in RIGHTS.items():
+        for verb in verbs:
+            account.revoke(Right(verb, table))
+            wrong = [each for each in findings() if each.status == "wrong"]
+            assert [each.what for each in wrong] == [f"{account.name} lacks {verb} on {table}"]
+            account.execute(wrong[0].remedy)
+    assert [(each.status, each.what) for each in findings() if each.status != "ok"] == []
+
+
+@ON_EACH_SERVER
+def test_a_ledger_that_the_account_cannot_see_is_one_finding(
+    engine: Engine, account: Account, findings: Findings
+) -> None:
+    for table, verbs in RIGHTS.items():
+        for verb in verbs if table.startswith("license_expiry_") else ():
+            account.revoke(Right(verb, table))
+    [finding] = findings()
+    assert finding.what == f"{account.name} has no right on the ledger's tables, or they are not made"
+    assert "init-db" in finding.remedy
+
+
+PLAN, MARKS = "subscriptions_subscriptionplan", "expiration_processed, modified"
+OTHER = "subscriptions_historicallicense"
+SPARE = {
+    "mysql": {
+        "DELETE ON license_manager.subscriptions_license": "DELETE on {database}.subscriptions_license",
+        f"UPDATE (title) ON license_manager.{PLAN}": f"UPDATE ({MARKS}, title) on {{database}}.{PLAN}",
+        f"SELECT ON license_manager.{OTHER}": f"SELECT on {{database}}.{OTHER}",
+        "DROP, ALTER, CREATE, INDEX ON license_manager.*": "CREATE, DROP, INDEX and 1 more on {database}.*",
+        "ALL ON license_manager.license_expiry_alembic_version": None,
+        "PROCESS ON *.*": "PROCESS on *.*",
+        "SELECT ON `license_expiry_of another`.*": "SELECT on license_expiry_of another.*",
+    },
+    "postgresql": {
+        "DELETE, TRUNCATE ON subscriptions_license": "DELETE, TRUNCATE on subscriptions_license",
+        f"UPDATE (title) ON {PLAN}": f"UPDATE on {PLAN}",
+        "UPDATE (user_email) ON subscriptions_license": "UPDATE on subscriptions_license",
+        f"SELECT ON {OTHER}": f"SELECT on {OTHER}",
+        "ALL ON license_expiry_alembic_version": None,
+    },
+}
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+def test_what_the_account_could_do_besides_is_a_warning(engine: Engine, account: Account, findings: Findings) -> None:
+    for spare, told in SPARE["postgresql" if account.postgresql else "mysql"].items():
+        account.execute(f"GRANT {spare} TO {account.name}")
+        ok, *warnings = findings()
+        assert ok.status == "ok"
+        assert [each.status for each in warnings] == (["warning"] if told else [])
+        for each in warnings:
+            assert each.what.endswith(f" more than a night needs: {str(told).format(database=engine.url.database)}")
+        account.execute(f"REVOKE {spare} FROM {account.name}")
+        account.execute(
+            f"GRANT SELECT ON {'' if account.postgresql else 'license_manager.'}{VERSION_TABLE} TO {account.name}"
+        )
+
+
+@pytest.mark.parametrize("engine_kind", ["mariadb"], indirect=True)
+def test_a_right_that_may_be_handed_on_is_one_too_many(account: Account, findings: Findings) -> None:
+    account.execute(f"GRANT SELECT ON license_manager.subscriptions_license TO {account.name} WITH GRANT OPTION")
+    [_, warning] = findings()
+    assert "GRANT OPTION on " in warning.what
+    assert warning.what.endswith(".subscriptions_license")
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_what_lies_beside_the_tables_is_seen_too(engine: Engine, account: Account, findings: Findings) -> None:
+    view = "CREATE VIEW addresses AS SELECT user_email FROM subscriptions_license"
+    for change in (view, "CREATE SCHEMA other", "CREATE TABLE other.subscriptions_license (id int)"):
+        with engine.begin() as connection:
+            connection.execute(text(change))
+    account.execute(f"ALTER ROLE {account.name} CREATEROLE")
+    for grant in ("SELECT ON addresses", "CREATE ON SCHEMA public", "SELECT ON other.subscriptions_license"):
+        account.execute(f"GRANT {grant} TO {account.name}")
+    [_, warning] = findings()
+    told = "make roles; make tables of its own; SELECT on addresses; SELECT on other.subscriptions_license"
+    assert warning.what.endswith(f"may do more than a night needs: {told}")
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize(("table", "right"), [(PLAN, f"UPDATE ({MARKS})"), ("subscriptions_licenseevent", "INSERT")])
+def test_a_right_on_some_of_the_columns_is_not_enough(
+    account: Account, findings: Findings, table: str, right: str
+) -> None:
+    account.revoke(Right(right, table))
+    some = "UPDATE (modified)" if table == PLAN else "INSERT (created)"
+    where = table if account.postgresql else f"license_manager.{table}"
+    account.execute(f"GRANT {some} ON {where} TO {account.name}")
+    assert [each.what for each in findings() if each.status == "wrong"] == [f"{account.name} lacks {right} on {table}"]
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+def test_an_account_with_an_odd_name_is_told_what_gives_it_its_rights(engine: Engine) -> None:
+    account = Account(engine, "o'brien" if engine.dialect.name == "mysql" else "O-Brien")
+    try:
+        account.revoke(Right("INSERT", "subscriptions_licenseevent"))
+        made = make_engine(account.url)
+        with made.connect() as connection:
+            [right] = rights.lacking(connection)
+            account.execute(right.grant(connection))
+            assert rights.lacking(connection) == []
+        made.dispose()
+    finally:
+        account.drop()
+
+
+@ON_EACH_SERVER
+def test_a_ledger_of_the_release_before_is_told_and_not_the_rights_on_what_it_lacks(
+    engine: Engine, account: Account
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE license_expiry_lms_call"))
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0002'"))
+    wrong = [each for each in doctor._database(DatabaseSettings(DATABASE_URL=account.url)) if each.status == "wrong"]
+    assert [each.remedy for each in wrong] == ["run license-expiry init-db"]
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_a_database_that_takes_no_writes_is_told(engine: Engine, account: Account) -> None:
+    account.execute(f"ALTER ROLE {account.name} SET default_transaction_read_only = on")
+    wrong = [each for each in doctor._database(DatabaseSettings(DATABASE_URL=account.url)) if each.status == "wrong"]
+    assert [each.what for each in wrong] == ["it takes no writes: it is read-only, as a replica is"]
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_rows_numbered_by_a_sequence_need_a_right_on_it(engine: Engine, account: Account, findings: Findings) -> None:
+    """As Django before 4.1 made them."""
+    numbered = {"licenseevent": "id", "historicalsubscriptionplan": "history_id"}
+    with engine.begin() as connection:
+        for table, column in numbered.items():
+            name = f"subscriptions_{table}"
+            for change in (
+                f"ALTER TABLE {name} ALTER {column} DROP IDENTITY",
+                f"CREATE SEQUENCE {name}_{column}_seq OWNED BY {name}.{column}",
+                f"ALTER TABLE {name} ALTER {column} SET DEFAULT nextval('{name}_{column}_seq')",
+            ):
+                connection.execute(text(change))
+    wrong = [each for each in findings() if each.status == "wrong"]
+    assert len(wrong) == 2
+    for finding, statement in zip(wrong, documented("postgresql")[1], strict=True):
+        assert finding.remedy.replace("public.", "").replace(account.name, "license_expiry") == statement
+        account.execute(finding.remedy)
+    assert [(each.status, each.what) for each in findings() if each.status != "ok"] == []
+
+
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_a_schema_that_the_account_may_not_use_is_named(engine: Engine, account: Account, findings: Findings) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("REVOKE USAGE ON SCHEMA public FROM PUBLIC"))
+        connection.execute(text(f"REVOKE USAGE ON SCHEMA public FROM {account.name}"))
+    [finding] = findings()
+    assert finding.what == f"{account.name} lacks USAGE on SCHEMA public"
+    account.execute(finding.remedy)
+    assert [(each.status, each.what) for each in findings() if each.status != "ok"] == []

@@ -1,0 +1,110 @@
+"""The policy is the same whatever the collation of the tables and the locale of the database.
+
+Who would be protected from the unlink, by another licence under an e-mail that some databases take for the same one.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from support.oracle import Reading, World, answers_of, lay_down
+from support.services import SERVERS, create_database, drop_database
+
+from simulator.data.rows import DAY, DOWNGRADED_EVENT, Data
+from simulator.data.schema import create_tables
+from worker.db.transactions import make_engine
+from worker.due.scope import Scope
+from worker.ledger import migrations
+
+NOW = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
+
+MARIADB = [
+    "utf8mb4_general_ci",
+    "utf8mb4_unicode_ci",  # takes é for e, and ß for ss
+    "utf8mb4_uca1400_ai_ci",
+    "utf8mb4_bin",
+    "utf8mb4_turkish_ci",  # lower() makes of I an i without its dot
+    "utf8mb3_general_ci",  # not even the character set of the connection
+]
+POSTGRESQL = {
+    "C": "LOCALE 'C'",  # lower() leaves É alone
+    "C.UTF-8": "LOCALE 'C.UTF-8'",
+    "turkish": "LOCALE 'C.UTF-8' LOCALE_PROVIDER icu ICU_LOCALE 'tr'",  # as on MariaDB
+}
+FOLDS_ASCII_ONLY = "C"
+
+SAME = [
+    ("ann@example.org", "Ann@Example.ORG"),
+    ("WILLIAM@EXAMPLE.ORG", " william@example.org\t"),
+    ("rené@example.org", "René@Example.org\r\n"),
+]
+ANOTHER = [
+    ("rene@example.org", "rené@example.org"),
+    ("strasse@example.org", "straße@example.org"),
+    ("oe@example.org", "ö@example.org"),
+    ("ann@example.org", "an@example.org"),
+]
+BEYOND_ASCII = ("rené@example.org", "RENÉ@example.org")
+
+
+@pytest.fixture(params=[*MARIADB, *POSTGRESQL])
+def collated(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A database whose tables, license-manager's and the ledger's, have this collation or locale."""
+    kind = "postgresql" if request.param in POSTGRESQL else "mariadb"
+    if kind == "mariadb":
+        url = create_database(SERVERS[kind])
+        administer(url, f"ALTER DATABASE COLLATE {request.param}")
+    else:
+        name = f"license_expiry_test_{uuid4().hex[:12]}"
+        url = make_url(SERVERS[kind]).set(database=name).render_as_string(hide_password=False)
+        administer(
+            SERVERS[kind], f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' {POSTGRESQL[request.param]}"
+        )
+    engine = make_engine(url)
+    try:
+        create_tables(engine)
+        migrations.upgrade(engine)
+        yield engine
+    finally:
+        engine.dispose()
+        drop_database(SERVERS[kind], url)
+
+
+def administer(url: str, statement: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+
+
+def with_both(world: World, expired: str, current: str) -> None:
+    """A customer of whom a learner has an expired licence under one e-mail, and one a current licence under another."""
+    customer = world.customer()
+    world.license(world.plan(customer, processed=True), expired)
+    world.license(world.plan(customer, -10 * DAY), current)
+
+
+def test_the_policy_is_the_same(collated: Engine, request: pytest.FixtureRequest) -> None:
+    world = World(Data(collated, now=NOW), NOW)
+    for expired, current in [*SAME, *ANOTHER]:
+        with_both(world, expired, current)
+    customer = world.customer()
+    held, due, downgraded = (world.plan(customer, ago * DAY) for ago in (92, 93, 94))
+    world.hold(world.license(held, "Held@Example.org"))
+    world.license(due, "held@example.org")
+    world.event(world.license(downgraded, "hêld@example.org"), DOWNGRADED_EVENT)
+    world.confirm(world.license(downgraded, "heldt@example.org"))
+    beyond_ascii = World(world.data, NOW)
+    with_both(beyond_ascii, *BEYOND_ASCII)
+    lay_down(collated, world, beyond_ascii)
+    scopes = [Scope(NOW, 90 * DAY, frozenset(each.agreements)) for each in (world, beyond_ascii)]
+    with collated.connect() as connection:
+        found, beyond = (answers_of(connection, scope) for scope in scopes)
+
+    assert found == Reading(world, scopes[0]).answers()
+    assert len(found["protected"]) == len(SAME)
+    assert len(found["due_unlinks"]) == len(ANOTHER) + 2
+    # Where it cannot, they are two learners; lms_user_id tells whether they are one.
+    folded = request.node.callspec.params["collated"] != FOLDS_ASCII_ONLY
+    assert [len(beyond["protected"]), len(beyond["due_unlinks"])] == ([1, 0] if folded else [0, 1])

@@ -1,0 +1,184 @@
+"""At 1,000,000 licences every named query uses license-manager's own indexes: what the database says of its plan.
+
+Each query is explained for a night with every customer on the unlink list, and for a run of the biggest one. For a
+shorter list it is carried out too: a plan can go through a whole table in an index as well.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Connection, Engine, event
+from support.million_licenses import DUE, LICENSES, WAITING, Customer, lay_down_a_million
+from support.services import SERVERS, create_database, drop_database
+
+from simulator.data.rows import DAY
+from simulator.data.schema import create_tables, table
+from worker.db.transactions import make_engine
+from worker.due import conditions, enterprises
+from worker.due.scope import Scope
+from worker.ledger import migrations
+
+pytestmark = pytest.mark.timeout(600)
+
+AS_OF = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
+RUN = UUID("0000bbbb-0000-4000-8000-00000000bbbb")
+MIDDLE = UUID(int=1 << 127)
+MOST_READ = LICENSES // 10
+SHORT_PAGE = 1  # the shorter, the more a database is tempted to go through all licenses in order
+
+BIG_TABLES = ("subscriptions_license", "subscriptions_licenseevent", "license_expiry_downgrade")
+EXPLAIN = {"postgresql": "EXPLAIN (FORMAT JSON)", "mysql": "EXPLAIN FORMAT=JSON"}
+CARRY_OUT = {"postgresql": "EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF)", "mysql": "ANALYZE FORMAT=JSON"}
+
+Queries = dict[str, conditions.Rows]
+
+
+@dataclass(frozen=True)
+class Million:
+    """A database of a million licences."""
+
+    engine: Engine
+    customers: list[Customer]
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a plan reads a table: by which index, if it looks something up in one; and how many rows, if carried out."""
+
+    table: str
+    index: str | None
+    rows: float
+
+
+@pytest.fixture(scope="module", params=["postgresql", "mariadb"])
+def million(request: pytest.FixtureRequest) -> Iterator[Million]:
+    url = create_database(SERVERS[request.param])
+    engine = make_engine(url)
+    try:
+        create_tables(engine)
+        migrations.upgrade(engine)
+        yield Million(engine, lay_down_a_million(engine, AS_OF))
+    finally:
+        engine.dispose()
+        drop_database(SERVERS[request.param], url)
+
+
+def of_a_night(scope: Scope) -> Queries:
+    """The queries that are put for all customers and for one."""
+    return {
+        "due_plans": conditions.due_plans(scope),
+        "done_plans": conditions.done_plans(scope),
+        "waiting_plans": conditions.waiting_plans(scope),
+        "plans_waiting_for_renewal": conditions.plans_waiting_for_renewal(scope),
+        "due_downgrades": conditions.due_downgrades(scope),
+        "waiting_downgrades": conditions.waiting_downgrades(scope),
+        "due_unlinks": conditions.due_unlinks(scope),
+        "rehearsed unlinks": conditions.due_unlinks(scope, downgraded=False),
+        "protected": conditions.protected(scope),
+        "perhaps_due_enterprises": enterprises.perhaps_due_enterprises(scope),
+        "known_enterprises": enterprises.known_enterprises(scope.unlink_enabled),
+    }
+
+
+def of_a_run(scope: Scope, customer: Customer) -> Queries:
+    """The queries that are put for one customer."""
+    due, waiting = customer.plans[DUE], customer.plans[WAITING]
+    forced = replace(scope, force=True)
+    queries = of_a_night(scope) | {
+        "forced due_plans": conditions.due_plans(forced),
+        "forced due_downgrades": conditions.due_downgrades(forced),
+        "plans_of": enterprises.plans_of(frozenset({customer.uuid}), (due, waiting)),
+    }
+    for page, after in (("first", None), ("later", MIDDLE)):
+        queries[f"{page} downgrade_page, due"] = conditions.downgrade_page(scope, due, False, SHORT_PAGE, after)
+        queries[f"{page} downgrade_page, waiting"] = conditions.downgrade_page(scope, waiting, True, SHORT_PAGE, after)
+        queries[f"{page} unlink_page"] = conditions.unlink_page(scope, SHORT_PAGE, after)
+    return queries
+
+
+def a_scope(listed: Sequence[Customer], enterprise: UUID | None = None) -> Scope:
+    enabled = frozenset(customer.uuid for customer in listed)
+    return Scope(AS_OF, 90 * DAY, enabled, enterprise, run_id=RUN)
+
+
+def plan_of(connection: Connection, how: dict[str, str], query: conditions.Rows) -> list[Access]:
+    """What the database says of this query's plan, asked with these words."""
+
+    def explain(_: Connection, __: Any, statement: str, parameters: Any, *rest: Any) -> tuple[str, Any]:
+        return f"{how[connection.dialect.name]} {statement}", parameters
+
+    event.listen(connection, "before_cursor_execute", explain, retval=True)
+    try:
+        (plan,) = connection.execute(query).cursor.fetchone()  # type: ignore[misc]
+    finally:
+        event.remove(connection, "before_cursor_execute", explain)
+    if connection.dialect.name == "postgresql":
+        return list(of_postgresql(plan[0]["Plan"]))
+    return list(of_mariadb(json.loads(plan, strict=False)))  # it leaves a tab in a string as it is
+
+
+def of_postgresql(node: dict[str, Any]) -> Iterator[Access]:
+    # A set that is not hashed is gone through for each license at hand.
+    assert (node["Node Type"], node.get("Parent Relationship")) != ("Materialize", "SubPlan")
+    if "Relation Name" in node:
+        rows = node.get("Actual Rows", 0) + node.get("Rows Removed by Filter", 0)
+        yield Access(node["Relation Name"], next(looked_up(node), None), rows * node.get("Actual Loops", 0))
+    for each in node.get("Plans", ()):
+        yield from of_postgresql(each)
+
+
+def looked_up(node: dict[str, Any]) -> Iterator[str]:
+    """The indexes in which it looks something up; to read one from end to end is no look-up."""
+    if "Index Cond" in node:
+        yield node["Index Name"]
+    for each in node.get("Plans", ()):
+        if node["Node Type"].startswith("Bitmap"):
+            yield from looked_up(each)
+
+
+def of_mariadb(plan: Any) -> Iterator[Access]:
+    if isinstance(plan, dict) and "access_type" in plan:
+        index = None if plan["access_type"] in ("ALL", "index") else plan.get("key")
+        name = re.sub(r"(_\d+)+$", "", plan["table_name"])  # several of one table are numbered
+        yield Access(name, index, (plan.get("r_rows") or 0) * plan.get("r_loops", 0))
+    for each in plan.values() if isinstance(plan, dict) else plan if isinstance(plan, list) else ():
+        yield from of_mariadb(each)
+
+
+def their_indexes(engine: Engine) -> set[str]:
+    """The names of license-manager's indexes, and of the ledger's primary keys."""
+    tables = table(engine, "license").metadata.tables.values()
+    named: list[Any] = [each for made in tables for each in (*made.indexes, *made.constraints)]
+    return {str(each.name) for each in named} | {"PRIMARY", "license_expiry_downgrade_pkey"}
+
+
+@pytest.mark.parametrize("whose", ["a night", "a run"])
+def test_licenses_and_events_are_looked_up(million: Million, whose: str, subtests: pytest.Subtests) -> None:
+    biggest = million.customers[0]
+    queries = of_a_night(a_scope(million.customers))
+    if whose == "a run":
+        queries = of_a_run(a_scope(million.customers, biggest.uuid), biggest)
+    indexes = their_indexes(million.engine)
+    seen = set()
+    with million.engine.connect() as connection:
+        for name, query in queries.items():
+            with subtests.test(name):
+                found = [each for each in plan_of(connection, EXPLAIN, query) if each.table in BIG_TABLES]
+                assert [each for each in found if each.index not in indexes] == []
+                seen |= {each.table for each in found}
+    assert seen == set(BIG_TABLES)
+
+
+def test_a_small_part_of_the_licenses_is_read(million: Million, subtests: pytest.Subtests) -> None:
+    with million.engine.connect() as connection:
+        for name, query in of_a_night(a_scope(million.customers[40::40])).items():
+            with subtests.test(name):
+                found = plan_of(connection, CARRY_OUT, query)
+                assert sum(each.rows for each in found if each.table == "subscriptions_license") < MOST_READ
+                assert sum(each.rows for each in found) < LICENSES  # nor is any set gone through again and again

@@ -1,0 +1,193 @@
+"""Scheduled nights: begun once, found when missed, gone on with when let down."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, delete, update
+from support.runs import ON_EACH, ON_SQLITE, Make, lay, lost_commit_answer, open_one, rows, together, unlinking
+from support.runs import lapse as lapse_run
+
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Heartbeat, Night, Run
+from worker.db.transactions import Database
+from worker.db.types import DatabaseNow
+from worker.errors import Unavailable
+from worker.ledger import nights
+from worker.ledger.nights import MAX_TRIES
+from worker.runs import start
+
+TONIGHT = datetime(2026, 6, 2, 2, 0, tzinfo=UTC)
+LAST_NIGHT = TONIGHT - timedelta(days=1)
+
+
+@pytest.fixture
+def database(engine: Engine) -> Database:
+    return Database(engine)
+
+
+def lapse(engine: Engine, scheduled_for: datetime) -> None:
+    """Let whoever has this night have been silent for too long."""
+    with engine.begin() as connection:
+        night = update(Night).where(Night.scheduled_for == scheduled_for, Night.lease_until.is_not(None))
+        connection.execute(night.values(lease_until=DatabaseNow(-1)))
+
+
+@ON_EACH
+def test_of_many_that_begin_a_night_one_does(database: Database, engine: Engine) -> None:
+    assert sorted(together(12, lambda _: nights.begin(database, TONIGHT)), key=str) == [False] * 11 + [True]
+    [night] = rows(engine, Night)
+    assert (night["scheduled_for"], night["tries"]) == (TONIGHT, 1)
+    assert nights.begin(database, LAST_NIGHT), "each night is one of its own"
+
+
+@ON_EACH
+def test_a_night_that_was_let_down_is_taken_up_by_one_and_one_whose_runs_are_open_by_none(
+    database: Database, engine: Engine
+) -> None:
+    assert nights.begin(database, TONIGHT)
+    assert not nights.begin(database, TONIGHT), "somebody is at it"
+    lapse(engine, TONIGHT)
+    assert sorted(together(6, lambda _: nights.begin(database, TONIGHT)), key=str) == [False] * 5 + [True]
+    nights.let_down(database, TONIGHT)
+    assert nights.begin(database, TONIGHT), "whoever knows that it failed need not wait"
+    nights.opened(database, TONIGHT)
+    lapse(engine, TONIGHT)
+    assert not nights.begin(database, TONIGHT)
+    assert nights.overdue(database, TONIGHT) == []
+
+
+@ON_SQLITE
+def test_a_night_that_is_let_down_again_and_again_is_given_up(database: Database, engine: Engine) -> None:
+    for _ in range(MAX_TRIES):
+        assert nights.begin(database, TONIGHT)
+        lapse(engine, TONIGHT)
+    assert not nights.begin(database, TONIGHT)
+    assert nights.overdue(database, TONIGHT) == []
+    assert nights.overdue(database, TONIGHT + timedelta(days=1)) == [TONIGHT + timedelta(days=1)]
+
+
+@ON_SQLITE
+def test_what_is_lost_with_the_answer_to_a_commit_costs_one_lease(database: Database, engine: Engine) -> None:
+    with lost_commit_answer(engine):
+        assert not nights.begin(database, TONIGHT), "it cannot know that the row is its own"
+    lapse(engine, TONIGHT)
+    assert nights.overdue(database, TONIGHT) == [TONIGHT]
+    assert nights.begin(database, TONIGHT)
+
+
+@ON_EACH
+def test_a_new_ledger_makes_no_night_good_and_a_later_missed_one_is(database: Database, engine: Engine) -> None:
+    assert nights.overdue(database, LAST_NIGHT) == []
+    assert nights.overdue(database, LAST_NIGHT) == []
+    assert nights.overdue(database, TONIGHT) == [TONIGHT]
+    assert nights.overdue(database, TONIGHT) == [TONIGHT], "until somebody begins it"
+    assert nights.begin(database, TONIGHT)
+    assert nights.overdue(database, TONIGHT) == []
+
+
+@ON_EACH
+def test_the_first_night_is_beat_s_although_reconcile_noted_its_moment_first(
+    database: Database, engine: Engine
+) -> None:
+    assert [each for each in together(4, lambda _: nights.overdue(database, TONIGHT)) if each] == []
+    assert nights.begin(database, TONIGHT), "beat's own message comes after a reconcile of the same minute"
+    nights.opened(database, TONIGHT)
+    assert not nights.begin(database, TONIGHT), "and once"
+    [night] = rows(engine, Night)
+    assert night["tries"] == 1
+
+
+@ON_SQLITE
+def test_a_schedule_that_is_changed_does_not_look_back(database: Database) -> None:
+    assert nights.begin(database, TONIGHT)
+    nights.opened(database, TONIGHT)
+    assert nights.overdue(database, TONIGHT - timedelta(hours=3)) == [], "an earlier hour: today's night has been"
+
+
+@ON_SQLITE
+def test_one_that_cannot_be_published_keeps_no_other_from_it(lms: Simulator, make_test_deps: Make) -> None:
+    deps = make_test_deps()
+    runs = [open_one(deps, lay(lms, seed=seed).enterprise) for seed in (1, 2, 3)]
+    for run_id in runs:
+        lapse_run(deps.database.engine, run_id)
+    tried: list[UUID] = []
+
+    def publish(_: UUID, run_id: UUID) -> None:
+        tried.append(run_id)
+        if len(tried) == 1:
+            raise ConnectionError("the broker is away")
+
+    with pytest.raises(ConnectionError):
+        start.take_up_stalled(deps, publish)
+    assert sorted(tried) == sorted(runs)
+
+
+@ON_SQLITE
+def test_a_missed_night_is_made_good_once_however_many_were_missed(
+    engine: Engine, lms: Simulator, make_test_deps: Make
+) -> None:
+    first, second = lay(lms, seed=1), lay(lms, seed=2)
+    deps = make_test_deps(**unlinking(first.enterprise, second.enterprise))
+    published: list[UUID] = []
+
+    def publish(enterprise: UUID, _: UUID) -> None:
+        published.append(enterprise)
+
+    assert start.make_good(deps, LAST_NIGHT - timedelta(days=30), publish) == 0
+    assert sorted(together(4, lambda _: start.make_good(deps, TONIGHT, publish)), key=str) == [0, 0, 0, 1]
+    assert start.start_scheduled(deps, TONIGHT, publish) is None, "beat's own message comes at last"
+    assert sorted(published) == sorted([first.enterprise, second.enterprise])
+    assert len(rows(engine, Run)) == 2
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("error", [Unavailable("database", "away"), ConnectionError("the broker is away")])
+def test_a_night_that_could_not_be_opened_whole_is_gone_on_with(
+    engine: Engine, lms: Simulator, make_test_deps: Make, error: Exception
+) -> None:
+    enterprises = {lay(lms, seed=seed).enterprise for seed in (1, 2, 3)}
+    deps = make_test_deps()
+    published: list[UUID] = []
+
+    def publish(enterprise: UUID, _: UUID) -> None:
+        if len(published) == 1:
+            raise error
+        published.append(enterprise)
+
+    def publish_all(enterprise: UUID, _: UUID) -> None:
+        published.append(enterprise)
+
+    with pytest.raises(type(error)):
+        start.start_scheduled(deps, TONIGHT, publish)
+    started = start.start_scheduled(deps, TONIGHT, publish_all)
+    assert started is not None, "the next one to come may go on at once"
+    assert {each.enterprise for each in started} == enterprises
+    assert len(rows(engine, Run)) == 3, "and opens no second run of anybody"
+    assert {row["scheduled_for"] for row in rows(engine, Run)} == {TONIGHT}, "they are of one night"
+    start.take_up_stalled(deps, publish_all)
+    assert sorted(published) == sorted(enterprises), "those whose messages were not sent are published by reconcile"
+    assert start.start_scheduled(deps, TONIGHT, publish_all) is None
+
+
+@ON_SQLITE
+def test_a_night_of_an_empty_database_is_one_all_the_same(engine: Engine, make_test_deps: Make) -> None:
+    deps: Any = make_test_deps()
+    assert start.start_scheduled(deps, TONIGHT, lambda *_: None) == []
+    [night] = rows(engine, Night)
+    assert night["lease_until"] is None
+
+
+@ON_EACH
+def test_when_reconcile_last_ended_well_is_known(database: Database, engine: Engine) -> None:
+    [made] = rows(engine, Heartbeat)
+    before = database.now()
+    assert before - timedelta(minutes=1) <= made["reconciled_at"] <= before, "a new ledger has heard of beat"
+    nights.reconciled(database)
+    [row] = rows(engine, Heartbeat)
+    assert before <= row["reconciled_at"] <= database.now()
+    with engine.begin() as connection:
+        connection.execute(delete(Heartbeat))
+    nights.reconciled(database)
+    assert len(rows(engine, Heartbeat)) == 1, "a table that was emptied is mended"
