@@ -5,14 +5,14 @@ from typing import Any, NoReturn
 
 from celery.schedules import ParseException, crontab
 
-from worker.errors import Unusable
+from worker.errors import Unusable, WrongSetting
 from worker.settings import CelerySettings, load_settings
 from worker.settings_sources import load
 
 
-def _refuse(sentence: object) -> NoReturn:
-    print(sentence, file=sys.stderr)  # noqa: T201, before any logging
-    raise SystemExit(2)
+def _refuse(error: Unusable) -> NoReturn:
+    print(error, file=sys.stderr)  # noqa: T201, before any logging
+    raise SystemExit(2) from error
 
 
 def _settings() -> CelerySettings:
@@ -30,7 +30,7 @@ def _nightly(settings: CelerySettings) -> crontab:
     try:
         return crontab.from_string(settings.NIGHTLY_SCHEDULE)
     except (ValueError, ParseException) as error:
-        _refuse(f"NIGHTLY_SCHEDULE: {error}. Give five cron fields, for example 0 2 * * *")
+        _refuse(WrongSetting(f"NIGHTLY_SCHEDULE: {error}", "Give five cron fields, for example 0 2 * * *"))
 
 
 _s = _settings()

@@ -26,14 +26,16 @@ from simulator.data.schema import create_tables
 from simulator.data.showcase import Demo, demo, read_demo
 from simulator.processes import Processes, StartError, free_port, listens
 from worker import logs
-from worker.cli import tables
+from worker.cli import watch
 from worker.cli.broker import publisher
-from worker.db.ledger_tables import ENDED, Phase, Run
-from worker.db.transactions import Database, make_engine
+from worker.db.engine import make_engine
+from worker.db.ledger_tables import Run
+from worker.db.transactions import Database
 from worker.deps import make_deps
 from worker.errors import LicenseExpiryError, Unusable
-from worker.ledger import confirmations, migrations
-from worker.runs import start
+from worker.ledger import held as confirmations, migrations
+from worker.ledger.order import ENDED, Phase
+from worker.runs import request, start
 from worker.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +114,7 @@ def _prepare_database(settings: Settings, real_lms: bool) -> Demo | None:
         data = Data(database.engine)
         demo(data, datetime.now(UTC))
         data.flush()
-    database.check(ledger=False)
+    database.require_schema(ledger=False)
     shown = read_demo(database.engine)
     if shown is None and not real_lms:
         raise Unusable(
@@ -173,8 +175,8 @@ def _night(settings: Settings, shown: Demo | None) -> int:
     deps = make_deps(settings)
     try:
         out.print("\n[bold]The night begins[/bold]")
-        started = start.start(deps, start.Request(), (), publisher())
-        runs = tables.watch(deps.database, [each.run_id for each in started], wait=True, quiet=False)
+        started = start.start_runs(deps, request.Request(), (), publisher())
+        runs = watch.watch_runs(deps.database, [each.run_id for each in started], wait=True, quiet=False)
         if not started:
             out.print("Nothing is due: every enterprise is as it should be. (make clean makes new data.)")
         else:

@@ -1,24 +1,24 @@
 """The Celery tasks: thin shells over worker.runs, and the one function that builds the chain."""
 
 import os
-import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from celery import Task, chain, current_app, shared_task
 from celery.canvas import Signature
-from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 
+from tasks.schedule import latest_night
 from worker.deps import Deps, get_deps
 from worker.errors import LicenseExpiryError, Unavailable
-from worker.ledger import confirmations, nights
-from worker.ledger.claims import Step
+from worker.ledger import nights, order, runs
+from worker.ledger.order import DOWNGRADE, UNLINK, Step
 from worker.logs import get_logger
-from worker.runs import start as dispatch
-from worker.runs import steps
-from worker.settings import retry_wait
+from worker.runs import reconcile as reconciling
+from worker.runs.attempt import Retry, attempt
+from worker.runs.request import Request, parse_request, parse_uuid
+from worker.runs.start import start_runs, start_scheduled_night
 
 log = get_logger(__name__)
 
@@ -29,7 +29,7 @@ BEAT_AHEAD = timedelta(seconds=30)
 
 
 class Trigger(Task[Any, Any]):
-    """A task that is not of a run: what becomes of it is told here, for none of its steps tells it."""
+    """Base class of the tasks that start runs: logs their failures and retries, which no step does."""
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Log a failure of a kind that Celery does not (its hook)."""
@@ -37,12 +37,12 @@ class Trigger(Task[Any, Any]):
             log.error("task failed", name=self.name, error=str(exc))
 
     def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Log that the task comes again (Celery's hook)."""
+        """Log that the task is retried (Celery's hook)."""
         log.warning("task comes again", name=self.name, error=str(exc))
 
 
-# Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An argument that is not
-# known is to fail as a task does, and not where it is posted.
+# Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An unknown argument fails
+# as a task does, and not where it is posted.
 TRIGGER: dict[str, Any] = {
     "base": Trigger,
     "max_retries": 5,
@@ -50,12 +50,12 @@ TRIGGER: dict[str, Any] = {
     "reject_on_worker_lost": True,
     "typing": False,
 }
+STEP: dict[str, Any] = {"bind": True, "max_retries": None, "throws": (LicenseExpiryError,)}
 
 
 def build_chain(enterprise: UUID, run_id: UUID) -> Signature[Any]:
-    """The order of this project: downgrade, then unlink. Published again, it goes on where the run stands."""
-    names = {"enterprise_customer_uuid": str(enterprise), "run_id": str(run_id)}
-    return chain(downgrade_enrollments.si(**names), unlink_learners.si(**names))
+    """The order of this project, from its table: downgrade, then unlink. Published again, it resumes the run."""
+    return chain(*(_signature(step, enterprise, run_id) for step in order.STEPS))
 
 
 def publish(enterprise: UUID, run_id: UUID) -> None:
@@ -63,24 +63,9 @@ def publish(enterprise: UUID, run_id: UUID) -> None:
     build_chain(enterprise, run_id).apply_async()
 
 
-def latest_night(schedule: crontab, now: datetime) -> datetime | None:
-    """The last moment (UTC) up to `now` that NIGHTLY_SCHEDULE names, in the last four years; None without one."""
-    for back in (timedelta(minutes=5), timedelta(hours=2), *map(timedelta, (2, 9, 33, 367, 1462))):
-        latest, following = None, following_night(schedule, now - back)
-        while following <= now:
-            latest, following = following, following_night(schedule, following)
-        if latest:
-            return latest
-    return None
-
-
-def following_night(schedule: crontab, moment: datetime) -> datetime:
-    """The first moment (UTC) after this one that NIGHTLY_SCHEDULE names."""
-    start, wait, _ = schedule.remaining_delta(moment)
-    following: datetime = (start + wait).astimezone(UTC)
-    if following <= moment:  # in the hour that comes twice when summer time ends, crontab sees the first
-        return following_night(schedule, moment + timedelta(hours=1))
-    return following
+def _signature(step: Step, enterprise: UUID, run_id: UUID) -> Signature[Any]:
+    names = {"enterprise_customer_uuid": str(enterprise), "run_id": str(run_id)}
+    return current_app.signature(step.task, kwargs=names, immutable=True)
 
 
 @shared_task(name="license_expiry.run_nightly", bind=True, **TRIGGER)
@@ -89,7 +74,7 @@ def run_nightly(self: Task[Any, Any], dry_run: bool = False) -> dict[str, Any]:
 
     Sent by beat, it starts the scheduled night, once; by anybody else, one more pass.
     """
-    request = dispatch.parse_request(dry_run=dry_run)
+    request = parse_request(dry_run=dry_run)
     return _start(self, request, scheduled=bool((self.request.headers or {}).get("scheduled")))
 
 
@@ -105,8 +90,8 @@ def run_enterprise(
     reason: str | None = None,
 ) -> dict[str, Any]:
     """Open and publish a run for one enterprise, if it has work due; or tell which live run has it."""
-    enterprise = dispatch.parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid)
-    request = dispatch.parse_request(
+    enterprise = parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid)
+    request = parse_request(
         dry_run=dry_run,
         plan_uuids=plan_uuids,
         expired_after=expired_after,
@@ -117,45 +102,61 @@ def run_enterprise(
     return _start(self, request, enterprise)
 
 
-@shared_task(name="license_expiry.downgrade_enrollments", bind=True, max_retries=None, throws=(LicenseExpiryError,))
+@shared_task(name=DOWNGRADE.task, **STEP)
 def downgrade_enrollments(self: Task[Any, Any], enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
-    """Do the first step of a run: downgrade the enrolments of licenses whose plan has expired."""
-    return _step(self, Step.DOWNGRADE, enterprise_customer_uuid, run_id)
+    """Do the first step of a run: downgrade the enrollments of licenses whose plan has expired."""
+    return do_step(self, DOWNGRADE, enterprise_customer_uuid, run_id)
 
 
-@shared_task(name="license_expiry.unlink_learners", bind=True, max_retries=None, throws=(LicenseExpiryError,))
+@shared_task(name=UNLINK.task, **STEP)
 def unlink_learners(self: Task[Any, Any], enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
     """Do the second step of a run: unlink the learners who are due."""
-    return _step(self, Step.UNLINK, enterprise_customer_uuid, run_id)
+    return do_step(self, UNLINK, enterprise_customer_uuid, run_id)
 
 
 @shared_task(name="license_expiry.reconcile", base=Trigger, throws=(LicenseExpiryError,))
 def reconcile() -> dict[str, int]:
-    """Take up runs that were let down (a worker died, the broker lost the chain), and the night that beat missed."""
+    """Resume abandoned runs (a worker died, the broker lost the chain), and start the night that beat missed."""
     deps = get_deps()
     try:
-        counts = dispatch.take_up_stalled(deps, publish)
+        counts = reconciling.republish_stalled_runs(deps, publish)
     finally:  # neither is to keep the other from its work
         latest = _latest_night(deps)
-        made_good = dispatch.make_good(deps, latest, publish) if latest else 0
-    nights.reconciled(deps.database)
-    return counts | {"nights": made_good}
+        late = reconciling.start_overdue_nights(deps, latest, publish) if latest else 0
+    nights.record_heartbeat(deps.database)
+    return counts | {"nights": late}
+
+
+def do_step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
+    """Do one step of a run as this task; return the run's counts, or why it was skipped."""
+    deps = get_deps()
+    enterprise, run = parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid), parse_uuid("run_id", run_id)
+    owner = f"{task.request.hostname}, process {os.getpid()}"
+    outcome = attempt(deps, run, enterprise, step, owner, task.request.retries)
+    if outcome.retry:
+        raise task.retry(exc=_shown(outcome.retry), countdown=outcome.retry.seconds) from outcome.retry.error
+    if outcome.more:
+        raise task.replace(_signature(step, enterprise, run))
+    if outcome.run is None:
+        return {"enterprise_customer_uuid": enterprise_customer_uuid, "run_id": run_id, "skipped": outcome.skipped}
+    following = order.step_after(step)
+    if following and not task.request.chain:  # posted by hand, alone: its run goes on all the same
+        _signature(following, enterprise, run).apply_async()
+    return runs.describe(outcome.run)
 
 
 def _latest_night(deps: Deps, leeway: timedelta = timedelta()) -> datetime | None:
     return latest_night(current_app.conf.beat_schedule["nightly"]["schedule"], deps.database.now() + leeway)
 
 
-def _start(
-    task: Task[Any, Any], request: dispatch.Request, *enterprises: UUID, scheduled: bool = False
-) -> dict[str, Any]:
+def _start(task: Task[Any, Any], request: Request, *enterprises: UUID, scheduled: bool = False) -> dict[str, Any]:
     deps = get_deps()
     try:
         moment = _latest_night(deps, BEAT_AHEAD) if scheduled else None
         if moment:
-            started = dispatch.start_scheduled(deps, moment, publish)
+            started = start_scheduled_night(deps, moment, publish)
         else:
-            started = dispatch.start(deps, request, enterprises, publish)
+            started = start_runs(deps, request, enterprises, publish)
     except (Unavailable, OperationalError) as error:
         raise task.retry(exc=error, countdown=_BROKER_RETRY_SECONDS * 2**task.request.retries) from error
     if started is None:
@@ -170,38 +171,8 @@ def _start(
     }
 
 
-def _step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
-    deps = get_deps()
-    enterprise = dispatch.parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid)
-    countdown: int | None = None
-
-    def retry_in(error: Unavailable) -> int | None:
-        nonlocal countdown
-        if task.request.retries < deps.settings.TASK_MAX_RETRIES:
-            settings = deps.settings
-            wait = max(retry_wait(settings.TASK_RETRY_SECONDS, task.request.retries), error.retry_after or 0)
-            longest = settings.VISIBILITY_TIMEOUT_SECONDS - settings.TASK_TIME_LIMIT_SECONDS
-            countdown = int(min(wait * random.uniform(1.0, 1.2), longest))  # noqa: S311, jitter
-        return countdown
-
-    owner = f"{task.request.hostname}, process {os.getpid()}"
-    try:
-        outcome = steps.attempt(deps, dispatch.parse_uuid("run_id", run_id), enterprise, step, owner, retry_in)
-    except Unavailable as error:
-        if countdown is None:
-            raise
-        raise task.retry(exc=_coming_again(error, countdown), countdown=countdown) from error
-    names = {"enterprise_customer_uuid": enterprise_customer_uuid, "run_id": run_id}
-    if outcome.more:
-        raise task.replace(task.si(**names))
-    if outcome.run is None:
-        return {**names, "skipped": outcome.skipped}
-    if step is Step.DOWNGRADE and not task.request.chain:  # posted by hand, alone: its run goes on all the same
-        unlink_learners.apply_async(kwargs=names)
-    return confirmations.describe(outcome.run)
-
-
-def _coming_again(error: Unavailable, countdown: int) -> Unavailable:
-    """The error as Flower is to show it of a retry: with its reason, and when the step comes again."""
-    when = datetime.now(UTC) + timedelta(seconds=countdown)
-    return Unavailable(error.reason, f"{error.message}; comes again at {when:%Y-%m-%d %H:%M:%S} UTC", error.retry_after)
+def _shown(retry: Retry) -> Unavailable:
+    """The error as Flower is to show it of a retry: with its reason, and when the step is tried again."""
+    when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
+    what = f"{retry.error.what}; comes again at {when:%Y-%m-%d %H:%M:%S} UTC"
+    return Unavailable(retry.error.reason, what, retry_after=retry.error.retry_after)

@@ -18,10 +18,10 @@ from support.databases import Shelf
 from support.services import ENGINES, new_database
 
 from simulator.lms.server import Simulator
-from worker.db.transactions import make_engine
+from worker.db.engine import make_engine
 from worker.deps import Deps, make_deps
+from worker.lms.patience import Patience
 from worker.settings import Settings
-from worker.shutdown import Patience
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")

@@ -4,19 +4,11 @@ import sys
 from typing import Any
 
 import structlog
-from celery import Celery, bootsteps
-from celery.signals import (
-    beat_init,
-    import_modules,
-    setup_logging,
-    task_postrun,
-    task_prerun,
-    worker_init,
-    worker_shutting_down,
-)
+from celery import Celery, bootsteps, signals
 
 from worker import flower, logs, settings, shutdown
-from worker.db.transactions import make_engine
+from worker.db.engine import make_engine
+from worker.deps import SHARED
 from worker.errors import Unusable
 from worker.settings import CelerySettings, load_settings
 from worker.settings_sources import load
@@ -25,29 +17,29 @@ SHUTDOWN_SECONDS = 20
 
 app = Celery("license_expiry")
 app.config_from_object("celeryconfig")
-import_modules.connect(flower.guard)
+signals.import_modules.connect(flower.guard)
 
 
-@setup_logging.connect
+@signals.setup_logging.connect
 def log_in_our_way(loglevel: int, logfile: str | None, **_: Any) -> None:
     """Configure the logging of a worker or beat, in place of Celery."""
     logs.configure(load(CelerySettings).LOG_FORMAT, loglevel, logfile)
 
 
-@task_prerun.connect
+@signals.task_prerun.connect
 def name_the_task(task_id: str, **_: Any) -> None:
     """Let each log line of a task carry its id."""
     structlog.contextvars.bind_contextvars(task=task_id)
 
 
-@task_postrun.connect
+@signals.task_postrun.connect
 def forget_the_task(**_: Any) -> None:
     """Let nothing of this task be on the next one's lines."""
     structlog.contextvars.clear_contextvars()
 
 
-@worker_init.connect
-@beat_init.connect
+@signals.worker_init.connect
+@signals.beat_init.connect
 def refuse_wrong_settings(**_: Any) -> None:
     """Stop a worker or beat before it starts when a setting is wrong, saying which and what to do."""
     try:
@@ -57,17 +49,17 @@ def refuse_wrong_settings(**_: Any) -> None:
         raise SystemExit(2) from None
 
 
-@worker_shutting_down.connect
+@signals.worker_shutting_down.connect
 def hand_back(**_: Any) -> None:
     """Let the steps of a worker that is told to end finish the calls in flight and hand the rest back.
 
     Celery's own shutdown can hang, on a child that never learns of it or on a broker that is away: it is cut short
     once all calls have had their time.
     """
-    shutdown.stop()
+    SHARED.shutdown.begin()
     given = load_settings()
     calls = max(given.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, given.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
-    shutdown.end_within(settings.CONNECT_SECONDS + calls + SHUTDOWN_SECONDS)
+    shutdown.kill_after(settings.CONNECT_SECONDS + calls + SHUTDOWN_SECONDS)
 
 
 class HandBack(bootsteps.StartStopStep):

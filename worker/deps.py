@@ -2,18 +2,32 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
+from typing import Any
 
-from worker import shutdown
-from worker.db.transactions import Database, make_engine
+from worker.db.engine import make_engine
+from worker.db.transactions import Database
 from worker.ledger import rate_limit
-from worker.ledger.lms_calls import Calls
+from worker.ledger.lms_calls import CallTimings
+from worker.license_manager.plan_history import PlanHistory
 from worker.license_manager.segment import Lifecycle
 from worker.lms.client import LmsClient
-from worker.lms.host_slots import Slots, folder_of
+from worker.lms.host_slots import HostSlots, folder_of
+from worker.lms.patience import Patience, Pause
 from worker.settings import Settings, load_settings
-from worker.shutdown import Patience
+from worker.shutdown import Shutdown
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What one process of a worker learns and all of them keep to: made before they are forked."""
+
+    shutdown: Shutdown = field(default_factory=Shutdown)
+    throttled: Pause = field(default_factory=Pause)
+
+
+SHARED = Shared()
 
 
 @dataclass(frozen=True)
@@ -24,9 +38,11 @@ class Deps:
     database: Database
     lms: LmsClient
     executor: ThreadPoolExecutor
-    calls: Calls
+    calls: CallTimings
+    plan_history: PlanHistory
     lifecycle: Lifecycle
-    slots: Slots
+    slots: HostSlots
+    shutdown: Shutdown
 
     def close(self) -> None:
         """Close every connection and end the threads."""
@@ -36,33 +52,50 @@ class Deps:
         self.database.engine.dispose()
 
 
-def make_deps(settings: Settings, patience: Patience | None = None) -> Deps:
+def make_deps(settings: Settings, patience: Patience | None = None, shared: Shared | None = None) -> Deps:
     """Wire everything up from settings; connects to nothing yet. `patience` replaces the LMS client's own."""
+    shared = shared or Shared()
     database = Database(make_engine(settings.DATABASE_URL, connections=settings.LMS_PARALLEL_REQUESTS + 1))
-    calls = Calls()
-    lms = LmsClient(
+    calls = CallTimings()
+    lms = make_lms_client(
+        settings,
+        patience=patience or Patience(),
+        sleep=shared.shutdown.sleep,
+        throttled=shared.throttled,
+        observe=calls.observe,
+        next_call_in=partial(rate_limit.book_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
+    )
+    return Deps(
+        settings,
+        database,
+        lms,
+        ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms"),
+        calls,
+        PlanHistory(database),
+        # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
+        Lifecycle(settings.SEGMENT_KEY, settings.SEGMENT_INCLUDE_EMAIL, settings.TASK_TIME_LIMIT_SECONDS / 4),
+        HostSlots(folder_of(settings.LMS_URL), settings.LMS_PARALLEL_REQUESTS_PER_HOST),
+        shared.shutdown,
+    )
+
+
+def make_lms_client(settings: Settings, **options: Any) -> LmsClient:
+    """Make the LMS client of these settings; `options` are those of LmsClient."""
+    return LmsClient(
         settings.LMS_URL,
         settings.SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT or settings.LMS_URL,
         settings.BACKEND_SERVICE_EDX_OAUTH2_KEY,
         settings.BACKEND_SERVICE_EDX_OAUTH2_SECRET,
         downgrade_timeout=settings.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS,
         unlink_timeout=settings.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS,
-        patience=patience,
-        sleep=shutdown.sleep,
-        observe=calls.observe,
-        pace=partial(rate_limit.seconds_to_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
+        **options,
     )
-    executor = ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms")
-    # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
-    lifecycle = Lifecycle(settings.SEGMENT_KEY, settings.SEGMENT_INCLUDE_EMAIL, settings.TASK_TIME_LIMIT_SECONDS / 4)
-    slots = Slots(folder_of(settings.LMS_URL), settings.LMS_PARALLEL_REQUESTS_PER_HOST)
-    return Deps(settings, database, lms, executor, calls, lifecycle, slots)
 
 
 @cache
 def get_deps() -> Deps:
     """This process's own wiring, made when first asked for: after the fork, in a worker."""
-    return make_deps(load_settings())
+    return make_deps(load_settings(), shared=SHARED)
 
 
 os.register_at_fork(after_in_child=get_deps.cache_clear)

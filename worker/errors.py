@@ -1,34 +1,75 @@
-"""The error tree. What a caller does about an error is its type; its message is what an operator reads.
+"""The error tree. The type of an error says what its caller does; `what` and `remedy` are for the operator.
 
     LicenseExpiryError
     ├── Unusable               settings, database or broker cannot be used as they are: exit status 2
+    │   ├── WrongSetting       one setting
+    │   └── SeveralWrong       several of these at once, each with its own remedy
     ├── BadArgument            a trigger's argument is wrong: fails at once, never retried
-    ├── Unavailable            try again later: the LMS or the database does not answer just now
-    ├── BatchRefused           the LMS refuses this batch: split it; a license that stands alone is held
-    ├── RunRefused             give up on this run: the LMS will refuse every call of it
+    ├── ReasonedError          has a stable `reason` code, which the ledger keeps
+    │   ├── Unavailable        the LMS or the database does not answer just now: try again later
+    │   ├── BatchRefused       the LMS refuses this batch: split it; a license that stands alone is held
+    │   └── RunRefused         the LMS will refuse every call of this run: give up on it
     ├── NotClaimed             another worker has the run, or it is past this step: end quietly
-    ├── Stopping               this worker is being shut down: hand the run back
-    └── LeaseLost              the run was taken over while we held it: send nothing, record nothing
+    ├── Stopping               this worker is shutting down: hand the run back
+    └── LeaseLost              another worker took the run over: send nothing, record nothing
 
-`reason` is a stable code that is kept in the ledger: `http_<status>`, `connection_error`, `timeout`,
-`throttled`, `token_http_<status>`, `bad_token`, `database`. Messages never hold what a learner could be known by.
+The reason codes: `http_<status>`, `connection_error`, `timeout`, `throttled`, `token_http_<status>`, `bad_token`,
+`not_the_lms`, `database`. No message holds anything that a learner could be known by.
 """
+
+from collections.abc import Sequence
 
 
 class LicenseExpiryError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    `what` says what happened, `remedy` what to do about it; neither ends with a full stop. `parts` are the errors that
+    it consists of, mostly itself. The errors that only steer a
+    worker (NotClaimed, Stopping, LeaseLost, BatchRefused) have no remedy: nobody needs to do anything.
+    """
+
+    joint = ": "
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what, remedy)  # both, so that it survives pickling
+        self.what = what
+        self.remedy = remedy
+        self.parts: Sequence[LicenseExpiryError] = (self,)
+
+    def __str__(self) -> str:
+        return self.joint.join(part for part in (self.what, self.remedy) if part)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"  # what Celery and Flower show of a failed task
 
 
 class Unusable(LicenseExpiryError):
-    """Settings, database or broker cannot be used; the message names the setting and the remedy."""
+    """Settings, database or broker cannot be used as they are."""
+
+
+class WrongSetting(Unusable):
+    """One setting is wrong; `what` begins with its name."""
+
+    joint = ". "
+
+
+class SeveralWrong(Unusable):
+    """Several things are wrong at once: a heading, and an error for each in `parts`."""
+
+    def __init__(self, what: str, parts: Sequence[Unusable]) -> None:
+        super().__init__(what)
+        self.args, self.parts = (what, parts), parts
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.what}:", *(f"  {part}" for part in self.parts)])
 
 
 class BadArgument(LicenseExpiryError):
-    """A trigger was given a wrong argument; the message is one sentence that says which."""
+    """A trigger, a command or an address was given a wrong argument."""
 
 
 class NotClaimed(LicenseExpiryError):
-    """The step may not start on this run; the message says who has it or what became of it."""
+    """The step may not start on this run; `what` says who has it or what became of it."""
 
 
 class LeaseLost(LicenseExpiryError):
@@ -36,23 +77,23 @@ class LeaseLost(LicenseExpiryError):
 
 
 class Stopping(LicenseExpiryError):
-    """This worker is being shut down; nothing more is to be begun."""
+    """This worker is shutting down; nothing more is begun."""
 
 
 class ReasonedError(LicenseExpiryError):
-    """An error with a stable `reason` code beside its sentence.
+    """An error with a stable `reason` code.
 
-    `retry_after` is in seconds, where the other side told how long to stay away.
+    `retry_after` is in seconds, where the other side said how long to stay away.
     """
 
-    def __init__(self, reason: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(reason, message, retry_after)  # all three, so that it survives pickling
+    def __init__(self, reason: str, what: str, remedy: str = "", retry_after: float | None = None) -> None:
+        super().__init__(what, remedy)
+        self.args = (reason, what, remedy, retry_after)
         self.reason = reason
-        self.message = message
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return f"{self.message} [{self.reason}]"
+        return f"{super().__str__()} [{self.reason}]"
 
     __repr__ = __str__  # what Celery and Flower show of a retry
 

@@ -8,7 +8,7 @@ import click
 from celery.events.state import State, Task
 from celery.states import RETRY
 
-from worker.errors import Unusable
+from worker.errors import Unusable, WrongSetting
 from worker.settings_sources import Sourced, load, setting
 
 _LOOPBACK = "127.0.0.1"
@@ -19,7 +19,8 @@ _COLUMNS = "state,name,kwargs,uuid,received,exception,runtime"
 class FlowerSettings(Sourced):
     """Flower's password, where Flower itself does not look: in /run/secrets and in the YAML file."""
 
-    FLOWER_BASIC_AUTH: str = setting("Who may use Flower", "operator:password", "", secret=True)
+    FLOWER_BASIC_AUTH: str = setting("operator:password", "", secret=True)
+    """Who may use Flower"""
 
 
 class Retried(Task):
@@ -77,7 +78,7 @@ def _who_may(given: list[str], *, by_oauth: bool) -> list[str]:
     pairs = list(filter(None, given)) or list(filter(None, load(FlowerSettings).FLOWER_BASIC_AUTH.split(",")))
     if (pairs or by_oauth) and all(re.fullmatch("[ -9;-~]+:[ -~]+", each) for each in pairs):
         return pairs
-    raise Unusable(
-        "FLOWER_BASIC_AUTH is not set, or is not user:password in ASCII: Flower does not start without authentication. "
-        "Set it in the environment or in the file /run/secrets/FLOWER_BASIC_AUTH, for example operator:password"
+    raise WrongSetting(
+        "FLOWER_BASIC_AUTH is not set, or is not user:password in ASCII: Flower does not start without authentication",
+        "Set it in the environment or in the file /run/secrets/FLOWER_BASIC_AUTH, for example operator:password",
     )

@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from worker.settings_sources import Sourced, load, setting
+from worker.settings_sources import Sourced, WrongValue, load, setting
 
 CONNECT_SECONDS = 10
 _DRIVERS = {
@@ -23,7 +23,7 @@ _DRIVERS = {
     "mariadb": "mariadb+pymysql",
 }
 _BROKERS = ("redis://", "rediss://", "amqp://", "amqps://", "memory://")
-_BROKER = ("Where tasks are queued: a Redis or a RabbitMQ", "redis://:password@redis:6379/5")
+_BROKER_EXAMPLE = "redis://:password@redis:6379/5"
 
 
 def retry_wait(first: int, attempt: int) -> int:
@@ -41,30 +41,28 @@ def _in_order(value: int, info: ValidationInfo, above: Sequence[str], below: Seq
         limit = edge(known.values(), default=None)
         if limit is not None and (value <= limit + CONNECT_SECONDS if word == "more" else value >= limit):
             told = " and ".join(known) + (f" by {CONNECT_SECONDS} s" if word == "more" else "")
-            raise ValueError(f"is {value}, but must be {word} than {told}, {limit}. Raise the one or lower the other")
+            what = f"is {value}, but must be {word} than {told}, {limit}"
+            raise WrongValue(what, "Raise the one or lower the other")
     return value
 
 
 class CelerySettings(Sourced):
     """What celeryconfig.py needs: complete by itself, so that `celery -A worker report` works anywhere."""
 
-    CELERY_BROKER_URL: str = setting(*_BROKER, "", secret=True)
-    CELERY_RESULT_BACKEND: str = setting(
-        "Where task results are kept; the broker when that is a Redis, else nowhere", _BROKER[1], "", secret=True
-    )
-    NIGHTLY_SCHEDULE: str = setting(
-        "When beat starts the night: five cron fields, in TIME_ZONE", "0 2 * * *", "0 2 * * *"
-    )
-    TIME_ZONE: str = setting("The time zone of NIGHTLY_SCHEDULE, a name from the tz database", "Europe/Paris", "UTC")
-    TASK_TIME_LIMIT_SECONDS: PositiveInt = setting(
-        "A task is killed after this long; a step hands itself on after half of it", "3000", 3000
-    )
-    VISIBILITY_TIMEOUT_SECONDS: PositiveInt = setting(
-        "After this long Redis gives a task that was not acknowledged to another worker", "4200", 4200
-    )
-    LOG_FORMAT: Literal["keyvalue", "json"] = setting(
-        "How log lines look: keyvalue for people, json for a log store", "json", "keyvalue"
-    )
+    CELERY_BROKER_URL: str = setting(_BROKER_EXAMPLE, "", secret=True)
+    """Where tasks are queued: a Redis or a RabbitMQ"""
+    CELERY_RESULT_BACKEND: str = setting(_BROKER_EXAMPLE, "", secret=True)
+    """Where task results are kept; the broker when that is a Redis, else nowhere"""
+    NIGHTLY_SCHEDULE: str = setting("0 2 * * *", "0 2 * * *")
+    """When beat starts the night: five cron fields, in TIME_ZONE"""
+    TIME_ZONE: str = setting("Europe/Paris", "UTC")
+    """The time zone of NIGHTLY_SCHEDULE, a name from the tz database"""
+    TASK_TIME_LIMIT_SECONDS: PositiveInt = setting("3000", 3000)
+    """A task is killed after this long; a step hands itself on after half of it"""
+    VISIBILITY_TIMEOUT_SECONDS: PositiveInt = setting("4200", 4200)
+    """After this long Redis gives a task that was not acknowledged to another worker"""
+    LOG_FORMAT: Literal["keyvalue", "json"] = setting("json", "keyvalue")
+    """How log lines look: keyvalue for people, json for a log store"""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -85,18 +83,14 @@ class CelerySettings(Sourced):
             raise ValueError("is not a URL; is a special character of the password not %-escaped?") from None
         return value
 
-    @field_validator("CELERY_RESULT_BACKEND")
-    @classmethod
-    def _a_url(cls, value: str) -> str:
-        if value and "://" not in value:
-            raise ValueError("is not a URL")
-        return value
-
     @field_validator("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
     @classmethod
     def _with_its_certificate(cls, value: str) -> str:
+        if value and "://" not in value:
+            raise ValueError("is not a URL")
         if value.startswith("rediss://") and "ssl_cert_reqs=" not in value:
-            raise ValueError("must say ?ssl_cert_reqs=required: without it no certificate is checked")
+            what = "must say ?ssl_cert_reqs=required: without it no certificate is checked"
+            raise WrongValue(what, "Keep TLS: rediss://:password@redis:6379/5?ssl_cert_reqs=required")
         return value
 
     @field_validator("NIGHTLY_SCHEDULE")
@@ -131,17 +125,14 @@ class CelerySettings(Sourced):
 class DatabaseSettings(CelerySettings):
     """What reading the database needs: enough to show what was done and what is due."""
 
-    DATABASE_URL: str = setting(
-        "license-manager's database, as a SQLAlchemy URL", "mysql://user:password@mysql/license_manager", secret=True
-    )
+    DATABASE_URL: str = setting("mysql://user:password@mysql/license_manager", secret=True)
+    """license-manager's database, as a SQLAlchemy URL"""
     CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED: Annotated[frozenset[UUID], NoDecode] = setting(
-        "The enterprise customers whose learners are unlinked: UUIDs with commas, or a YAML list",
-        "378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772,7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11",
-        frozenset(),
+        "378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772,7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11", frozenset()
     )
-    UNLINK_AFTER_DAYS: int = setting(
-        "A learner is unlinked when the license expired more than this many days ago", "90", 90, ge=0, le=36500
-    )
+    """The enterprise customers whose learners are unlinked: UUIDs with commas, or a YAML list"""
+    UNLINK_AFTER_DAYS: int = setting("90", 90, ge=0, le=36500)
+    """A learner is unlinked when the license expired more than this many days ago"""
 
     @field_validator("DATABASE_URL")
     @classmethod
@@ -166,51 +157,40 @@ class DatabaseSettings(CelerySettings):
 class Settings(DatabaseSettings):
     """Everything that a worker needs."""
 
-    LMS_URL: str = setting("The LMS's root address", "https://courses.example.com", min_length=1)
-    SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = setting(
-        "Where tokens are asked for; LMS_URL when not set", "https://courses.example.com", ""
-    )
-    BACKEND_SERVICE_EDX_OAUTH2_KEY: str = setting(
-        "The client id of license-manager's backend service application in the LMS",
-        "license-manager-backend-service-key",
-        min_length=1,
-    )
-    BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = setting(
-        "A file whose content is BACKEND_SERVICE_EDX_OAUTH2_SECRET", "/run/secrets/lms_oauth2_secret", None
-    )
-    BACKEND_SERVICE_EDX_OAUTH2_SECRET: str = setting(
-        "That application's secret; or name a file with BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE",
-        "(a secret)",
-        "",
-        secret=True,
-    )
-    LICENSE_EXPIRATION_BATCH_SIZE: PositiveInt = setting("Licenses in one downgrade call", "100", 100, le=1000)
-    BULK_UNLINK_BATCH_SIZE: PositiveInt = setting("Learners in one unlink call", "100", 100, le=1000)
-    BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS: PositiveInt = setting(
-        "How long to wait for the answer to a downgrade call", "120", 120
-    )
-    BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = setting(
-        "How long to wait for the answer to an unlink call", "120", 120
-    )
-    LMS_PARALLEL_REQUESTS: PositiveInt = setting("LMS calls in flight at once, for each run", "4", 4, le=64)
-    LMS_PARALLEL_REQUESTS_PER_HOST: PositiveInt = setting(
-        "LMS calls in flight at once, for all workers of one host that share its temporary folder", "8", 8, le=256
-    )
-    LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = setting(
-        "The LMS's throttle for service users, held over all workers; no limit when not set", "800", None
-    )
-    LEASE_SECONDS: PositiveInt = setting("A worker that is silent for this long loses its run to another", "300", 300)
-    TASK_MAX_RETRIES: int = setting("How often a step is tried again when the LMS is unavailable", "5", 5, ge=0, le=100)
-    TASK_RETRY_SECONDS: PositiveInt = setting(
-        "The wait before the first of these; it doubles each time, up to 15 minutes", "60", 60
-    )
-    SEGMENT_KEY: str = setting(
-        "Segment's write key, for license-manager's lifecycle events; none are sent when not set",
-        "(a secret)",
-        "",
-        secret=True,
-    )
-    SEGMENT_INCLUDE_EMAIL: bool = setting("Whether these events carry the learner's e-mail address", "false", False)
+    LMS_URL: str = setting("https://courses.example.com", min_length=1)
+    """The LMS's root address"""
+    SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = setting("https://courses.example.com", "")
+    """Where tokens are asked for; LMS_URL when not set"""
+    BACKEND_SERVICE_EDX_OAUTH2_KEY: str = setting("license-manager-backend-service-key", min_length=1)
+    """The client id of license-manager's backend service application in the LMS"""
+    BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = setting("/run/secrets/lms_oauth2_secret", None)
+    """A file whose content is BACKEND_SERVICE_EDX_OAUTH2_SECRET"""
+    BACKEND_SERVICE_EDX_OAUTH2_SECRET: str = setting("(a secret)", "", secret=True)
+    """That application's secret; or name a file with BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE"""
+    LICENSE_EXPIRATION_BATCH_SIZE: PositiveInt = setting("100", 100, le=1000)
+    """Licenses in one downgrade call"""
+    BULK_UNLINK_BATCH_SIZE: PositiveInt = setting("100", 100, le=1000)
+    """Learners in one unlink call"""
+    BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS: PositiveInt = setting("120", 120)
+    """How long to wait for the answer to a downgrade call"""
+    BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = setting("120", 120)
+    """How long to wait for the answer to an unlink call"""
+    LMS_PARALLEL_REQUESTS: PositiveInt = setting("4", 4, le=64)
+    """LMS calls in flight at once, for each run"""
+    LMS_PARALLEL_REQUESTS_PER_HOST: PositiveInt = setting("8", 8, le=256)
+    """LMS calls in flight at once, for all workers of one host that share its temporary folder"""
+    LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = setting("800", None)
+    """The LMS's throttle for service users, held over all workers; no limit when not set"""
+    LEASE_SECONDS: PositiveInt = setting("300", 300)
+    """A worker that is silent for this long loses its run to another"""
+    TASK_MAX_RETRIES: int = setting("5", 5, ge=0, le=100)
+    """How often a step is tried again when the LMS is unavailable"""
+    TASK_RETRY_SECONDS: PositiveInt = setting("60", 60)
+    """The wait before the first of these; it doubles each time, up to 15 minutes"""
+    SEGMENT_KEY: str = setting("(a secret)", "", secret=True)
+    """Segment's write key, for license-manager's lifecycle events; none are sent when not set"""
+    SEGMENT_INCLUDE_EMAIL: bool = setting("false", False)
+    """Whether these events carry the learner's e-mail address"""
 
     @field_validator("LMS_URL", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
     @classmethod
@@ -237,7 +217,7 @@ class Settings(DatabaseSettings):
     def _with_its_library(cls, value: str) -> str:
         value = value.strip()
         if value and not (find_spec("segment") and find_spec("segment.analytics")):
-            raise ValueError("needs Segment's library: pip install 'license-expiry[segment]'")
+            raise WrongValue("needs Segment's library", "pip install 'license-expiry[segment]'")
         return value
 
     @field_validator("LEASE_SECONDS")
@@ -252,15 +232,16 @@ class Settings(DatabaseSettings):
         wait = retry_wait(value, info.data.get("TASK_MAX_RETRIES", 0)) * 6 // 5  # the jitter of a retry
         limit, visibility = (info.data.get(f"{name}_SECONDS") for name in ("TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT"))
         if limit is not None and visibility is not None and wait + limit > visibility:
-            raise ValueError(
+            what = (
                 f"is {value}, which leads to a wait of {wait} s; that and TASK_TIME_LIMIT_SECONDS, {limit}, must be at "
-                f"most VISIBILITY_TIMEOUT_SECONDS, {visibility}. Lower it, or raise the last"
             )
+            raise WrongValue(f"{what}most VISIBILITY_TIMEOUT_SECONDS, {visibility}", "Lower it, or raise the last")
         return value
 
 
 class _SettingsWithBroker(Settings):
-    CELERY_BROKER_URL: str = setting(*_BROKER, secret=True, min_length=1)
+    CELERY_BROKER_URL: str = setting(_BROKER_EXAMPLE, secret=True, min_length=1)
+    """Where tasks are queued: a Redis or a RabbitMQ"""
 
 
 def load_settings(*, broker: bool = False) -> Settings:

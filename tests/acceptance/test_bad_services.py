@@ -17,9 +17,9 @@ from simulator.data.rows import Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.db.ledger_tables import Phase
+from worker.ledger.order import Phase
 
-REASON = "the LMS answered 503 [http_503]"
+REASON = "the LMS answered 503: look at the LMS [http_503]"
 TRIES = 4  # of a call in place, before the task is retried
 CONNECTIONS = {
     "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = :name",

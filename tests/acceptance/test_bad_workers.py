@@ -11,8 +11,8 @@ from support.runs import assert_order
 
 from simulator.data.rows import Data
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import Phase
-from worker.ledger.claims import MAX_PUBLICATIONS
+from worker.ledger.order import Phase
+from worker.ledger.stalled import MAX_PUBLICATIONS
 
 # Kills the process that is to downgrade any of these licenses.
 DEADLY = """

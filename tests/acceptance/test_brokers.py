@@ -28,7 +28,7 @@ from simulator.data.showcase import demo
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.db.ledger_tables import Phase
+from worker.ledger.order import Phase
 
 # RabbitMQ on the quickest database alone: what a broker does depends on no database. Redis and SQLite: test_night.py;
 # Redis and PostgreSQL: tests/chaos.
@@ -127,5 +127,5 @@ def test_an_lms_that_is_away_is_retried_and_the_unlink_waits(
     assert {run.enterprise_customer_uuid: run.retries for run in runs(engine)} == {away: 1, well: 0}
     (line,) = (line for line in processes.log("worker").splitlines() if "step comes again" in line)
     assert "seconds=1 " in line
-    assert "the LMS answered 503 [http_503]" in line
+    assert "the LMS answered 503: look at the LMS [http_503]" in line
     assert_order(lms.journal)

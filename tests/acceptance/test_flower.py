@@ -17,7 +17,7 @@ from support.runs import scan, sent
 from simulator.data.rows import Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import Phase
+from worker.ledger.order import Phase
 
 
 @WORKER_SQLITE

@@ -15,7 +15,8 @@ from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.db.ledger_tables import Heartbeat, Night, Phase
+from worker.db.ledger_tables import Heartbeat, Night
+from worker.ledger.order import Phase
 
 # Kills the process that opens a run when two are opened, once.
 DYING_DISPATCHER = """

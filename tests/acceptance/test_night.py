@@ -19,7 +19,8 @@ from simulator.data.showcase import MALFORMED_EMAIL, demo
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.db.ledger_tables import Night, Phase, Run
+from worker.db.ledger_tables import Night, Run
+from worker.ledger.order import Phase
 
 
 @WORKER_SQLITE

@@ -18,7 +18,8 @@ from simulator.data.rows import Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
-from worker.db.ledger_tables import HeldLicense, LmsCall, Phase
+from worker.db.ledger_tables import HeldLicense, LmsCall
+from worker.ledger.order import Phase
 
 EXPRESSIONS = {
     target["expr"]

@@ -14,7 +14,7 @@ from simulator.data.rows import Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.db.ledger_tables import Phase
+from worker.ledger.order import Phase
 
 # The call in flight and the step's last writes take less than a second; but Celery's children wait up to 30 s, once in
 # some thirty times, for their parent to have read what they sent.

@@ -18,7 +18,7 @@ from support.processes import COMMAND, ROOT, seconds_to_end
 
 from simulator.data.schema import create_tables
 from simulator.processes import Processes, free_port, listens
-from worker.db.transactions import make_engine
+from worker.db.engine import make_engine
 from worker.ledger import migrations
 from worker.web import history
 
@@ -56,7 +56,7 @@ def serve(processes: Processes) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DATABASE_URL", url)
             process = processes.start(name, [*COMMAND, "serve", "--port", str(port)], lambda: listens(port))
-        return Served(f"http://127.0.0.1:{port}", history.key_of(last), url, process)
+        return Served(f"http://127.0.0.1:{port}", history.night_key(last), url, process)
 
     return start
 

@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import requests
 
-from worker.lms.client import DOWNGRADE_PATH, TOKEN_PATH
+from worker.lms.client import DOWNGRADE_PATH
+from worker.lms.transport import TOKEN_PATH
 
 SECRET = {"client_id": "license-expiry", "client_secret": "not-a-secret", "grant_type": "client_credentials"}
 

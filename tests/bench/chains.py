@@ -12,7 +12,7 @@ from uuid import uuid4
 import tasks
 from worker.celery import app
 from worker.deps import get_deps
-from worker.runs import start
+from worker.runs import request, start
 
 
 def per_second(work: Callable[[], int]) -> float:
@@ -30,7 +30,7 @@ def plain(count: int) -> int:
 
 def ours() -> int:
     """Start a night: find the enterprises with work due, open a run for each, publish its chain."""
-    return len(start.start(get_deps(), start.Request(), (), tasks.publish))
+    return len(start.start_runs(get_deps(), request.Request(), (), tasks.publish))
 
 
 def main(count: int) -> None:

@@ -39,7 +39,7 @@ def find(engine: Engine, listed: list[UUID]) -> dict[str, float]:
     return {
         "full_scan": round(seconds(scan), 3),
         "due_enterprises": round(
-            seconds(lambda: database.transact(lambda session: enterprises.due_enterprises(session, scope))), 3
+            seconds(lambda: database.transact(lambda session: enterprises.find_due_enterprises(session, scope))), 3
         ),
         "command_due": round(seconds(lambda: plan_rows(database, scope), times=1), 3),
     }

@@ -21,9 +21,10 @@ from bench.meters import Used, of_group, of_server
 from bench.profile import profiled
 from simulator.data.schema import create_tables
 from simulator.processes import Processes, free_port, listens
-from worker.db.ledger_tables import ENDED, LmsCall, Run
-from worker.db.transactions import make_engine
+from worker.db.engine import make_engine
+from worker.db.ledger_tables import LmsCall, Run
 from worker.ledger import migrations
+from worker.ledger.order import ENDED
 
 ROOT = Path(__file__).parents[2]
 SERVER = {"postgresql": "postgres", "mariadb": "mariadbd"}

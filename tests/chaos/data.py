@@ -18,14 +18,16 @@ from simulator.data.rows import ORDER, Data
 from simulator.data.schema import create_tables, table
 from simulator.lms.server import Simulator
 from simulator.lms.state import Enrollment, EnrollmentFault
-from worker.db.ledger_tables import Ledger, Phase
-from worker.db.transactions import Database, make_engine
+from worker.db.engine import make_engine
+from worker.db.ledger_tables import Ledger
+from worker.db.transactions import Database
 from worker.deps import make_deps
 from worker.due import enterprises
 from worker.due.scope import Scope
 from worker.ledger import migrations
+from worker.ledger.order import Phase
+from worker.lms.patience import Patience
 from worker.settings import Settings
-from worker.shutdown import Patience
 
 __all__ = ["BATCHES", "Ground", "Picture", "due", "picture", "undisturbed"]
 
@@ -125,7 +127,7 @@ def due(ground: Ground, engine: Engine) -> int:
     """How many enterprises the policy calls due now."""
     database = Database(engine)
     scope = Scope(database.now(), UNLINK_AFTER, ground.listed)
-    return len(database.transact(lambda session: enterprises.due_enterprises(session, scope)))
+    return len(database.transact(lambda session: enterprises.find_due_enterprises(session, scope)))
 
 
 def undisturbed(ground: Ground, url: str) -> Picture:

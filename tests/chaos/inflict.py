@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from chaos.faults import Fault
 from chaos.session import Stage
-from worker.db.ledger_tables import Phase
+from worker.ledger.order import Phase
 
 NEED_NO_SERVER = ("forget_tokens", "worker_term", "skewed_worker", "beat_kill", "two_beats")
 

@@ -20,7 +20,8 @@ from chaos.evidence import Evidence, License, Step, confirms, named, numbers
 from chaos.snapshot import Picture, difference, picture
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
+from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
+from worker.ledger.order import Phase
 
 __all__ = ["judge", "requests_since", "scan"]
 

@@ -143,7 +143,7 @@ def _wrap(owner: Any, name: str, before: Callable[..., object], after: Callable[
 
 def _on_calls(points: Points) -> None:
     """Before a call is before its guard is asked; it is being sent once the guard has said yes."""
-    _wrap(worker.lms.client.LmsClient, "_attempt", lambda _: points.reach(BEFORE_CALL), lambda _: None)
+    _wrap(worker.lms.client.LmsClient, "post", lambda _: points.reach(BEFORE_CALL), lambda _: None)
     _wrap(requests.Session, "send", lambda _: points.reach(SENDING), lambda _: points.reach(ANSWERED))
 
 

@@ -19,8 +19,8 @@ from chaos.processes import ROOT, Crew
 from chaos.servers import DATABASES, DatabaseServer, Redis
 from simulator.data.schema import create_tables
 from simulator.lms.server import Simulator
+from worker.db.engine import make_engine
 from worker.db.ledger_tables import Run
-from worker.db.transactions import make_engine
 from worker.ledger import migrations
 
 LATENCY = 0.12

@@ -25,9 +25,11 @@ from simulator.data.showcase import MALFORMED_EMAIL
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
 from simulator.lms.state import State
-from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, HeldLicense, Phase, Run
-from worker.db.transactions import make_engine
+from worker.db.engine import make_engine
+from worker.db.ledger_tables import HeldLicense, Run
+from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 from worker.ledger import migrations
+from worker.ledger.order import Phase
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SPREAD = 100  # between two numbers of the journal, so that forged ones find room

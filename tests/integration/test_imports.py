@@ -71,15 +71,10 @@ def test_celery_settings_load_our_settings_and_errors_alone() -> None:
 
 def test_policy_and_the_client_know_nothing_of_each_other() -> None:
     assert "worker.lms.client" not in loaded_by("worker.due.conditions")
-    client = {
-        "worker.lms",
-        "worker.lms.client",
-        "worker.errors",
-        "worker.logs",
-        "worker.lms.outcomes",
-        "worker.shutdown",
-    }
-    assert of(OURS, loaded_by("worker.lms.client")) == {"worker"} | client
+    client = {f"worker.lms.{name}" for name in ("client", "transport", "outcomes", "patience")}
+    assert (
+        of(OURS, loaded_by("worker.lms.client")) == {"worker", "worker.lms", "worker.clock", "worker.errors"} | client
+    )
 
 
 def test_importing_the_tasks_reads_no_settings_and_no_simulator() -> None:

@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Engine, event, insert, inspect, text
 
 from simulator.data.schema import create_tables
 from support.services import new_database
+from worker.db.engine import make_engine
 from worker.db.ledger_tables import Heartbeat, Throttle
-from worker.db.transactions import make_engine
-from worker.db.types import DatabaseNow
+from worker.db.sql import DatabaseNow
 from worker.ledger import migrations
 
 CHANGES = ("ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVOKE", "TRUNCATE")

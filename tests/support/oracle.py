@@ -16,13 +16,13 @@ from sqlalchemy import Connection, Engine, insert
 from sqlalchemy.orm import Session
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Agreement, Data, Status
-from worker.db import ledger_tables
-from worker.due import conditions, enterprises
+from worker.db import ledger_tables, license_manager_tables, sql
+from worker.due import downgrades, enterprises, plans as conditions_plans, unlinks
 from worker.due.scope import Scope
 
 Row = tuple[Any, ...]
 Answers = dict[str, list[Row]]
-Page = Callable[[UUID | None], conditions.Rows]
+Page = Callable[[UUID | None], sql.Rows]
 
 HELD_FOR = timedelta(hours=12)
 OTHER_RUN = UUID("0000aaaa-0000-4000-8000-00000000aaaa")
@@ -299,22 +299,22 @@ def _is_a_learners(license: License) -> bool:
     return license.status in ("assigned", "activated")
 
 
-LICENSE_QUERIES: dict[str, Callable[..., conditions.Rows]] = {
-    "due_downgrades": conditions.due_downgrades,
-    "waiting_downgrades": conditions.waiting_downgrades,
-    "due_unlinks": conditions.due_unlinks,
-    "rehearsed_unlinks": partial(conditions.due_unlinks, downgraded=False),
-    "protected": conditions.protected,
+LICENSE_QUERIES: dict[str, Callable[..., sql.Rows]] = {
+    "due_downgrades": downgrades.due_downgrades,
+    "waiting_downgrades": downgrades.waiting_downgrades,
+    "due_unlinks": unlinks.due_unlinks,
+    "rehearsed_unlinks": partial(unlinks.due_unlinks, downgraded=False),
+    "protected": unlinks.protected,
 }
-QUERIES: dict[str, Callable[[Scope], conditions.Rows]] = {
-    "due_plans": conditions.due_plans,
-    "done_plans": conditions.done_plans,
-    "waiting_plans": conditions.waiting_plans,
+QUERIES: dict[str, Callable[[Scope], sql.Rows]] = {
+    "due_plans": conditions_plans.due_plans,
+    "done_plans": conditions_plans.done_plans,
+    "waiting_plans": downgrades.waiting_plans,
 }
 COLUMNS = (
-    ledger_tables.License.uuid,
-    ledger_tables.SubscriptionPlan.uuid,
-    ledger_tables.CustomerAgreement.enterprise_customer_uuid,
+    license_manager_tables.License.uuid,
+    license_manager_tables.SubscriptionPlan.uuid,
+    license_manager_tables.CustomerAgreement.enterprise_customer_uuid,
 )
 
 
@@ -323,14 +323,14 @@ def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
     answers = {}
     for name in names or (*QUERIES, *LICENSE_QUERIES, "due_enterprises"):
         if name == "due_enterprises":  # not one query
-            answers[name] = [(customer,) for customer in enterprises.due_enterprises(Session(connection), scope)]
+            answers[name] = [(customer,) for customer in enterprises.find_due_enterprises(Session(connection), scope)]
         else:
             answers[name] = sorted(rows(connection, _query(name, scope)))
     return answers
 
 
 @cache
-def _query(name: str, scope: Scope) -> conditions.Rows:
+def _query(name: str, scope: Scope) -> sql.Rows:
     """A query is a function of its scope; and building it takes SQLAlchemy far longer than asking it here."""
     return QUERIES[name](scope) if name in QUERIES else LICENSE_QUERIES[name](scope, *COLUMNS)
 
@@ -347,7 +347,7 @@ def pages_of(connection: Connection, page: Page, limit: int) -> Iterator[list[Ro
         keys.add(after)
 
 
-def rows(connection: Connection, query: conditions.Rows) -> list[Row]:
+def rows(connection: Connection, query: sql.Rows) -> list[Row]:
     return [tuple(row) for row in connection.execute(query)]
 
 

@@ -9,7 +9,8 @@ from uuid import UUID
 from sqlalchemy import Engine, insert, update
 
 from simulator.data.rows import DAY, Data
-from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
+from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run
+from worker.ledger.order import Phase
 
 NAMES = ("Harbour", "Meadow", "Lantern", "Juniper", "Cobalt", "Saffron", "Orchard", "Granite", "Willow", "Beacon")
 KINDS = ("University", "Logistics", "Health", "Foundation", "Energy", "Bank", "Institute", "Museum")

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 from simulator.data.rows import DAY, Data
 from simulator.lms.server import Simulator
 from support.runs import assert_order, times_sent
-from worker.db.ledger_tables import ENDED, Phase, Run
+from worker.db.ledger_tables import Run
+from worker.ledger.order import ENDED, Phase
 
 ROOT = Path(__file__).parents[2]
 CELERY = [sys.executable, "-m", "celery", "-A"]

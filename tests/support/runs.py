@@ -22,15 +22,18 @@ from simulator.lms.journal import Entry, Journal
 from simulator.lms.server import Simulator
 from support.services import ENGINES
 from worker.db.ledger_tables import HeldLicense, Run
+from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
-from worker.db.types import DatabaseNow
 from worker.deps import Deps
-from worker.errors import LicenseExpiryError, Unavailable
-from worker.ledger import claims, runs
-from worker.ledger.claims import Step
+from worker.errors import LicenseExpiryError
+from worker.ledger.order import STEPS, Step, row_of
+from worker.ledger.runs import Opened, open_runs
+from worker.ledger.stalled import release_stalled
 from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
-from worker.runs import start as dispatch
-from worker.runs import steps
+from worker.runs import attempt as attempting
+from worker.runs.attempt import Outcome
+from worker.runs.request import parse_request
+from worker.runs.start import start_runs
 
 # What does not depend on the kind of database is tried on the quickest one alone; by `make test-engines`, on each.
 EVERY_ENGINE = bool(os.environ.get("EVERY_ENGINE"))
@@ -108,9 +111,9 @@ def night(deps: Deps, *enterprises: UUID, **request: Any) -> dict[UUID, Run]:
     return {each.enterprise: finish(deps, each.enterprise, each.run_id) for each in started}
 
 
-def start(deps: Deps, *enterprises: UUID, **request: Any) -> list[dispatch.Started]:
+def start(deps: Deps, *enterprises: UUID, **request: Any) -> list[Opened]:
     """Open a run for each enterprise with work due, and publish nothing."""
-    return dispatch.start(deps, dispatch.parse_request(**request), enterprises, lambda *_: None)
+    return start_runs(deps, parse_request(**request), enterprises, lambda *_: None)
 
 
 def open_one(deps: Deps, enterprise: UUID, **request: Any) -> UUID:
@@ -120,14 +123,20 @@ def open_one(deps: Deps, enterprise: UUID, **request: Any) -> UUID:
     return started.run_id
 
 
-def opened_run(database: Database, enterprise: UUID, as_of: datetime, **request: Any) -> runs.Opened:
+def opened_run(database: Database, enterprise: UUID, as_of: datetime, **request: Any) -> Opened:
     """Open a run of one enterprise, whether it has work due or not."""
-    return runs.open_runs(database, [enterprise], as_of, **request)[enterprise]
+    [opened] = open_runs(database, [enterprise], as_of, **request)
+    return opened
+
+
+def step_of(name: str) -> Step:
+    """The step of this name."""
+    return STEPS[row_of(name)]
 
 
 def finish(deps: Deps, enterprise: UUID, run_id: UUID) -> Run:
     """Do both steps as a chain of tasks does: an error ends the chain, and the ledger has it."""
-    for step in Step:
+    for step in STEPS:
         more = True
         while more:
             try:
@@ -138,15 +147,10 @@ def finish(deps: Deps, enterprise: UUID, run_id: UUID) -> Run:
 
 
 def attempt(
-    deps: Deps,
-    enterprise: UUID,
-    run_id: UUID,
-    step: Step,
-    retry_in: Callable[[Unavailable], int | None] = lambda _: None,
-    owner: str = "a test",
-) -> steps.Outcome:
+    deps: Deps, enterprise: UUID, run_id: UUID, step: Step, retries: int | None = None, owner: str = "a test"
+) -> Outcome:
     """Make one attempt at one step; by default an LMS that is away fails the run."""
-    return steps.attempt(deps, run_id, enterprise, step, owner, retry_in)
+    return attempting.attempt(deps, run_id, enterprise, step, owner, retries)
 
 
 def run_of(database: Database, run_id: UUID) -> Run:
@@ -191,7 +195,7 @@ def lapse(engine: Engine, run_id: UUID) -> None:
 def take_over(deps: Deps, run_id: UUID) -> None:
     """Let a run be taken from whoever has it, as `reconcile` does when its lease has lapsed."""
     lapse(deps.database.engine, run_id)
-    again, given_up = claims.take_up_stalled(deps.database)
+    again, given_up = release_stalled(deps.database)
     assert ([run.id for run in again], given_up) == ([run_id], [])
 
 

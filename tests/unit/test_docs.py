@@ -1,5 +1,6 @@
 """What the documents say is so."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -36,10 +37,28 @@ def test_every_link_in_the_readme_leads_somewhere() -> None:
         assert (ROOT / link).exists(), link
 
 
-def test_every_module_is_in_the_architecture() -> None:
-    text = (ROOT / "docs/architecture.md").read_text()
-    for path in (ROOT / "worker").rglob("[a-z]*.py"):
-        assert "migrations" in path.parts or str(path.relative_to(ROOT)) in text, path
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+
+
+def test_the_table_of_packages_is_the_tree() -> None:
+    _, _, table = ARCHITECTURE.partition("| In `worker/` |")
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    told = [name for row in rows for name in re.findall(r"`([\w./]+)`", row.split("|")[1])]
+    there = {path.name + "/" * path.is_dir() for path in (ROOT / "worker").iterdir() if path.name[0] != "_"}
+    assert sorted(told) == sorted(there)
+
+
+def test_every_file_that_the_architecture_sends_to_is_there() -> None:
+    for path in re.findall(r"`((?:worker|tasks|simulator)/[\w./]+)`", ARCHITECTURE):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("package", [path.parent for path in (ROOT / "worker").glob("*/__init__.py")], ids=str)
+def test_the_docstring_of_a_package_names_its_modules(package: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    for path in package.iterdir():
+        if path.name[0] != "_":
+            assert f"`{path.stem}" in docstring, path
 
 
 @pytest.mark.parametrize("path", ["requirements/dev.txt", "pyproject.toml", "Makefile", ".ci/run"])

@@ -4,44 +4,41 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from worker import shutdown
 from worker.errors import Stopping
+from worker.shutdown import Shutdown, kill_after
 
 
-@pytest.fixture(autouse=True)
-def started_anew() -> Iterator[None]:
-    shutdown._stopping.value = 0
-    yield
-    shutdown._stopping.value = 0
+@pytest.fixture
+def shutdown() -> Shutdown:
+    return Shutdown()
 
 
-def test_a_sleep_lasts_as_long_as_it_is_told() -> None:
+def test_a_sleep_lasts_as_long_as_it_is_told(shutdown: Shutdown) -> None:
     begun = time.monotonic()
     shutdown.sleep(0.05)
     assert time.monotonic() - begun >= 0.05
     shutdown.sleep(0)
 
 
-def test_a_worker_that_is_being_shut_down_sleeps_no_more() -> None:
-    shutdown.stop()
+def test_a_worker_that_is_being_shut_down_sleeps_no_more(shutdown: Shutdown) -> None:
+    shutdown.begin()
     for seconds in (0, 600):
         with pytest.raises(Stopping):
             shutdown.sleep(seconds)
 
 
-def test_a_shutdown_ends_a_long_sleep() -> None:
-    timer = threading.Timer(0.05, shutdown.stop)
+def test_a_shutdown_ends_a_long_sleep(shutdown: Shutdown) -> None:
+    timer = threading.Timer(0.05, shutdown.begin)
     timer.start()
     with pytest.raises(Stopping):
         shutdown.sleep(600)
     timer.join()
 
 
-def test_what_the_parent_is_told_its_children_know() -> None:
+def test_what_the_parent_is_told_its_children_know(shutdown: Shutdown) -> None:
     ready, told = os.pipe()
 
     def child() -> None:
@@ -54,15 +51,15 @@ def test_what_the_parent_is_told_its_children_know() -> None:
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     os.read(ready, 1)
-    assert not shutdown.stopping()
-    shutdown.stop()
+    assert not shutdown.begun
+    shutdown.begin()
     process.join(30)
     assert process.exitcode == 7
 
 
 def test_a_process_that_does_not_end_is_ended() -> None:
     def hangs() -> None:
-        shutdown.end_within(0.05)
+        kill_after(0.05)
         while True:
             time.sleep(60)
 

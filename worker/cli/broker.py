@@ -16,17 +16,17 @@ def celery_app() -> Any:
     """Our Celery app, its settings read; raises Unusable."""
     from worker.celery import app
 
-    with redirect_stderr(io.StringIO()) as said:
+    with redirect_stderr(io.StringIO()):
         try:
             _ = app.conf.beat_schedule
-        except SystemExit:  # of celeryconfig.py
-            raise Unusable(said.getvalue().strip()) from None
+        except SystemExit as end:  # of celeryconfig.py, which has printed the error
+            raise (end.__cause__ or end) from None
     return app
 
 
 def next_night() -> Callable[[datetime], datetime]:
     """Return what gives the scheduled night after a moment, both UTC; it may be called in any thread."""
-    from tasks import following_night
+    from tasks.schedule import following_night
 
     app = celery_app()
     schedule = app.conf.beat_schedule["nightly"]["schedule"]
@@ -43,10 +43,9 @@ def connected() -> Iterator[Any]:
         try:
             connection.ensure_connection(max_retries=1, timeout=5)
         except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
-            raise Unusable(
-                f"The broker {connection.as_uri()} cannot be used ({error}): check CELERY_BROKER_URL and the broker; "
-                "or use run --here, which needs none"
-            ) from None
+            what = f"The broker {connection.as_uri()} cannot be used ({error})"
+            remedy = "check CELERY_BROKER_URL and the broker; or use run --here, which needs none"
+            raise Unusable(what, remedy) from None
         yield connection
 
 
@@ -63,9 +62,10 @@ def publisher() -> Publish:
         try:
             publish(enterprise, run_id)
         except OperationalError as error:
-            raise Unusable(
-                f"The broker went away ({error}): check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: "
-                "reconcile publishes it again. For the enterprises after it, start anew"
-            ) from None
+            remedy = (
+                f"check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: reconcile publishes it again. For "
+                "the enterprises after it, start anew"
+            )
+            raise Unusable(f"The broker went away ({error})", remedy) from None
 
     return checked

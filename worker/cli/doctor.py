@@ -1,8 +1,6 @@
 """`license-expiry doctor`: is all there that a night needs? Changes nothing, and asks the LMS for a token only."""
 
-import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -15,16 +13,17 @@ from sqlalchemy.exc import DBAPIError
 from worker.cli import rights
 from worker.cli.broker import celery_app, connected
 from worker.cli.rights import Right
-from worker.db.ledger_tables import CustomerAgreement
-from worker.db.transactions import Database, cannot_be_used, make_engine
+from worker.db.engine import address_of, cannot_be_used, make_engine
+from worker.db.license_manager_tables import CustomerAgreement
+from worker.db.transactions import Database
+from worker.deps import make_lms_client
 from worker.due import enterprises
-from worker.errors import LicenseExpiryError, ReasonedError, RunRefused, Unavailable, Unusable
+from worker.errors import LicenseExpiryError, Unusable, WrongSetting
 from worker.ledger import migrations
-from worker.lms.client import LmsClient
-from worker.runs import start
+from worker.lms.patience import Patience
+from worker.runs.request import unknown_enterprises
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
 from worker.settings_sources import load
-from worker.shutdown import Patience
 
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 # As far as beat's clock may be ahead of the database's without its night being taken for that of the day before.
@@ -33,7 +32,7 @@ CLOCK_AHEAD = timedelta(seconds=30)
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of a subject; what is not ok has its remedy."""
+    """What was found of a subject; whatever is not ok has a remedy."""
 
     subject: str
     status: Literal["ok", "warning", "wrong"]
@@ -42,9 +41,10 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at one thing after the other; what hangs on something that is wrong is left out."""
-    looks = [_of(DatabaseSettings, _database), _of(CelerySettings, _broker), _of(Settings, _lms)]
-    return list(dict.fromkeys(chain(_settings(), *looks)))  # a wrong schedule is met twice
+    """Look at one thing after the other; leave out what depends on something that is wrong."""
+    database, broker = _look("database", DatabaseSettings, _database), _look("broker", CelerySettings, _broker)
+    found = chain(_settings(), database, broker, _look("LMS", Settings, _lms))
+    return list(dict.fromkeys(found))  # a wrong schedule is met twice
 
 
 def _settings() -> Iterator[Finding]:
@@ -57,74 +57,68 @@ def _settings() -> Iterator[Finding]:
         in_order = "the time-outs of call, lease, task and message are in order: {} < {} < {} < {} s".format(*ends)
         yield Finding("settings", "ok", in_order)
     except Unusable as error:
-        for line in str(error).removeprefix("These settings are wrong:\n").splitlines():
-            yield _wrong("settings", Unusable(line.strip()))
+        yield from _wrong("settings", error)
 
 
-def _of(model: Any, look: Callable[[Any], Iterator[Finding]]) -> Iterator[Finding]:
+def _look(subject: str, model: Any, look: Callable[[Any], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         settings = load(model)
-    except Unusable:  # told with the others
+    except Unusable:  # reported with the others
         return
-    yield from look(settings)
+    yield from _explained(subject, look(settings))
 
 
-def _wrong(subject: str, error: LicenseExpiryError, remedy: str = "") -> Finding:
-    """A finding from a sentence as our errors have them: with its remedy, if any, at the end.
+def _explained(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    try:
+        yield from findings
+    except LicenseExpiryError as error:
+        yield from _wrong(subject, error)
 
-    That comes after a colon; or after a full stop, where the name of a setting comes before the colon.
-    """
-    sentence = error.message if isinstance(error, ReasonedError) else str(error)
-    if re.match("[A-Z0-9_]+: ", sentence) and ". " in sentence:
-        subject, (what, _, told) = "settings", sentence.partition(". ")
-    else:
-        what, _, told = sentence.rpartition(": ")
-    return Finding(subject, "wrong", what or sentence, told if what else remedy)
+
+def _wrong(subject: str, error: LicenseExpiryError) -> Iterator[Finding]:
+    """A finding for an error; for each of its parts, if it has any."""
+    for part in error.parts:
+        about = "settings" if isinstance(part, WrongSetting) else subject
+        yield Finding(about, "wrong", part.what, part.remedy)
 
 
 def _database(settings: DatabaseSettings) -> Iterator[Finding]:
-    try:
-        database = Database(make_engine(settings.DATABASE_URL))
-    except Unusable as error:  # no driver
-        yield _wrong("database", error)
-        return
+    database = Database(make_engine(settings.DATABASE_URL))
     try:
         with database.engine.connect() as connection:
             dialect = connection.dialect
             kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
             version = ".".join(map(str, dialect.server_version_info or ()))
-            where = database.engine.url.set(query={}).render_as_string(hide_password=True)
-            yield Finding("database", "ok", f"{NAMES[kind]} {version} at {where}")
+            yield Finding("database", "ok", f"{NAMES[kind]} {version} at {address_of(database.engine)}")
             yield _clock("the database's", database.now)
             yield from _read_only(connection)
-            lacks = [] if kind == "sqlite" else rights.lacking(connection)
-            unseen = {each.table for each in lacks if each.verb == "SELECT" or each.table.startswith("SCHEMA")}
+            missing = [] if kind == "sqlite" else rights.missing_rights(connection)
+            unseen = {right.table for right in missing if right.verb == "SELECT" or right.table.startswith("SCHEMA")}
             seen = migrations.VERSION_TABLE not in unseen
             level = migrations.level(connection) if seen else None
             connection.rollback()
             stale = seen and level != migrations.revisions()[0]
             if kind != "sqlite":  # rights on tables that are still to be made can be given only then
-                yield from _rights(connection, [each for each in lacks if not (stale and rights.of_ledger(each.table))])
+                told = [right for right in missing if not (stale and rights.of_ledger(right.table))]
+                yield from _rights(connection, told)
         if not any(table.startswith("SCHEMA") for table in unseen):
             yield from _tables(database, settings, level, unseen)
     except DBAPIError as error:
-        yield _wrong("database", Unusable(cannot_be_used(database.engine, error)))
-    except LicenseExpiryError as error:  # it went away meanwhile
-        yield _wrong("database", error)
+        raise Unusable(*cannot_be_used(database.engine, error)) from error
     finally:
         database.engine.dispose()
 
 
 def _tables(database: Database, settings: DatabaseSettings, level: str | None, unseen: set[str]) -> Iterator[Finding]:
-    """What is wrong with tables that can be seen, and with what is in them."""
-    hidden = {each for each in unseen if rights.of_ledger(each)}
+    """The faults of tables that can be seen, and of what is in them."""
+    hidden = {table for table in unseen if rights.of_ledger(table)}
     theirs = []
     if unseen == hidden:
         theirs = _lacking(database, ledger=False)
         yield from theirs or [Finding("database", "ok", "license-manager's tables have every column that is used")]
     if migrations.VERSION_TABLE not in unseen:
         yield from _ledger(database, level, theirs, look=not unseen)
-    if unseen == hidden and not any(CustomerAgreement.__tablename__ in each.what for each in theirs):
+    if unseen == hidden and not any(CustomerAgreement.__tablename__ in finding.what for finding in theirs):
         yield from _unlinking(settings, database)
 
 
@@ -137,7 +131,8 @@ def _ledger(database: Database, level: str | None, theirs: list[Finding], look: 
         remedy = "install the release that made it" if newer else "run license-expiry init-db"
         yield Finding("ledger", "wrong", f"its tables are at {level}, and this release has {head}", remedy)
     elif look:
-        ours = [each for each in _lacking(database, ledger=True) if each not in theirs] or list(_forms(database))
+        ours = [finding for finding in _lacking(database, ledger=True) if finding not in theirs]
+        ours = ours or list(_forms(database))
         yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
 
 
@@ -151,35 +146,34 @@ def _read_only(connection: Connection) -> Iterator[Finding]:
 def _forms(database: Database) -> Iterator[Finding]:
     with database.engine.connect() as connection:
         if unlike := migrations.unlike(connection):
-            names = ", ".join(f"{each.table.name}.{each.name}" for each in unlike)
+            names = ", ".join(f"{column.table.name}.{column.name}" for column in unlike)
             what = f"its UUIDs are of another type or collation than subscriptions_license.uuid: {names}"
             yield Finding("ledger", "wrong", what, "stop the workers and run license-expiry init-db")
 
 
 def _lacking(database: Database, ledger: bool) -> list[Finding]:
     try:
-        database.check(ledger=ledger)
+        database.require_schema(ledger=ledger)
         return []
     except Unusable as error:
-        first, *lines = str(error).splitlines()
-        about = [line.strip() for line in lines or [first]]
-        return [_wrong("ledger" if "license_expiry_" in line else "database", Unusable(line)) for line in about]
+        about = [("ledger" if "license_expiry_" in part.what else "database", part) for part in error.parts]
+        return [finding for subject, part in about for finding in _wrong(subject, part)]
 
 
-def _rights(connection: Connection, lacks: list[Right]) -> Iterator[Finding]:
+def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
     account = rights.account(connection)
-    ours = [each for each in lacks if rights.of_ledger(each.table)]
+    ours = [right for right in missing if rights.of_ledger(right.table)]
     if len(ours) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if rights.of_ledger(table)):
         remedy = "run license-expiry init-db with an account that may, then the GRANTs of docs/security.md"
         yield Finding("rights", "wrong", f"{account} has no right on the ledger's tables, or they are not made", remedy)
-        named = [each for each in lacks if each not in ours]
+        named = [right for right in missing if right not in ours]
     else:
-        named = lacks
-    for each in named:
-        yield Finding("rights", "wrong", f"{account} lacks {each.verb} on {each.table}", each.grant(connection))
-    if not lacks:
+        named = missing
+    for right in named:
+        yield Finding("rights", "wrong", f"{account} lacks {right.verb} on {right.table}", right.grant(connection))
+    if not missing:
         yield Finding("rights", "ok", f"{account} has each right that is needed")
-    if more := rights.besides(connection):
+    if more := rights.surplus_rights(connection):
         shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")
         remedy = "give the nights an account of their own, with the GRANTs of docs/security.md"
         yield Finding("rights", "warning", f"{account} may do more than a night needs: {shown}", remedy)
@@ -187,7 +181,8 @@ def _rights(connection: Connection, lacks: list[Right]) -> Iterator[Finding]:
 
 def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Finding]:
     enabled, after = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, settings.UNLINK_AFTER_DAYS
-    found = [_wrong("unlinking", Unusable(each)) for each in start.strangers(settings, database).values()]
+    unknown = unknown_enterprises(settings, database).values()
+    found = [finding for error in unknown for finding in _wrong("unlinking", error)]
     query = enterprises.purged_too_early(enabled, timedelta(days=after))
     for enterprise, kept in database.transact(lambda session: session.execute(query).all()):
         what = (
@@ -214,12 +209,7 @@ def _clock(whose: str, clock: Callable[[], datetime]) -> Finding:
 def _broker(settings: CelerySettings) -> Iterator[Finding]:
     if not settings.CELERY_BROKER_URL:
         return
-    with ExitStack() as stack:
-        try:
-            connection = stack.enter_context(connected())
-        except Unusable as error:
-            yield _wrong("broker", error)
-            return
+    with connected() as connection:
         yield Finding("broker", "ok", f"{connection.as_uri()} answers")
         if connection.transport.driver_type == "redis":
             yield from _redis(connection.default_channel.client)
@@ -245,19 +235,11 @@ def _redis(client: Any) -> Iterator[Finding]:
 
 
 def _lms(settings: Settings) -> Iterator[Finding]:
-    client = LmsClient(
-        settings.LMS_URL,
-        settings.SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT or settings.LMS_URL,
-        settings.BACKEND_SERVICE_EDX_OAUTH2_KEY,
-        settings.BACKEND_SERVICE_EDX_OAUTH2_SECRET,
-        patience=Patience(longest_throttle=10.0),
-    )
+    client = make_lms_client(settings, patience=Patience(longest_throttle=10.0))
     try:
-        dated = client.check()
+        date = client.get_token()
         yield Finding("LMS", "ok", f"{settings.LMS_URL} is there, and we are given a token")
-        if dated:
-            yield _clock("the LMS's", lambda: dated + timedelta(seconds=0.5))  # a Date is to the second
-    except (RunRefused, Unavailable) as error:
-        yield _wrong("LMS", error, "try again later, or look at the LMS")
+        if date:
+            yield _clock("the LMS's", lambda: date + timedelta(seconds=0.5))  # a Date is to the second
     finally:
         client.close()

@@ -6,55 +6,54 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from worker import shutdown
 from worker.cli import tables
-from worker.db.ledger_tables import ENDED, Run
+from worker.db.ledger_tables import Run
 from worker.deps import Deps
 from worker.due.scope import scope_of
 from worker.errors import LicenseExpiryError
-from worker.ledger.claims import Step
+from worker.ledger import order, runs
 from worker.logs import get_logger
-from worker.runs import start, steps
+from worker.runs import attempt, request
 
 log = get_logger(__name__)
 
 
-def run_all(deps: Deps, started: Sequence[start.Started], request: start.Request) -> None:
-    """Do both steps of these runs, but for those that another has; SIGINT and SIGTERM end it after the calls in flight.
+def run_all(deps: Deps, started: Sequence[runs.Opened], request: request.Request) -> None:
+    """Do all steps of these runs, except those that another process has.
 
-    Raises nothing that a run fails with: the ledger has that.
+    SIGINT and SIGTERM end it after the calls in flight. Raises nothing that a run fails with: the ledger has that.
     """
+
+    def stop(*_: Any) -> None:
+        said = "Ending after the calls in flight. What is left stays live: run --here again goes on with it."
+        tables.err.print(said, soft_wrap=True)
+        deps.shutdown.begin()
+
     for end in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(end, _stop)
-    for each in started:
-        _run(deps, each, request)
+        signal.signal(end, stop)
+    for run in started:
+        _run(deps, run, request)
 
 
-def _stop(*_: Any) -> None:
-    said = "Ending after the calls in flight. What is left stays live: run --here again goes on with it."
-    tables.err.print(said, soft_wrap=True)
-    shutdown.stop()
-
-
-def _run(deps: Deps, started: start.Started, request: start.Request) -> None:
-    """Do both steps of a run in this process; take up another's only when it asks for the same."""
+def _run(deps: Deps, started: runs.Opened, request: request.Request) -> None:
+    """Do all steps of a run in this process; resume another's only when it asks for the same."""
     run = deps.database.transact(lambda session: session.get_one(Run, started.run_id))
-    if run.phase in ENDED:  # refused as it was opened
+    if run.phase in order.ENDED:  # refused as it was opened
         return
-    asked, live = (scope_of(deps.settings, each, run.as_of, started.enterprise) for each in (request, run))
+    asked, live = (scope_of(deps.settings, wanted, run.as_of, started.enterprise) for wanted in (request, run))
     if (asked, request.dry_run) != (live, run.dry_run):
         tables.err.print(f"Run {run.id} asks for something else: not taken up.", soft_wrap=True)
         return
     owner = f"{socket.gethostname()}, process {os.getpid()}"
-    for step in Step:
+    for step in order.STEPS:
         more = True
-        while more and not shutdown.stopping():
+        while more and not deps.shutdown.begun:
             try:
-                outcome = steps.attempt(deps, run.id, started.enterprise, step, owner, lambda _: None)
+                outcome = attempt.attempt(deps, run.id, started.enterprise, step, owner, retries=None)
             except Exception as error:
                 if not isinstance(error, LicenseExpiryError):
                     log.exception("an error of our own", run=run.id)
                 return  # the ledger has it, and the report shows it; the next enterprise is not to suffer
-            if outcome.skipped and step is Step.UNLINK:
+            if outcome.skipped and step is order.STEPS[-1]:
                 tables.err.print(f"Not done here: {outcome.skipped}. Try again then.", soft_wrap=True)
             more = outcome.more

@@ -1,8 +1,6 @@
 """The command license-expiry."""
 
-import functools
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,53 +10,22 @@ import click
 from sqlalchemy.exc import DBAPIError
 
 from worker import logs
-from worker.cli import broker, tables
-from worker.cli import in_process as here
-from worker.cli.broker import publisher
-from worker.db.ledger_tables import ENDED
-from worker.db.transactions import Database, cannot_be_used, make_engine
+from worker.cli import broker, in_process, tables
+from worker.cli.options import as_json, exiting, narrowing
+from worker.cli.watch import live_runs, watch_runs
+from worker.db.engine import cannot_be_used, make_engine
+from worker.db.transactions import Database
 from worker.deps import Deps, make_deps
 from worker.due import forecast
 from worker.due.scope import scope_of
-from worker.errors import LicenseExpiryError, Unusable
-from worker.ledger import confirmations, migrations
-from worker.runs import start
+from worker.errors import Unusable
+from worker.ledger import migrations, order
+from worker.ledger.held import held_licenses
+from worker.ledger.runs import newest_runs
+from worker.runs.request import check_against_database, parse_request, unknown_enterprises
+from worker.runs.start import start_runs
 from worker.settings import DatabaseSettings, load_settings
 from worker.settings_sources import load
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_NARROWING = (
-    click.option("--enterprise", "enterprises", multiple=True, type=click.UUID, help="Only this customer; repeatable."),
-    click.option("--plan", "plans", multiple=True, type=click.UUID, help="Only this plan, in both steps; repeatable."),
-    click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC)."),
-    click.option("--expired-before", help="Only plans that expired at or before this date-time (UTC)."),
-)
-
-
-def narrowing(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that narrow a night: as `enterprises`, and `asked` for dispatch.parse_request."""
-
-    @functools.wraps(command)
-    def wrapped(plans: tuple[UUID, ...], expired_after: str | None, expired_before: str | None, **others: Any) -> None:
-        window = {"expired_after": expired_after, "expired_before": expired_before}
-        command(asked={"plan_uuids": plans or None, **window}, **others)
-
-    return functools.reduce(lambda done, option: option(done), reversed(_NARROWING), wrapped)
-
-
-def _sentences(command: Callable[..., int]) -> Callable[..., None]:
-    """End a command with its exit status, and an error that we know as a sentence with exit status 2."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            status = command(*args, **kwargs)
-        except LicenseExpiryError as error:
-            tables.err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-            status = 2
-        raise SystemExit(status)
-
-    return wrapped
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -83,7 +50,7 @@ def main() -> None:
 
 @main.command("init-db")
 @as_json
-@_sentences
+@exiting
 def init_db(as_json: bool) -> int:
     """Make the ledger's tables in license-manager's database, or bring them up to date.
 
@@ -95,14 +62,14 @@ def init_db(as_json: bool) -> int:
     try:
         migrations.upgrade(database.engine)
     except DBAPIError as error:
-        raise Unusable(cannot_be_used(database.engine, error)) from error
+        raise Unusable(*cannot_be_used(database.engine, error)) from error
     tables.show_json({"ledger": "ready"}) if as_json else tables.out.print("The ledger's tables are ready.")
     return 0
 
 
 @main.command()
 @as_json
-@_sentences
+@exiting
 def doctor(as_json: bool) -> int:
     """Look whether all is there that a night needs, and say what to do where it is not. Changes nothing.
 
@@ -120,7 +87,7 @@ def doctor(as_json: bool) -> int:
 @narrowing
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each plan, as CSV.")
 @as_json
-@_sentences
+@exiting
 def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_json: bool) -> int:
     """Show what a night would do if it began now, by enterprise and plan. Changes nothing, sends nothing.
 
@@ -132,14 +99,14 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
     settings, database = _database()
-    request = start.parse_request(**asked)
+    request = parse_request(**asked)
     as_of = database.now()
-    start.check(database, request, frozenset(enterprises), as_of)
+    check_against_database(database, request, frozenset(enterprises), as_of)
     named: list[UUID | None] = [*sorted(set(enterprises))] or [None]
     scopes = [scope_of(settings, request, as_of, enterprise) for enterprise in named]
     by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope)]
-    for sentence in start.strangers(settings, database).values():
-        tables.err.print(f"Warning: {sentence}", markup=False, soft_wrap=True)
+    for error in unknown_enterprises(settings, database).values():
+        tables.err.print(f"Warning: {error}", markup=False, soft_wrap=True)
     by_enterprise = forecast.due_rows(by_plan)
     if as_csv:
         tables.show_csv([field.name for field in fields(forecast.PlanRow)], map(asdict, by_plan))
@@ -166,17 +133,17 @@ From Flower, where it listens; UUID is the enterprise customer's:
 @click.option("--force", is_flag=True, help="Send the licenses of processed plans, and held ones, again.")
 @click.option("--reason", help="Why --force; kept in the ledger.")
 @click.option("--dry-run", is_flag=True, help="Go through it all, but send nothing and count what would be done.")
-@click.option("--here", "in_process", is_flag=True, help="Do it in this process, with no broker and no worker.")
+@click.option("--here", is_flag=True, help="Do it in this process, with no broker and no worker.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the runs to end.")
 @as_json
-@_sentences
+@exiting
 def run(
     enterprises: tuple[UUID, ...],
     asked: dict[str, Any],
     force: bool,
     reason: str | None,
     dry_run: bool,
-    in_process: bool,
+    here: bool,
     no_wait: bool,
     as_json: bool,
 ) -> int:
@@ -188,24 +155,24 @@ def run(
     A rehearsal:           license-expiry run --dry-run
     A plan, once more:     license-expiry run --plan UUID --force --reason "restored from backup"
     """  # noqa: D301, click's own mark
-    deps = _deps(with_broker=not in_process)
-    request = start.parse_request(dry_run=dry_run, force=force, reason=reason, **asked)
-    started = start.start(deps, request, enterprises, (lambda *_: None) if in_process else publisher())
-    for other in (each for each in started if not each.new):
+    deps = _deps(with_broker=not here)
+    request = parse_request(dry_run=dry_run, force=force, reason=reason, **asked)
+    started = start_runs(deps, request, enterprises, (lambda *_: None) if here else broker.publisher())
+    for other in (run for run in started if not run.new):
         tables.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)
-    if in_process:
-        here.run_all(deps, started, request)
-    waiting = not no_wait and not in_process
-    runs = tables.watch(deps.database, [each.run_id for each in started], wait=waiting, quiet=as_json)
+    if here:
+        in_process.run_all(deps, started, request)
+    waiting = not no_wait and not here
+    runs = watch_runs(deps.database, [run.run_id for run in started], wait=waiting, quiet=as_json)
     status = tables.show_runs(runs, as_json, "Nothing is due.")
-    return 1 if in_process and any(each.phase not in ENDED for each in runs) else status
+    return 1 if here and any(run.phase not in order.ENDED for run in runs) else status
 
 
 @main.command()
 @click.option("--enterprise", type=click.UUID, help="The runs of this customer, dry runs too, the newest first.")
 @click.option("--watch", is_flag=True, help="Show live runs, and those that begin meanwhile, until all have ended.")
 @as_json
-@_sentences
+@exiting
 def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
     """Show the newest run of each enterprise, or the runs of one.
 
@@ -215,8 +182,8 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
     """
     _, database = _database()
     if watch:
-        tables.watch(database, (), wait=True, quiet=as_json, joining=tables.live_runs(enterprise))
-    runs = database.transact(lambda session: confirmations.newest_runs(session, enterprise))
+        watch_runs(database, (), wait=True, quiet=as_json, joining=live_runs(enterprise))
+    runs = database.transact(lambda session: newest_runs(session, enterprise))
     if enterprise is None:
         return tables.show_runs(runs, as_json, "There were no runs yet.", "All runs of one: status --enterprise UUID")
     return tables.show_runs(runs, as_json, f"Enterprise {enterprise} had no runs yet.")
@@ -224,7 +191,7 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
 
 @main.command()
 @as_json
-@_sentences
+@exiting
 def held(as_json: bool) -> int:
     """List the licenses that the LMS refuses, with the reason and how often they were tried.
 
@@ -232,9 +199,9 @@ def held(as_json: bool) -> int:
 
     For example: license-expiry held --json
     """
-    licenses = _database()[1].transact(confirmations.held_licenses)
+    licenses = _database()[1].transact(held_licenses)
     if as_json:
-        tables.show_json({"held": [tables.describe_held(each) for each in licenses]})
+        tables.show_json({"held": [tables.describe_held(license) for license in licenses]})
     elif licenses:
         tables.show_held(licenses)
     else:
@@ -245,7 +212,7 @@ def held(as_json: bool) -> int:
 @main.command()
 @click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=8001, show_default=True, type=click.IntRange(1, 65535))
-@_sentences
+@exiting
 def serve(address: str, port: int) -> int:
     """Show the nights as pages, until it is told to end; with /metrics for Prometheus, and /healthz.
 
@@ -263,7 +230,7 @@ def serve(address: str, port: int) -> int:
 @main.command("report")
 @click.option("--html", "file", required=True, metavar="FILE", help="Where to write it; - is standard output.")
 @click.option("--night", metavar="KEY", help="As in the address of its page; else the newest.")
-@_sentences
+@exiting
 def report_night(file: str, night: str | None) -> int:
     """Write a night as one HTML file to send around.
 
@@ -271,13 +238,13 @@ def report_night(file: str, night: str | None) -> int:
     The newest:  license-expiry report --html night.html
     Another:     license-expiry report --html night.html --night 2026-11-24T020000Z
     """  # noqa: D301, click's own mark
-    from worker.web import html as pages
+    from worker.web import html
 
-    html = pages.night_html(_database()[1], night)
+    text = html.night_file(_database()[1], night)
     if file == "-":
-        click.echo(html)
+        click.echo(text)
         return 0
-    tables.write_file(Path(file), html)
+    tables.write_file(Path(file), text)
     tables.out.print(f"{file} is written.", markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -288,7 +255,7 @@ def _database(ledger: bool = True, level: int = logging.WARNING) -> tuple[Databa
     logs.configure(settings.LOG_FORMAT, level)
     database = Database(make_engine(settings.DATABASE_URL))
     click.get_current_context().call_on_close(database.engine.dispose)
-    database.check(ledger)
+    database.require_schema(ledger)
     return settings, database
 
 
@@ -298,5 +265,5 @@ def _deps(*, with_broker: bool) -> Deps:
     logs.configure(settings.LOG_FORMAT, logging.WARNING)
     deps = make_deps(settings)
     click.get_current_context().call_on_close(deps.close)
-    deps.database.check()
+    deps.database.require_schema()
     return deps

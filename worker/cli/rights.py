@@ -1,7 +1,7 @@
-"""Which rights the database account needs on each table, which of them it lacks, and what it could do besides.
+"""The rights that the database account needs on each table, those that it lacks, and those that it has beyond them.
 
-A right is looked for by having the database explain a statement that needs it: that is refused as the statement
-itself would be, whichever way the right is granted, and nothing is executed. docs/security.md has the GRANTs.
+A right is tested by an EXPLAIN of a statement that needs it. The database refuses that as it would refuse the
+statement, whichever way the right is granted, and nothing is executed. docs/security.md has the GRANTs.
 """
 
 import re
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Dialect, text
 from sqlalchemy.exc import DBAPIError
 
-from worker.db.ledger_tables import CustomerAgreement, Ledger, License, LicenseManager, SubscriptionPlanRenewal
-from worker.db.transactions import EVENT_TABLE, PLAN_HISTORY_TABLE, PLAN_TABLE
+from worker.db.ledger_tables import Ledger
+from worker.db.license_manager_tables import CustomerAgreement, License, LicenseManager, SubscriptionPlanRenewal
+from worker.db.schema_check import EVENT_TABLE, PLAN_HISTORY_TABLE, PLAN_TABLE
 from worker.ledger.migrations import VERSION_TABLE
 
 _MARKED = ["expiration_processed", "modified"]
@@ -41,7 +42,7 @@ _DENIED = {1044, 1142, 1143, "42501"}  # MySQL's and MariaDB's numbers; PostgreS
 _ON_COLUMNS = ["SELECT", "INSERT", "UPDATE", "REFERENCES"]
 _ON_TABLES = ["DELETE", "TRUNCATE", "TRIGGER"]
 _COLUMNS = {
-    each.name: each.columns.keys() for base in (LicenseManager, Ledger) for each in base.metadata.sorted_tables
+    table.name: table.columns.keys() for base in (LicenseManager, Ledger) for table in base.metadata.sorted_tables
 } | {PLAN_HISTORY_TABLE: ["uuid", "history_type", "history_date"]}
 _WHOLE = (PLAN_TABLE, VERSION_TABLE)  # read with all columns that there may be
 
@@ -75,21 +76,24 @@ def account(connection: Connection) -> str:
     return f"'{user}'@'{host}'"
 
 
-def lacking(connection: Connection) -> list[Right]:
+def missing_rights(connection: Connection) -> list[Right]:
     """The rights of RIGHTS that the account does not have; tables and columns that are not there are passed over."""
     if connection.dialect.name == "postgresql" and not connection.scalar(text("SELECT current_schema()")):
         path = str(connection.scalar(text("SELECT current_setting('search_path')"))).split(",")
-        return [Right("USAGE", f"SCHEMA {next((each.strip() for each in path if '$user' not in each), 'public')}")]
+        return [Right("USAGE", f"SCHEMA {next((name.strip() for name in path if '$user' not in name), 'public')}")]
     lacks = [
         Right(verb, table) for table, verbs in RIGHTS.items() for verb in verbs if not _may(connection, verb, table)
     ]
     return lacks + (list(_sequences(connection)) if connection.dialect.name == "postgresql" else [])
 
 
-def besides(connection: Connection) -> list[str]:
-    """What the account may do besides, but for making and changing the ledger's tables: "DELETE on …" and the like."""
+def surplus_rights(connection: Connection) -> list[str]:
+    """Privileges that the account has beyond those in RIGHTS, such as "DELETE on …".
+
+    Creating and altering the ledger's tables is not reported.
+    """
     if connection.dialect.name == "postgresql":
-        return _besides_on_postgresql(connection)
+        return _surplus_on_postgresql(connection)
     database = f"{connection.engine.url.database}."
     found = []
     for (line,) in connection.execute(text("SHOW GRANTS")):
@@ -152,7 +156,7 @@ def _sequences(connection: Connection) -> Iterator[Right]:
             yield Right("USAGE", f"SEQUENCE {sequence}")
 
 
-def _besides_on_postgresql(connection: Connection) -> list[str]:
+def _surplus_on_postgresql(connection: Connection) -> list[str]:
     about = text(
         "SELECT rolsuper, rolcreaterole, rolcreatedb, has_schema_privilege(current_schema(), 'CREATE')"
         " FROM pg_roles WHERE rolname = current_user"
@@ -165,7 +169,7 @@ def _besides_on_postgresql(connection: Connection) -> list[str]:
     attributes = ("make roles", "make databases", "make tables of its own")
     found: dict[str, list[str]] = {}
     asked = {"verbs": _ON_TABLES + _ON_COLUMNS, "on_columns": _ON_COLUMNS, "plan": PLAN_TABLE, "marked": _MARKED}
-    for table, verb in connection.execute(text(_BESIDES), asked):
+    for table, verb in connection.execute(text(_SURPLUS), asked):
         if not of_ledger(table) and verb not in RIGHTS.get(table, ()):
             found.setdefault(table, []).append(verb)
     told = [_told(verbs, table) for table, verbs in found.items()]
@@ -173,7 +177,7 @@ def _besides_on_postgresql(connection: Connection) -> list[str]:
 
 
 # Each right on each table, view or column of them, but for the columns of a plan that are ours to mark.
-_BESIDES = """
+_SURPLUS = """
 SELECT CASE WHEN n.nspname = current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name, verb
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN unnest(CAST(:verbs AS text[])) verb
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%'

@@ -1,139 +1,55 @@
-"""What the command shows: tables that fit 80 columns, lines, JSON, and waiting for runs to end."""
+"""What the command prints: tables that fit 80 columns, CSV, JSON, files."""
 
 import csv
 import json
 import sys
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import click
 from rich.console import Console
-from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Select, select
 
-from worker.db.ledger_tables import ENDED, HeldLicense, Phase, Run
-from worker.db.transactions import Database
+from worker.db.ledger_tables import HeldLicense, Run
 from worker.due.forecast import PlanRow
 from worker.errors import Unusable
-from worker.ledger import confirmations
-
-POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 15.0
-MOST_SHOWN = 10  # live runs, two lines for each: a small terminal shows them whole
+from worker.ledger import order
+from worker.ledger.runs import COUNTS, describe
 
 out = Console()
 err = Console(stderr=True)
 
 
-def live_runs(enterprise: UUID | None) -> Select[UUID]:
-    """The runs that have not ended, of this enterprise if one is given."""
-    live = select(Run.id).where(Run.live.is_not(None))
-    return live if enterprise is None else live.where(Run.live == enterprise)
-
-
-def watch(
-    database: Database,
-    run_ids: Collection[UUID],
-    *,
-    wait: bool,
-    quiet: bool,
-    joining: Select[UUID] | None = None,
-) -> Sequence[Run]:
-    """Wait until these runs have ended, with a live table on a terminal and a line for each run elsewhere.
-
-    Those that `joining` finds meanwhile are waited for too.
-    """
-    if not wait:
-        return database.transact(lambda session: confirmations.runs_by_id(session, run_ids))
-    try:
-        return _wait(_polled(database, set(run_ids), joining), quiet)
-    except KeyboardInterrupt:
-        err.print("Stopped waiting. The runs go on; see them with: license-expiry status --watch", soft_wrap=True)
-        raise SystemExit(130) from None
-
-
-def _wait(polled: Iterator[Sequence[Run]], quiet: bool) -> Sequence[Run]:
-    runs: Sequence[Run] = ()
-    if quiet or not out.is_terminal:
-        told: set[UUID] = set()
-        for runs in polled:
-            for each in runs:
-                if each.phase in ENDED and each.id not in told and not quiet:
-                    told.add(each.id)
-                    out.print(_line(each), markup=False, highlight=False, soft_wrap=True)
-        return runs
-    with Live(console=out, transient=True, auto_refresh=False) as live:
-        for runs in polled:
-            going = [each for each in runs if each.phase not in ENDED]
-            table = _runs_table(going[:MOST_SHOWN])
-            table.caption = f"{len(runs) - len(going)} of {len(runs)} enterprises done"
-            live.update(table, refresh=True)
-    return runs
-
-
-def _polled(database: Database, run_ids: set[UUID], joining: Select[UUID] | None) -> Iterator[Sequence[Run]]:
-    begun, hinted = time.monotonic(), False
-    while True:
-        if joining is not None:
-            run_ids.update(database.transact(lambda session: session.scalars(joining).all()))
-        runs = database.transact(lambda session: confirmations.runs_by_id(session, run_ids))
-        yield runs
-        if all(each.phase in ENDED for each in runs):
-            return
-        untouched = all(each.phase == Phase.QUEUED for each in runs)
-        if untouched and not hinted and time.monotonic() - begun > PATIENCE_SECONDS:
-            hinted = True
-            err.print("No worker has taken these runs up yet. Is one running? celery -A worker worker", soft_wrap=True)
-        time.sleep(POLL_SECONDS)
-
-
 def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "") -> int:
     """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to."""
     if as_json:
-        show_json({"runs": [confirmations.describe(each) for each in runs]})
+        show_json({"runs": [describe(run) for run in runs]})
     elif not runs:
         out.print(none)
     else:
-        shown = _runs_table(runs)
-        shown.caption = "\n".join(str(each) for each in (shown.caption, hint) if each) or None
+        shown = runs_table(runs)
+        shown.caption = "\n".join(str(line) for line in (shown.caption, hint) if line) or None
         out.print(shown)
-        for each in runs:
-            if each.error:
-                out.print(
-                    f"{each.enterprise_customer_uuid}: {each.error}", markup=False, highlight=False, soft_wrap=True
-                )
-    bad = any(each.phase in (Phase.FAILED, Phase.ABANDONED) or each.licenses_held for each in runs)
+        for run in runs:
+            if run.error:
+                told = f"{run.enterprise_customer_uuid}: {run.error}"
+                out.print(told, markup=False, highlight=False, soft_wrap=True)
+    bad = any(run.phase in order.WENT_WRONG or run.licenses_held for run in runs)
     return 1 if bad else 0
 
 
-def _line(run: Run) -> str:
-    counts = " ".join(f"{name}={getattr(run, name)}" for name in confirmations.COUNTS)
-    rehearsal = " dry_run" if run.dry_run else ""
-    return f"{run.enterprise_customer_uuid} {run.phase}{rehearsal} {counts}"
-
-
-def _runs_table(runs: Sequence[Run]) -> Table:
-    columns = (
-        "enterprise\n  began (UTC), took",
-        "phase",
-        "plans",
-        "down-\ngraded",
-        "held",
-        "un-\nlinked",
-        "pro-\ntected",
-    )
-    rows = [(_when(each), _phase(each), *(getattr(each, name) for name in confirmations.COUNTS)) for each in runs]
-    shown = table(columns, rows)
-    if any(each.dry_run for each in runs):
+def runs_table(runs: Sequence[Run]) -> Table:
+    """Runs as a table, two lines for each."""
+    counts = ("plans", "down-\ngraded", "held", "un-\nlinked", "pro-\ntected")
+    rows = [(_when(run), _phase(run), *(getattr(run, name) for name in COUNTS)) for run in runs]
+    shown = table(("enterprise\n  began (UTC), took", "phase", *counts), rows)
+    if any(run.dry_run for run in runs):
         shown.caption = "Dry runs among these sent nothing: they count what would be done."
     return shown
 
@@ -146,12 +62,10 @@ def _when(run: Run) -> Text:
 
 
 def _phase(run: Run) -> Text:
-    style = {Phase.FINISHED: "green", Phase.FAILED: "red", Phase.ABANDONED: "red"}.get(Phase(run.phase), "cyan")
-    beneath = [
-        *(["dry run"] if run.dry_run else []),
-        *([f"{run.retries} {'retry' if run.retries == 1 else 'retries'}"] if run.retries else []),
-    ]
-    return Text.assemble((run.phase, style), ("".join(f"\n{each}" for each in beneath), "dim"))
+    style = "green" if run.phase == order.Phase.FINISHED else "red" if run.phase in order.WENT_WRONG else "cyan"
+    retries = f"{run.retries} {'retry' if run.retries == 1 else 'retries'}" if run.retries else ""
+    beneath = filter(None, ("dry run" if run.dry_run else "", retries))
+    return Text.assemble((run.phase, style), ("".join(f"\n{line}" for line in beneath), "dim"))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -168,54 +82,44 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
 def show_held(licenses: Sequence[HeldLicense]) -> None:
     """Show held licenses, a table for each enterprise; they are in the order of these."""
     columns = ("license", "step", "reason", "tries", "first held (UTC)")
-    for enterprise, group in groupby(licenses, lambda each: each.enterprise_customer_uuid):
-        shown = table(
-            columns,
-            [
-                (each.license_uuid, each.step, each.reason, each.tries, f"{each.first_held_at:%Y-%m-%d %H:%M}")
-                for each in group
-            ],
-        )
+    for enterprise, group in groupby(licenses, lambda license: license.enterprise_customer_uuid):
+        rows = [(one.license_uuid, one.step, one.reason, one.tries, one.first_held_at) for one in group]
+        shown = table(columns, [(*row, f"{moment:%Y-%m-%d %H:%M}") for *row, moment in rows])
         shown.title, shown.title_justify, shown.title_style = f"Enterprise {enterprise}", "left", "bold"
         out.print(shown)
 
 
 def describe_held(license: HeldLicense) -> dict[str, Any]:
     """A held license as `--json` shows it."""
-    return {
-        "license_uuid": str(license.license_uuid),
-        "enterprise_customer_uuid": str(license.enterprise_customer_uuid),
-        "step": license.step,
-        "reason": license.reason,
-        "tries": license.tries,
-        "first_held_at": license.first_held_at.isoformat(),
-    }
+    ids = {name: str(getattr(license, name)) for name in ("license_uuid", "enterprise_customer_uuid")}
+    why = {"step": license.step, "reason": license.reason, "tries": license.tries}
+    return ids | why | {"first_held_at": license.first_held_at.isoformat()}
 
 
 def show_findings(findings: Sequence[Any], as_json: bool) -> int:
     """Show the doctor's findings, each with its remedy, as a table or as JSON; return 1 when one is wrong, else 0."""
     if as_json:
-        show_json({"findings": [asdict(each) for each in findings]})
+        show_json({"findings": [asdict(finding) for finding in findings]})
     else:
         styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
         shown = table(("status", "subject", "what"), [])
         shown.show_header = False
-        for each in findings:
-            shown.add_row(Text(each.status, styles[each.status]), each.subject, Text(each.what))
-            if each.remedy:
-                shown.add_row("", "", Padding(Text(each.remedy, "bold"), (0, 0, 0, 2)))
+        for finding in findings:
+            shown.add_row(Text(finding.status, styles[finding.status]), finding.subject, Text(finding.what))
+            if finding.remedy:
+                shown.add_row("", "", Padding(Text(finding.remedy, "bold"), (0, 0, 0, 2)))
         out.print(shown)
-    return 1 if any(each.status == "wrong" for each in findings) else 0
+    return 1 if any(finding.status == "wrong" for finding in findings) else 0
 
 
 def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow]) -> None:
-    """Show the sums of `rehearsal.due_rows`, beneath each its plans with work, and what else there is to know."""
+    """Show the sums of `forecast.due_rows`, beneath each its plans with work, and what else there is to know."""
     columns = ("enterprise\n  plan", "plans,\nexpired", "downgrades", "unlinks", "protected")
     shown = table(columns, [])
     of = {enterprise: list(group) for enterprise, group in groupby(plans, lambda plan: plan.enterprise_customer_uuid)}
     for row in rows:
         shown.add_row(*map(str, row.values()))
-        for plan in (each for each in of[row["enterprise_customer_uuid"]] if each.work):
+        for plan in (plan for plan in of[row["enterprise_customer_uuid"]] if plan.work):
             counts = [str(getattr(plan, name)) for name in columns[2:]]
             shown.add_row(f"  {plan.plan_uuid}", plan.expiration_date[:10], *counts, style="dim")
     sums = [str(sum(row[name] for row in rows)) for name in ("plans", *columns[2:])]
@@ -223,11 +127,11 @@ def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow]) -> None:
     for column in shown.columns[1:]:
         column.justify = "right"
     out.print(shown if rows else "Nothing is due.")
-    for sentence in _rehearsed([plan for row in rows for plan in of[row["enterprise_customer_uuid"]]], plans):
+    for sentence in _summary([plan for row in rows for plan in of[row["enterprise_customer_uuid"]]], plans):
         out.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _rehearsed(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[str]:
+def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[str]:
     protected, by_email, by_id = (
         sum(getattr(plan, name) for plan in working)
         for name in ("protected", "protected_by_user_email", "protected_by_lms_user_id")
@@ -250,7 +154,7 @@ def write_file(file: Path, text: str) -> None:
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise Unusable(f"{file} cannot be written ({error.strerror}): give another FILE") from None
+        raise Unusable(f"{file} cannot be written ({error.strerror})", "give another FILE") from None
 
 
 def show_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -1,25 +1,12 @@
-"""How values are stored, exactly as Django does on each engine (docs/architecture.md); and the database's clock."""
+"""How a UUID, a date-time and a duration are stored: exactly as Django does on each engine (docs/architecture.md)."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ARRAY,
-    CHAR,
-    BigInteger,
-    DateTime,
-    Dialect,
-    Interval,
-    String,
-    Uuid,
-    bindparam,
-    literal,
-)
+from sqlalchemy import CHAR, BigInteger, DateTime, Dialect, Interval, String, Uuid
 from sqlalchemy.dialects import mysql
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 class DjangoUUID(TypeDecorator[UUID]):
@@ -90,74 +77,3 @@ class DjangoDuration(TypeDecorator[timedelta]):
     def process_result_value(self, value: Any, dialect: Dialect) -> timedelta | None:
         """Turn what the column holds into a duration (SQLAlchemy's hook)."""
         return value if value is None or isinstance(value, timedelta) else timedelta(microseconds=value)
-
-
-class DatabaseNow(FunctionElement[datetime]):
-    """The database's own clock, `seconds` from now: the only clock that leases and `as_of` go by."""
-
-    type = UTCDateTime()
-    inherit_cache = True
-
-    def __init__(self, seconds: int = 0) -> None:
-        super().__init__(literal(seconds))
-
-
-@compiles(DatabaseNow, "postgresql")
-def _postgresql_now(element: DatabaseNow, compiler: Any, **kw: Any) -> str:
-    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
-
-
-@compiles(DatabaseNow, "mysql")
-@compiles(DatabaseNow, "mariadb")
-def _mysql_now(element: DatabaseNow, compiler: Any, **kw: Any) -> str:
-    return f"(UTC_TIMESTAMP(6) + INTERVAL {compiler.process(element.clauses, **kw)} SECOND)"
-
-
-@compiles(DatabaseNow, "sqlite")
-def _sqlite_now(element: DatabaseNow, compiler: Any, **kw: Any) -> str:
-    offset = compiler.process(element.clauses, **kw)
-    moment = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {offset} || ' seconds')"
-    return f"replace({moment}, '.000000', '')"  # as Django writes it
-
-
-class Digits(FunctionElement[UUID]):
-    """A UUID column's value as any column of UUIDs takes it: one MariaDB server can hold both forms of UUID."""
-
-    type = DjangoUUID()
-    inherit_cache = True
-
-
-@compiles(Digits)
-def _digits(element: Digits, compiler: Any, **kw: Any) -> str:
-    return str(compiler.process(element.clauses, **kw))
-
-
-@compiles(Digits, "mysql")
-@compiles(Digits, "mariadb")
-def _mysql_digits(element: Digits, compiler: Any, **kw: Any) -> str:
-    return f"replace({compiler.process(element.clauses, **kw)}, '-', '')"
-
-
-class OneOf(FunctionElement[Any]):
-    """Is this column one of the UUIDs of the parameter `name`?
-
-    On PostgreSQL they are one array: its driver takes long over many parameters.
-    """
-
-    type = NullType()  # a Boolean would be compared with 1, and MariaDB then look no further
-    inherit_cache = True
-
-    def __init__(self, column: Any, name: str) -> None:
-        super().__init__(column.in_(bindparam(name, None, DjangoUUID(), expanding=True)))
-
-
-@compiles(OneOf)
-def _one_of(element: OneOf, compiler: Any, **kw: Any) -> str:
-    return str(compiler.process(element.clauses, **kw))
-
-
-@compiles(OneOf, "postgresql")
-def _postgresql_one_of(element: OneOf, compiler: Any, **kw: Any) -> str:
-    (one_of,) = element.clauses
-    array = bindparam(one_of.right.key, None, ARRAY(Uuid()))
-    return f"{compiler.process(one_of.left, **kw)} = ANY ({compiler.process(array, **kw)})"

@@ -1,1 +1,7 @@
-"""What is due: selects over license-manager's tables and the ledger."""
+"""What is due: pure selects over license-manager's tables and the ledger. No Celery, no HTTP and no clock here.
+
+`scope` is what they judge by; `plans`, `downgrades`, `unlinks` and `enterprises` are the questions; `learners` says who
+is the same learner; `conditions` has the parts that the questions share; `statements` executes them; `forecast` counts
+what a night would do. The rules are in docs/architecture.md, "What is due"; the tests compare them, row by row, with a
+reading of the rules in plain Python.
+"""

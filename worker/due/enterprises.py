@@ -1,4 +1,4 @@
-"""Which enterprise customers have anything due; and what else is asked of enterprises: pure selects as in `policy`."""
+"""Finds the enterprises with work due, and looks enterprises and plans up by id."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -7,63 +7,66 @@ from uuid import UUID
 from sqlalchemy import func, literal, select, union_all
 from sqlalchemy.orm import Session, aliased
 
-from worker.db.ledger_tables import CustomerAgreement as Agreement
-from worker.db.ledger_tables import License
-from worker.db.ledger_tables import SubscriptionPlan as Plan
-from worker.due import conditions
+from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
+from worker.db.sql import Rows, any_of
+from worker.due import conditions, plans, unlinks
 from worker.due.scope import Scope
-from worker.due.statements import read
+from worker.due.statements import fetch
 
 
-def due_enterprises(session: Session, scope: Scope) -> list[UUID]:
-    """The enterprise customers with anything due, in order: found by one query, or two when the first is not sure."""
-    found = {customer: bool(sure) for customer, sure in read(session, perhaps_due_enterprises, scope)}
+def find_due_enterprises(session: Session, scope: Scope) -> list[UUID]:
+    """The enterprise customers with work due, in order: by one query, or by two when the first is not sure."""
+    found = {customer: bool(sure) for customer, sure in fetch(session, perhaps_due_enterprises, scope)}
     unsure = replace(scope, unlink_enabled=frozenset(customer for customer, sure in found.items() if not sure))
     if unsure.unlink_enabled:
-        found |= dict.fromkeys((customer for (customer,) in read(session, _with_unlinks, unsure)), True)
+        found |= dict.fromkeys((customer for (customer,) in fetch(session, _with_unlinks, unsure)), True)
     return sorted(customer for customer, sure in found.items() if sure)
 
 
-def _with_unlinks(scope: Scope) -> conditions.Rows:
-    return conditions.due_unlinks(scope, Agreement.enterprise_customer_uuid, downgraded=False).distinct()
+def _with_unlinks(scope: Scope) -> Rows:
+    return unlinks.due_unlinks(scope, Agreement.enterprise_customer_uuid, downgraded=False).distinct()
 
 
-def perhaps_due_enterprises(scope: Scope) -> conditions.Rows:
+def perhaps_due_enterprises(scope: Scope) -> Rows:
     """Which enterprise customers may have anything due? (customer, whether that is sure)
 
-    Sure is who has a due plan. Of the others, one license that may be due to be unlinked is looked for: `due_unlinks`
-    has the last word on them, which has to read many licenses to know whom an e-mail protects.
+    An enterprise with a due plan is sure. Of the others, one license that may be due to be unlinked is looked for:
+    `due_unlinks` decides on them, which has to read many licenses to know whom an e-mail protects.
     """
-    plans = conditions.due_plans(scope).subquery()
+    due = plans.due_plans(scope).subquery()
     other, current = aliased(License), aliased(Plan)
-    protected = select(literal(1)).join_from(other, current, current.uuid == other.subscription_plan_id)
-    protected = protected.where(
-        other.lms_user_id == License.lms_user_id,
-        current.customer_agreement_id == Agreement.uuid,
-        *conditions.current(scope, current),
+    of_current = current.uuid == other.subscription_plan_id
+    protected = (
+        select(literal(1))
+        .join_from(other, current, of_current)
+        .where(
+            other.lms_user_id == License.lms_user_id,
+            current.customer_agreement_id == Agreement.uuid,
+            *unlinks.current(scope, current),
+        )
     )
     to_unlink = select(literal(1)).join_from(License, Plan, Plan.uuid == License.subscription_plan_id)
     to_unlink = to_unlink.where(
         Plan.customer_agreement_id == Agreement.uuid,
-        *conditions.not_unlinked(scope),
-        ~conditions.any_of(protected.correlate(License, Agreement)),
+        *unlinks.not_unlinked(scope),
+        ~any_of(protected.correlate(License, Agreement)),
     )
-    listed = select(Agreement.enterprise_customer_uuid, literal(0).label("sure")).where(
-        Agreement.enterprise_customer_uuid.in_(scope["customers"]),
-        conditions.any_of(to_unlink.correlate(Agreement)),
+    customer = Agreement.enterprise_customer_uuid
+    listed = select(customer, literal(0).label("sure")).where(
+        customer.in_(scope["customers"]), any_of(to_unlink.correlate(Agreement))
     )
-    either = union_all(select(plans.c.enterprise_customer_uuid, literal(1).label("sure")), listed).subquery()
-    customer = either.c.enterprise_customer_uuid
-    return select(customer, func.max(either.c.sure)).group_by(customer)
+    either = union_all(select(due.c.enterprise_customer_uuid, literal(1).label("sure")), listed).subquery()
+    found = either.c.enterprise_customer_uuid
+    return select(found, func.max(either.c.sure)).group_by(found)
 
 
-def known_enterprises(enterprises: frozenset[UUID]) -> conditions.Rows:
+def known_enterprises(enterprises: frozenset[UUID]) -> Rows:
     """Which of these enterprise customers have a customer agreement?"""
     return select(Agreement.enterprise_customer_uuid).where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises)))
 
 
-def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> conditions.Rows:
-    """Of which of these enterprises may license-manager purge e-mails before they are due to be unlinked?
+def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> Rows:
+    """Which of these enterprises may license-manager purge before their learners are due to be unlinked?
 
     (customer, license_duration_before_purge) Its retire_old_licenses clears the e-mail and revokes the license once
     the plan has been expired for longer than that.
@@ -73,7 +76,7 @@ def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> c
     return found.order_by(Agreement.enterprise_customer_uuid)
 
 
-def plans_of(enterprises: frozenset[UUID], plan_uuids: tuple[UUID, ...]) -> conditions.Rows:
+def plans_of(enterprises: frozenset[UUID], plan_uuids: tuple[UUID, ...]) -> Rows:
     """Which of these plans belong to one of these enterprise customers, or to any when none is named?"""
     found = conditions.plans_where(Plan.uuid.in_(plan_uuids))
     return found.where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises))) if enterprises else found

@@ -1,18 +1,17 @@
-"""What a night would do, counted plan by plan: for `due` and the metrics."""
+"""What a night would do, counted plan by plan: for the command `due` and the metrics."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, literal, select
 
-from worker.db.ledger_tables import CustomerAgreement as Agreement
-from worker.db.ledger_tables import License
-from worker.db.ledger_tables import SubscriptionPlan as Plan
+from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
+from worker.db.sql import Rows
 from worker.db.transactions import Database
-from worker.due import conditions
-from worker.due.conditions import KNOWN_BY, LEARNER_STATUSES, Rows
+from worker.due import conditions, downgrades, learners, plans, unlinks
 from worker.due.scope import Scope
 
 COUNTS = ("downgrades", "unlinks", "protected")
@@ -20,10 +19,10 @@ COUNTS = ("downgrades", "unlinks", "protected")
 
 @dataclass
 class PlanRow:
-    """What a night would do about one plan, and what it would leave, in licenses.
+    """What a night would do about one plan, and what it would leave, counted in licenses.
 
-    `state` is `due` (to be processed), `waiting` (for its renewals), `held` (all that is left of it is) or `processed`;
-    `nights_back` how many nights ago its work became due. `unlinks` will be so many if every downgrade is confirmed. A
+    `state` is `due` (to be processed), `waiting` (for its renewals), `held` (all that is left of it is) or `processed`.
+    `nights_back` is how many nights ago its work became due. `unlinks` assumes that every downgrade is confirmed. A
     learner whom both columns protect is counted under each, and once in `protected`.
     """
 
@@ -67,38 +66,36 @@ def plan_rows(database: Database, scope: Scope, *, detailed: bool = True) -> lis
 
 
 def due_rows(plans: Sequence[PlanRow]) -> list[dict[str, Any]]:
-    """Sum such rows up for each enterprise with work: an enterprise without gets no run."""
-    rows: dict[str, dict[str, Any]] = {}
-    working = {plan.enterprise_customer_uuid for plan in plans if plan.work}
-    for plan in (each for each in plans if each.enterprise_customer_uuid in working):
-        customer = plan.enterprise_customer_uuid
-        usual = {"enterprise_customer_uuid": customer, "plans": 0, **dict.fromkeys(COUNTS, 0)}
-        row = rows.setdefault(customer, usual)
-        row["plans"] += plan.state == "due"
-        for name in COUNTS:
-            row[name] += getattr(plan, name)
-    return list(rows.values())
+    """Sum such rows, in order of enterprises, up for each enterprise with work: one without gets no run."""
+    rows = []
+    for customer, group in groupby(plans, lambda plan: plan.enterprise_customer_uuid):
+        of_customer = list(group)
+        if any(plan.work for plan in of_customer):
+            sums = {name: sum(getattr(plan, name) for plan in of_customer) for name in COUNTS}
+            due = sum(plan.state == "due" for plan in of_customer)
+            rows.append({"enterprise_customer_uuid": customer, "plans": due, **sums})
+    return rows
 
 
 def _counted(scope: Scope, detailed: bool) -> Iterator[tuple[str, Rows]]:
     """Named queries for (customer, plan, expiration date, whether it is processed, count)."""
     of = (Agreement.enterprise_customer_uuid, Plan.uuid, Plan.expiration_date, Plan.expiration_processed)
-    plans = conditions.due_plans(scope).subquery().c
-    yield "due", select(plans.enterprise_customer_uuid, plans.uuid, plans.expiration_date, literal(False), 1)
-    yield "downgrades", _grouped(conditions.due_downgrades(scope, *of))
-    yield "downgrades", _grouped(conditions.waiting_downgrades(scope, *of))
-    yield "unlinks", _grouped(conditions.due_unlinks(scope, *of, downgraded=False))
-    yield "protected", _grouped(conditions.protected(scope, *of))
+    due = plans.due_plans(scope).subquery().c
+    yield "due", select(due.enterprise_customer_uuid, due.uuid, due.expiration_date, literal(False), 1)
+    yield "downgrades", _grouped(downgrades.due_downgrades(scope, *of))
+    yield "downgrades", _grouped(downgrades.waiting_downgrades(scope, *of))
+    yield "unlinks", _grouped(unlinks.due_unlinks(scope, *of, downgraded=False))
+    yield "protected", _grouped(unlinks.protected(scope, *of))
     if detailed:
-        for column in KNOWN_BY:
-            yield f"protected_by_{column}", _grouped(conditions.protected(scope, *of, by=[column]))
-        waits = conditions.plans_waiting_for_renewal(scope).subquery()
-        learners = (License.subscription_plan_id == waits.c.uuid) & License.status.in_(LEARNER_STATUSES)
+        for column in learners.KNOWN_BY:
+            yield f"protected_by_{column}", _grouped(unlinks.protected(scope, *of, by=[column]))
+        waits = plans.plans_waiting_for_renewal(scope).subquery()
+        of_plan = (License.subscription_plan_id == waits.c.uuid) & License.status.in_(conditions.LEARNER_STATUSES)
         columns = (waits.c.enterprise_customer_uuid, waits.c.uuid, waits.c.expiration_date)
-        counted = select(*columns, literal(False), func.count(License.uuid)).outerjoin_from(waits, License, learners)
+        counted = select(*columns, literal(False), func.count(License.uuid)).outerjoin_from(waits, License, of_plan)
         yield "waiting", counted.group_by(*columns)
 
 
 def _grouped(query: Rows) -> Rows:
-    each = query.subquery().c
-    return select(*each, func.count()).group_by(*each)
+    columns = query.subquery().c
+    return select(*columns, func.count()).group_by(*columns)

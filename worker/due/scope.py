@@ -1,4 +1,4 @@
-"""What a night or a run judges by."""
+"""What a night or a run judges by: the moment, the enterprise, the plans, the settings."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,10 +10,9 @@ from sqlalchemy import BindParameter, bindparam
 from sqlalchemy.types import TypeEngine
 
 from worker.db.types import DjangoUUID, UTCDateTime
+from worker.ledger.held import HOLD_FOR
 from worker.settings import DatabaseSettings
 
-# A held license is tried again next night: longer than a repeat by hand, shorter than any two nights are apart.
-HOLD = timedelta(hours=12)
 _UUIDS = ("customers", "enterprise", "plan_uuids", "run_id")
 _LISTS = ("customers", "plan_uuids")
 
@@ -39,23 +38,18 @@ class Scope:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """What a query asks of it, by the names of the query's parameters."""
+        """The values that queries ask for, by the names of the queries' parameters."""
         mine = self.unlink_enabled if self.enterprise is None else self.unlink_enabled & {self.enterprise}
-        return {
-            "as_of": self.as_of,
+        asked = ("as_of", "enterprise", "plan_uuids", "expired_after", "expired_before", "run_id")
+        return {name: getattr(self, name) for name in asked} | {
             "old_before": self.as_of - self.unlink_after,
-            "held_since": self.as_of - HOLD,
+            "held_since": self.as_of - HOLD_FOR,
             "customers": sorted(mine),
-            "enterprise": self.enterprise,
-            "plan_uuids": self.plan_uuids,
-            "expired_after": self.expired_after,
-            "expired_before": self.expired_before,
-            "run_id": self.run_id,
         }
 
     @property
     def shape(self) -> tuple[bool, ...]:
-        """What of it makes another query, and not the same one with other parameters."""
+        """The part of it that makes another query, and not the same one with other parameters."""
         return (self.force, *(value is None for value in self.values.values()))
 
     def __getitem__(self, name: str) -> BindParameter[Any]:
@@ -67,7 +61,7 @@ class Scope:
 def scope_of(
     settings: DatabaseSettings, asked: Any, as_of: datetime, enterprise: UUID | None, run_id: UUID | None = None
 ) -> Scope:
-    """What is judged by: the settings, and what was asked for (a Run, or a trigger's Request)."""
+    """The scope from the settings and from what was asked for (a Run, or a trigger's Request)."""
     return Scope(
         as_of=as_of,
         unlink_after=timedelta(days=settings.UNLINK_AFTER_DAYS),

@@ -1,4 +1,4 @@
-"""Carrying out the policy's queries: each is built once, for that takes longer than its execution."""
+"""Executes the questions about what is due. Each is built once, for building takes longer than executing it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,34 +6,35 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from worker.due.learners import Rows
+from worker.db.sql import Rows
 from worker.due.scope import Scope
 
+# Of the whole process, and not made in the composition root: what is built depends on nothing but the code.
 _built: dict[tuple[Any, ...], Rows] = {}
 
 
-def read(session: Session, query: Callable[..., Rows], scope: Scope, **values: Any) -> Sequence[Any]:
-    """Give the rows of a query of the policy, a plain function, for this scope and its other arguments.
+def fetch(session: Session, question: Callable[..., Rows], scope: Scope, **values: Any) -> Sequence[Any]:
+    """Give the rows that answer a question, a plain function, for this scope and its other arguments.
 
     Other arguments are parameters of the query by the same names; those that make another query are of type bool.
     """
-    statement = _once(query, query, scope, values)
+    statement = _build_once(question, question, scope, values)
     return session.connection().execute(statement, scope.values | values).all()
 
 
-def count(session: Session, query: Callable[..., Rows], scope: Scope, **values: Any) -> int:
-    """Give how many rows `read` would."""
+def fetch_count(session: Session, question: Callable[..., Rows], scope: Scope, **values: Any) -> int:
+    """Give how many rows `fetch` would."""
 
     def counted(*arguments: Any, **more: Any) -> Rows:
-        return select(func.count()).select_from(query(*arguments, **more).subquery())
+        return select(func.count()).select_from(question(*arguments, **more).subquery())
 
-    statement = _once((count, query), counted, scope, values)
+    statement = _build_once((fetch_count, question), counted, scope, values)
     return int(session.connection().execute(statement, scope.values | values).scalar_one())
 
 
-def _once(name: Any, query: Callable[..., Rows], scope: Scope, values: dict[str, Any]) -> Rows:
-    shape = tuple((each, value if isinstance(value, bool) else value is None) for each, value in values.items())
+def _build_once(name: Any, question: Callable[..., Rows], scope: Scope, values: dict[str, Any]) -> Rows:
+    shape = tuple((key, value if isinstance(value, bool) else value is None) for key, value in values.items())
     key = (name, scope.shape, shape)
     if key not in _built:
-        _built[key] = query(scope, **values)
+        _built[key] = question(scope, **values)
     return _built[key]

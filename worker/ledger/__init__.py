@@ -1,1 +1,6 @@
-"""Who may do what, and what was done: our own tables in license-manager's database."""
+"""The ledger: who may do what, and what was done. It, and not Celery, decides; its tables are our own.
+
+`order` is the order of the steps; `claims` says who has a run; `runs` opens runs; `stalled` finds abandoned ones;
+`nights` has the scheduled nights; `held` and `confirmations` what became of licenses; `lms_calls` and `rate_limit` are
+about the calls to the LMS; `migrations` makes the tables.
+"""

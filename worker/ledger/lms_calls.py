@@ -1,13 +1,20 @@
-"""How long LMS calls take: counted as they end, kept in the ledger when their step ends."""
+"""How long LMS calls take: counted as they end, stored in the ledger when their step ends."""
 
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, insert
+from sqlalchemy.orm import Session
+
+from worker.db.ledger_tables import LmsCall, Run
 
 # The upper bounds, in seconds, of a Prometheus histogram.
 BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, float("inf"))
 
 
-class Calls:
+class CallTimings:
     """The calls of this process that are not in the ledger yet; safe to share between threads."""
 
     def __init__(self) -> None:
@@ -15,7 +22,7 @@ class Calls:
         self._seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
 
     def observe(self, step: str, outcome: str, seconds: float) -> None:
-        """Count one HTTP call of a step (or for a token) that ended like this after so many seconds."""
+        """Count one HTTP call of a step (or for a token), by its outcome and duration."""
         bound = next(bound for bound in BUCKETS if seconds <= bound)
         with self._lock:
             self._seconds[step, outcome, bucket(bound)].append(seconds)
@@ -33,3 +40,14 @@ class Calls:
 def bucket(bound: float) -> str:
     """A bound as Prometheus writes it: 0.5, 10, +Inf."""
     return "+Inf" if bound == float("inf") else f"{bound:g}"
+
+
+def keep_calls(session: Session, run: Run, calls: Sequence[dict[str, Any]]) -> None:
+    """Store the LMS calls of this claim of a run."""
+    if calls:
+        session.execute(insert(LmsCall), [{"run_id": run.id, "fence": run.fence, **call} for call in calls])
+
+
+def drop_calls(session: Session, run: Run) -> None:
+    """Drop the LMS calls of this claim of a run, to store them once more."""
+    session.execute(delete(LmsCall).where(LmsCall.run_id == run.id, LmsCall.fence == run.fence))

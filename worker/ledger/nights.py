@@ -1,4 +1,4 @@
-"""Scheduled nights: each is begun once, by whoever comes first, and one that nobody began is found.
+"""Scheduled nights: each is begun once, by whoever comes first, and a missed one is found and run late.
 
 A night is begun by inserting its row: the primary key decides between two beats, a beat and `reconcile`, or a
 message that came twice. It has a lease until all of its runs are opened, as a run has.
@@ -11,43 +11,42 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from worker.db.ledger_tables import Heartbeat, Night
+from worker.db.sql import DatabaseNow, changed
 from worker.db.transactions import Database
-from worker.db.types import DatabaseNow
-from worker.ledger.confirmations import changed
 
-LEASE_SECONDS = 300
+NIGHT_LEASE_SECONDS = 300
 MAX_TRIES = 6
-_LET_DOWN = (Night.lease_until < DatabaseNow(), Night.tries < MAX_TRIES)
+_ABANDONED = (Night.lease_until < DatabaseNow(), Night.tries < MAX_TRIES)
 
 
 def begin(database: Database, scheduled_for: datetime) -> bool:
-    """Take up the night of this moment; return whether it is ours to open its runs.
+    """Begin the night of this moment; return whether this call may open its runs.
 
-    It is when nobody has begun it, or when whoever did has let it down (MAX_TRIES times at most); and when it was only
-    noted by `overdue` as before the ledger's time, but beat sends it all the same.
+    True if the night is new; if its lease has lapsed (at most MAX_TRIES times); or if it was only recorded by
+    `note_and_find_overdue` as the baseline of a new ledger.
     """
-    row = {"scheduled_for": scheduled_for, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(LEASE_SECONDS)}
+    row = {"scheduled_for": scheduled_for, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(NIGHT_LEASE_SECONDS)}
     try:
         database.transact(lambda session: session.execute(insert(Night).values(row | {"tries": 1})))
         return True
     except IntegrityError:
-        again = update(Night).where(Night.scheduled_for == scheduled_for, or_(and_(*_LET_DOWN), Night.tries == 0))
-        again = again.values(tries=Night.tries + 1, lease_until=DatabaseNow(LEASE_SECONDS))
+        again = update(Night).where(Night.scheduled_for == scheduled_for, or_(and_(*_ABANDONED), Night.tries == 0))
+        again = again.values(tries=Night.tries + 1, lease_until=DatabaseNow(NIGHT_LEASE_SECONDS))
         return database.transact(lambda session: changed(session, again))
 
 
 def opened(database: Database, scheduled_for: datetime) -> None:
-    """Note that all runs of this night are opened."""
+    """Record that all runs of this night are opened."""
     _set_lease(database, scheduled_for, None)
 
 
-def let_down(database: Database, scheduled_for: datetime) -> None:
-    """Let anybody take this night up again: not all of its runs could be opened."""
+def give_back(database: Database, scheduled_for: datetime) -> None:
+    """Let anybody resume this night: not all of its runs could be opened."""
     _set_lease(database, scheduled_for, DatabaseNow(-1))
 
 
-def reconciled(database: Database) -> None:
-    """Note that `reconcile` has ended well: somebody sends it, so beat is there."""
+def record_heartbeat(database: Database) -> None:
+    """Record the heartbeat: `reconcile` finished, so beat is running."""
 
     def work(session: Session) -> None:
         if not changed(session, update(Heartbeat).values(reconciled_at=DatabaseNow())):  # a table that was emptied
@@ -56,15 +55,15 @@ def reconciled(database: Database) -> None:
     database.transact(work)
 
 
-def overdue(database: Database, latest: datetime) -> list[datetime]:
-    """Which nights may have runs to be opened: those let down half-way, and the `latest` scheduled one if missed.
+def note_and_find_overdue(database: Database, latest: datetime) -> list[datetime]:
+    """Find the nights whose runs may still have to be opened: abandoned ones, and the `latest` scheduled one if missed.
 
     Missed is one that is later than all that are known, so that a changed schedule does not look back. A ledger that
-    knows of none is new: the latest one is then noted, with no tries, as before its time.
+    knows no night is new: the latest one is then recorded, with no tries, as its baseline.
     """
 
     def work(session: Session) -> list[datetime]:
-        found = list(session.scalars(select(Night.scheduled_for).where(*_LET_DOWN)))
+        found = list(session.scalars(select(Night.scheduled_for).where(*_ABANDONED)))
         newest = session.scalar(select(func.max(Night.scheduled_for)))
         if newest is None:
             session.execute(insert(Night).values(scheduled_for=latest, opened_at=DatabaseNow(), tries=0))
@@ -72,7 +71,7 @@ def overdue(database: Database, latest: datetime) -> list[datetime]:
 
     try:
         return database.transact(work)
-    except IntegrityError:  # another has just noted it
+    except IntegrityError:  # another has just recorded it
         return []
 
 

@@ -6,12 +6,12 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from worker.db.ledger_tables import Throttle
+from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
-from worker.db.types import DatabaseNow
 
 
-def seconds_to_next_call(database: Database, per_minute: float | None) -> float:
-    """Book the next LMS call under LMS_REQUESTS_PER_MINUTE, over all workers; return the seconds to wait for it."""
+def book_next_call(database: Database, per_minute: float | None) -> float:
+    """Book the next LMS call of all workers; return the seconds to wait for it, 0 without a limit."""
     if not per_minute:
         return 0.0
 

@@ -1,31 +1,37 @@
-"""Opening runs: many at once, and never a second one of an enterprise that has a live one."""
+"""Opens runs in the ledger, one live run an enterprise; reads and describes them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import case, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from worker.db.ledger_tables import Phase, Run
+from worker.db.ledger_tables import Run
+from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
-from worker.db.types import DatabaseNow
-from worker.ledger import claims
+from worker.ledger.order import Phase
+
+# How long a published chain may lie in the broker before it is published again; doubles each time.
+QUEUED_SECONDS = 600
+
+COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
 
 
 @dataclass(frozen=True)
 class Opened:
     """What became of opening a run: the id of the enterprise's live run, and whether it is a new one."""
 
+    enterprise: UUID
     run_id: UUID
     new: bool
 
 
-def open_runs(database: Database, enterprises: Sequence[UUID], as_of: datetime, **request: Any) -> dict[UUID, Opened]:
-    """Open a run for each of these, or learn which live one an enterprise has; the unique key decides between rivals.
+def open_runs(database: Database, enterprises: Sequence[UUID], as_of: datetime, **request: Any) -> list[Opened]:
+    """Open a run for each of these enterprises, or find the live one that it has; a unique key decides between rivals.
 
     `request` holds the columns of Run that say what is asked for (dry_run, force, reason, plan_uuids, ...).
     """
@@ -37,7 +43,7 @@ def open_runs(database: Database, enterprises: Sequence[UUID], as_of: datetime, 
 
     def work(session: Session) -> dict[UUID, UUID]:
         found = {row.enterprise_customer_uuid: row.id for row in session.execute(live)}
-        now, until = session.execute(select(DatabaseNow(), DatabaseNow(claims.QUEUED_SECONDS))).one()
+        now, until = session.execute(select(DatabaseNow(), DatabaseNow(QUEUED_SECONDS))).one()
         asked.update(opened_at=now, lease_until=until)
         rows = [
             {"id": run_id, "enterprise_customer_uuid": enterprise, "live": enterprise, **asked}
@@ -51,7 +57,7 @@ def open_runs(database: Database, enterprises: Sequence[UUID], as_of: datetime, 
     for rest in range(5, -1, -1):
         try:
             opened = database.transact(work)
-            return {each: Opened(run_id, new=run_id == ids[each]) for each, run_id in opened.items()}
+            return [Opened(enterprise, run_id, run_id == ids[enterprise]) for enterprise, run_id in opened.items()]
         except IntegrityError:  # a rival has one of them; or had it, when it is gone by now
             if not rest:
                 raise
@@ -61,17 +67,45 @@ def open_runs(database: Database, enterprises: Sequence[UUID], as_of: datetime, 
 def record_refusal(
     database: Database, enterprise: UUID, as_of: datetime, error: str, scheduled_for: datetime | None = None
 ) -> UUID:
-    """Keep a run that could not even begin, with the reason; return its id."""
+    """Record a run that could not even begin as failed, with the reason; return its id."""
     run_id = uuid4()
-    row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "as_of": as_of}
-    row["scheduled_for"] = scheduled_for
-    row |= {"phase": Phase.FAILED, "error": error}
-    row |= {"dry_run": False, "force": False, "opened_at": DatabaseNow(), "ended_at": DatabaseNow()}
+    row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "as_of": as_of, "error": error}
+    row |= {"phase": Phase.FAILED, "scheduled_for": scheduled_for, "dry_run": False, "force": False}
+    row |= {"opened_at": DatabaseNow(), "ended_at": DatabaseNow()}
     database.transact(lambda session: session.execute(insert(Run).values(row)))
     return run_id
 
 
 def let_lapse(database: Database, run_ids: Collection[UUID]) -> None:
-    """Let `reconcile` publish these runs, which were opened and not published, when it comes next."""
+    """Let the next `reconcile` publish these runs, which were opened and not published."""
     unclaimed = update(Run).where(Run.id.in_(run_ids), Run.phase == Phase.QUEUED)
     database.transact(lambda session: session.execute(unclaimed.values(lease_until=DatabaseNow(-1))))
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """A run as tasks and `--json` show it: ids, phase and counts."""
+    return {
+        "run_id": str(run.id),
+        "enterprise_customer_uuid": str(run.enterprise_customer_uuid),
+        "phase": str(run.phase),
+        "dry_run": run.dry_run,
+        **{name: getattr(run, name) for name in COUNTS},
+        "error": run.error,
+    }
+
+
+def runs_by_id(session: Session, run_ids: Iterable[UUID]) -> Sequence[Run]:
+    """These runs, in the order in which they were opened."""
+    return session.scalars(select(Run).where(Run.id.in_(list(run_ids))).order_by(Run.opened_at)).all()
+
+
+def newest_runs(session: Session, enterprise: UUID | None, limit: int = 20) -> Sequence[Run]:
+    """The newest run of each enterprise, a dry run only where there was no other; or, with `enterprise`, its newest."""
+    if enterprise is not None:
+        of_one = select(Run).where(Run.enterprise_customer_uuid == enterprise)
+        return session.scalars(of_one.order_by(Run.opened_at.desc()).limit(limit)).all()
+    opened = func.coalesce(func.max(case((Run.dry_run.is_(False), Run.opened_at))), func.max(Run.opened_at))
+    of_each = select(Run.enterprise_customer_uuid, opened.label("opened_at")).group_by(Run.enterprise_customer_uuid)
+    newest = of_each.subquery()
+    same = (Run.enterprise_customer_uuid == newest.c.enterprise_customer_uuid) & (Run.opened_at == newest.c.opened_at)
+    return session.scalars(select(Run).join(newest, same).order_by(Run.opened_at.desc())).all()

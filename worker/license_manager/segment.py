@@ -1,12 +1,12 @@
-"""license-manager's `expired` lifecycle events, through Segment's own library, which no other module imports.
+"""Sends license-manager's `expired` lifecycle events through Segment's own library, which no other module imports.
 
-They are a courtesy to those who watch them there: whatever befalls them, a night neither fails nor waits for long.
+They are a courtesy to those who watch them there. Whatever happens to them, a night neither fails nor waits for long.
 """
 
 import atexit
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -17,21 +17,20 @@ from uuid import UUID
 from sqlalchemy import Boolean, ColumnElement, Select, String, func, inspect, literal_column, select
 from sqlalchemy.orm import Session, aliased
 
-from worker import shutdown
-from worker.db.ledger_tables import CustomerAgreement, License, SubscriptionPlan
+from worker.db.license_manager_tables import CustomerAgreement, License, SubscriptionPlan
 from worker.db.transactions import Database
 from worker.db.types import DjangoUUID, UTCDateTime
-from worker.errors import LicenseExpiryError, Stopping, Unavailable
-from worker.ledger.claims import Claim
+from worker.errors import LicenseExpiryError, Unavailable
 from worker.logs import get_logger
 
 log = get_logger(__name__)
 
 EXPIRED_EVENT = "edx.server.license-manager.license-lifecycle.expired"
-PAGE = 100
-# For one page, under the shortest lease that the settings allow.
+UPLOAD_SIZE = 100
+# For one upload, under the shortest lease that the settings allow.
 WAIT_SECONDS = 10.0
 _LIMITS = {"timeout": 4, "max_retries": 2, "max_total_backoff_duration": 3, "max_rate_limit_duration": 5}
+_OPTIONS: dict[str, Any] = {"upload_size": UPLOAD_SIZE, "upload_interval": 0.05, **_LIMITS}
 # Columns that nothing else here needs and that a release of license-manager may lack.
 _EXTRA: dict[Any, dict[str, Any]] = {
     License: {
@@ -46,9 +45,9 @@ _EXTRA: dict[Any, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Lifecycle:
-    """Tells Segment, or nobody when there is no `key`.
+    """Sends lifecycle events to Segment, or to nobody when there is no `key`.
 
-    One telling takes `seconds` and a page at most; `host` is Segment's own when None.
+    Sending takes at most `seconds` and one upload more; `host` is Segment's own when None.
     """
 
     key: str = field(repr=False)
@@ -56,10 +55,11 @@ class Lifecycle:
     seconds: float
     host: str | None = None
 
-    def tell(self, database: Database, claim: Claim, plans: Sequence[UUID]) -> None:
-        """Send the events of these plans, whose mark is committed, page by page, up to the first that is not taken.
+    def tell(self, database: Database, guard: Callable[[], object], plans: Sequence[UUID]) -> None:
+        """Send the events of these plans, whose mark is committed, upload by upload, up to the first that is not taken.
 
-        Keeps the claim's lease. Raises nothing: what was not sent is counted in one warning.
+        `guard` is called before each upload; what it raises ends the sending. Raises nothing: what was not sent is
+        counted in one warning.
         """
         if not self.key or not plans:
             return
@@ -67,12 +67,10 @@ class Lifecycle:
         end = time.monotonic() + self.seconds
         try:
             events = database.transact(lambda session: session.execute(_count(plans)).scalar_one())
-            for rows in _pages(database, plans):
-                if shutdown.stopping():
-                    raise Stopping("this worker is being shut down")
+            for rows in _uploads(database, plans):
+                guard()
                 if time.monotonic() >= end:
                     raise Unavailable("too_slow", f"Segment did not take them within {self.seconds:.0f} s")
-                claim.guard()
                 self._send(rows)
                 sent += len(rows)
         except Exception as error:
@@ -84,19 +82,12 @@ class Lifecycle:
             log.info("lifecycle events sent", events=sent, plans=len(plans))
 
     def _send(self, rows: Sequence[Any]) -> None:
-        """Send a page, with a client of its own: nothing is left to a fork. Raises Unavailable when it is not taken."""
+        """Send one upload, by a client of its own: nothing is left to a fork. Raises Unavailable if it is not taken."""
         from segment.analytics.client import Client
 
         logging.getLogger("segment").disabled = True  # it writes whole events into the log
         failures: list[Exception] = []
-        client = Client(
-            self.key,
-            self.host,
-            on_error=lambda error, _: failures.append(error),
-            upload_size=PAGE,
-            upload_interval=0.05,
-            **_LIMITS,
-        )
+        client = Client(self.key, self.host, on_error=lambda error, _: failures.append(error), **_OPTIONS)
         atexit.unregister(client.join)  # which waits for a call without an answer
         # Its time-out is for each byte, so a flush may last for ever: it is left to a thread that nobody awaits then.
         flushing = Thread(target=client.shutdown, daemon=True)
@@ -107,7 +98,7 @@ class Lifecycle:
             flushing.start()
         flushing.join(WAIT_SECONDS)
         if flushing.is_alive():
-            raise Unavailable("timeout", f"Segment did not take a page within {WAIT_SECONDS:.0f} s")
+            raise Unavailable("timeout", f"Segment did not take an upload within {WAIT_SECONDS:.0f} s")
         if failures:
             raise _unavailable(failures[0])
 
@@ -130,7 +121,7 @@ class Lifecycle:
 
 
 def _unavailable(error: Exception) -> Unavailable:
-    """What a page was not taken for, without the text of an answer, which may repeat what it was sent."""
+    """Why an upload was not taken, without the text of an answer, which may repeat what it was sent."""
     if status := getattr(error, "status", None):
         return Unavailable(f"http_{status}", f"Segment answered {status}")
     if type(error) is Exception:  # the library's own, for a Retry-After that it is not allowed to wait for
@@ -153,7 +144,7 @@ def _count(plans: Sequence[UUID]) -> Select[Any]:
     return _told(select(func.count()).select_from(License), plans)
 
 
-def _pages(database: Database, plans: Sequence[UUID]) -> Iterator[Sequence[Any]]:
+def _uploads(database: Database, plans: Sequence[UUID]) -> Iterator[Sequence[Any]]:
     """Read by key what Segment is told of the licenses of these plans, plan by plan."""
     extra = database.transact(_extra)
     previous = aliased(License)
@@ -173,15 +164,15 @@ def _pages(database: Database, plans: Sequence[UUID]) -> Iterator[Sequence[Any]]
         .join(CustomerAgreement, CustomerAgreement.uuid == SubscriptionPlan.customer_agreement_id)
         .outerjoin(previous, previous.renewed_to_id == License.uuid)
     )
-    query = query.order_by(License.uuid).limit(PAGE)
+    query = query.order_by(License.uuid).limit(UPLOAD_SIZE)
     for plan in plans:
-        page = _told(query, [plan])
-        while rows := database.transact(partial(_read, query=page)):
+        upload = _told(query, [plan])
+        while rows := database.transact(partial(_fetch, query=upload)):
             yield rows
-            page = _told(query, [plan]).where(License.uuid > rows[-1].uuid)
+            upload = _told(query, [plan]).where(License.uuid > rows[-1].uuid)
 
 
-def _read(session: Session, query: Select[Any]) -> Sequence[Any]:
+def _fetch(session: Session, query: Select[Any]) -> Sequence[Any]:
     return session.execute(query).all()
 
 

@@ -1,18 +1,16 @@
-"""How many calls of all workers of one host may be in flight to the LMS at once."""
+"""How many calls all workers of one host may have in flight to the LMS at once."""
 
 import fcntl
 import hashlib
 import os
-import select
 import tempfile
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 
 from worker.errors import Unusable
 
-# Whoever holds a slot and is killed rings no bell: the others look again after this long.
-LOOK_AGAIN_SECONDS = 0.01
+# How often a process that wants a slot looks whether one is free.
+POLL_SECONDS = 0.01
 _REMEDY = "let TMPDIR name one that this user may write to"
 
 
@@ -25,30 +23,23 @@ def folder_of(lms_url: str) -> Path:
     try:
         return Path(tempfile.gettempdir()) / f"license-expiry-{os.getuid()}-{name}"
     except FileNotFoundError as error:
-        raise Unusable(f"there is no folder for temporary files: {_REMEDY}") from error
+        raise Unusable("there is no folder for temporary files", _REMEDY) from error
 
 
-class Slots:
-    """One process's share in them: each slot is a file, held by its lock, which ends with the process.
-
-    A named pipe beside them is the bell that wakes others when a slot is given back.
-    """
+class HostSlots:
+    """One process's share in them. Each slot is a file, held by its lock, which ends with the process."""
 
     def __init__(self, folder: Path, count: int) -> None:
+        """Open `count` slots in this folder. Raises Unusable."""
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            files = [os.open(folder / str(n), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600) for n in range(count)]
-            bell = folder / "bell"
-            with suppress(FileExistsError):
-                os.mkfifo(bell, 0o600)
-            self._bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+            self._files = [
+                os.open(folder / str(n), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600) for n in range(count)
+            ]
         except OSError as error:
-            raise Unusable(
-                f"the folder {folder}, where the workers of a host count their calls to the LMS, cannot be used "
-                f"({error.strerror}): {_REMEDY}"
-            ) from error
-        self._free = deque(files)
-        self._all = (*files, self._bell)
+            what = f"the folder {folder}, where the workers of a host count their calls to the LMS, cannot be used"
+            raise Unusable(f"{what} ({error.strerror})", _REMEDY) from error
+        self._free = deque(self._files)
 
     def take(self) -> int | None:
         """Take a slot if one is free; any thread may."""
@@ -68,16 +59,8 @@ class Slots:
         """Give a slot back; any thread may."""
         fcntl.flock(slot, fcntl.LOCK_UN)
         self._free.append(slot)
-        if not select.select([self._bell], [], [], 0)[0]:
-            os.write(self._bell, b"\0")
-
-    def wait(self) -> None:
-        """Wait until a slot may be free again, a few milliseconds at most."""
-        if select.select([self._bell], [], [], LOOK_AGAIN_SECONDS)[0]:
-            with suppress(BlockingIOError):
-                os.read(self._bell, 1)
 
     def close(self) -> None:
         """Give everything back."""
-        for file in self._all:
+        for file in self._files:
             os.close(file)

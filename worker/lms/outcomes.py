@@ -10,6 +10,7 @@ CREDENTIALS_REMEDY = (
     "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET, and that "
     "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set) is this LMS"
 )
+LOOK_AT_THE_LMS = "look at the LMS"
 REMEDIES = {
     401: f"it does not accept our token: {CREDENTIALS_REMEDY}",
     403: "the service user lacks the permission: give license-manager's service user the enterprise "
@@ -19,21 +20,23 @@ REMEDIES = {
 }
 
 
-def judge(status: int, retry_after: float | None = None, page: bool = False) -> None:
-    """Return for a 2xx; else raise what this status means (429 and a first 401 are dealt with before).
+def judge(status: int, retry_after: float | None = None, web_page: bool = False) -> None:
+    """Return for a 2xx; else raise what this status means. (429 and a first 401 are dealt with before.)
 
-    A web `page` is no success either: it comes from something in front of the LMS, a sign-in or a maintenance page.
+    A `web_page` is no success either: something in front of the LMS sent it, a sign-in or a maintenance page.
+    Raises BatchRefused, RunRefused or Unavailable, with the reason http_<status> or not_the_lms.
     """
     reason = f"http_{status}"
-    if 200 <= status < 300 and page:
-        raise RunRefused("not_the_lms", f"a web page came back with {status}, not the LMS's answer: check LMS_URL")
+    if 200 <= status < 300 and web_page:
+        raise RunRefused("not_the_lms", f"a web page came back with {status}, not the LMS's answer", "check LMS_URL")
     if 200 <= status < 300:
         return
+    what = f"the LMS answered {status}"
     if status in (400, 422, 500):
-        raise BatchRefused(reason, f"the LMS answered {status}")
+        raise BatchRefused(reason, what)
     if status == 408 or status > 500:
-        raise Unavailable(reason, f"the LMS answered {status}", retry_after)
-    raise RunRefused(reason, f"the LMS answered {status}: {REMEDIES.get(status, 'check LMS_URL: this is not its API')}")
+        raise Unavailable(reason, what, LOOK_AT_THE_LMS, retry_after)
+    raise RunRefused(reason, what, REMEDIES.get(status, "check LMS_URL: this is not its API"))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -47,7 +50,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def dated(headers: Mapping[str, str]) -> datetime | None:
+def date_of(headers: Mapping[str, str]) -> datetime | None:
     """The moment of the answering clock, UTC, to the second; None without a readable Date."""
     try:
         return _moment(headers.get("Date", ""))

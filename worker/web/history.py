@@ -1,11 +1,11 @@
-"""What the ledger has of past and present: the passes of a month, one pass, one run. Reads only, never licenses.
+"""What the ledger has of past and present: the nights of a month, one night, one run. Reads only, never licenses.
 
-A pass is all runs of one scheduled night, or else all that were opened by one trigger: those of the same `as_of`. Each
-question takes the same few statements, however many enterprises and licenses there are.
+A night here is all runs of one scheduled night, or else all that were opened by one trigger: those of the same `as_of`.
+Each question takes the same few statements, however many enterprises and licenses there are.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -14,18 +14,20 @@ from sqlalchemy import Select, String, and_, case, column, exists, func, or_, se
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
-from worker.db.ledger_tables import CustomerAgreement, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
-from worker.db.transactions import Database, cannot_be_used
-from worker.db.types import DatabaseNow
+from worker.db.engine import cannot_be_used
+from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run
+from worker.db.license_manager_tables import CustomerAgreement
+from worker.db.sql import DatabaseNow
+from worker.db.transactions import Database
 from worker.errors import BadArgument, Unavailable, Unusable
-from worker.ledger import confirmations, migrations
+from worker.ledger import migrations, order, runs
 
 MONTH = timedelta(days=31)
-MOST_PASSES = 400
+MOST_NIGHTS = 400
 MOST_TROUBLES = 10
 MOST_HELD = 200
 OTHER_RUNS = 10
-_BAD = (Phase.FAILED, Phase.ABANDONED)
+SUMMED = ("licenses_downgraded", "learners_unlinked", "learners_protected", "licenses_held", "retries")
 _MOMENT: Any = func.coalesce(Run.scheduled_for, Run.as_of)
 _KEYS = ("%Y-%m-%dT%H%M%S.%fZ", "%Y-%m-%dT%H%M%SZ")
 
@@ -34,8 +36,8 @@ Names = Mapping[UUID, str]
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A pass in numbers. `scheduled` is None for one by hand; `whole` tells that all of its runs were opened."""
+class NightSummary:
+    """A night in numbers. `scheduled` is None for one by hand; `whole` tells that all of its runs were opened."""
 
     moment: datetime
     scheduled: datetime | None
@@ -46,21 +48,21 @@ class Pass:
     finished: int = 0
     failed: int = 0
     live: int = 0
-    downgraded: int = 0
-    unlinked: int = 0
-    protected: int = 0
-    held: int = 0
+    licenses_downgraded: int = 0
+    learners_unlinked: int = 0
+    learners_protected: int = 0
+    licenses_held: int = 0
     retries: int = 0
     whole: bool = True
 
 
 @dataclass(frozen=True)
 class Overview:
-    """The passes of a month, the newest first, and what is the matter now; `held` is counted by step and reason."""
+    """The nights of a month, the newest first, and what is wrong now; `held` is counted by step and reason."""
 
     now: datetime
     reconciled_at: datetime
-    passes: Sequence[Pass]
+    nights: Sequence[NightSummary]
     troubles: Sequence[Run]
     troubled: int
     held: Sequence[Any]
@@ -70,8 +72,8 @@ class Overview:
 
 
 @dataclass(frozen=True)
-class OnePass:
-    """A pass with its runs, and the retries of each."""
+class OneNight:
+    """A night with its runs, and the retries of each."""
 
     now: datetime
     moment: datetime
@@ -94,13 +96,13 @@ class OneRun:
     others: Sequence[Run]
 
 
-def key_of(moment: datetime) -> str:
-    """The moment of a pass as it stands in an address."""
+def night_key(moment: datetime) -> str:
+    """The moment of a night as it stands in an address."""
     return moment.strftime(_KEYS[0]).replace(".000000Z", "Z")
 
 
-def moment_of(key: str) -> datetime:
-    """The moment that `key_of` wrote. Raises BadArgument."""
+def night_of(key: str) -> datetime:
+    """The moment that `night_key` wrote. Raises BadArgument."""
     for form in _KEYS:
         try:
             return datetime.strptime(key + "+0000", form + "%z")
@@ -109,27 +111,27 @@ def moment_of(key: str) -> datetime:
     raise BadArgument("A night is named by its moment, such as 2026-01-31T020000Z")
 
 
-def check(database: Database) -> None:
+def check_ledger(database: Database) -> None:
     """Raise Unavailable or Unusable unless the database answers and the ledger's tables are those of this release."""
     version = select(column("version_num", String)).select_from(table(migrations.VERSION_TABLE))
-    if read(database, lambda session: session.scalars(version).all()) != [migrations.revisions()[0]]:
-        raise Unusable("The ledger's tables are of another release: run license-expiry init-db")
+    if read_once(database, lambda session: session.scalars(version).all()) != [migrations.revisions()[0]]:
+        raise Unusable("The ledger's tables are of another release", "run license-expiry init-db")
 
 
 def overview(database: Database) -> Overview:
-    """Read the passes of the last month and what is the matter now. Raises Unavailable, Unusable."""
+    """Read the nights of the last month and what is wrong now. Raises Unavailable, Unusable."""
 
     def work(session: Session) -> Overview:
         reconciled_at, now = session.execute(select(Heartbeat.reconciled_at, DatabaseNow())).one()
         whole = select(func.max(Night.opened_at)).where(Night.tries > 0, Night.lease_until.is_(None))
-        since = session.scalar(whole)  # whoever has had no run since then had nothing due
+        since = session.scalar(whole)  # an enterprise without a run since then had nothing due
         troubles = session.execute(_troubles(max(now - MONTH, since or now - MONTH))).all()
         held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
         live, since = session.execute(select(func.count(), func.min(Run.opened_at)).where(Run.live.is_not(None))).one()
         return Overview(
             now=now,
             reconciled_at=reconciled_at,
-            passes=_passes(session, now - MONTH),
+            nights=_nights(session, now - MONTH),
             troubles=[run for run, _ in troubles],
             troubled=troubles[0][1] if troubles else 0,
             held=session.execute(held.order_by(func.count().desc())).all(),
@@ -138,26 +140,26 @@ def overview(database: Database) -> Overview:
             names=_names(session, [run.enterprise_customer_uuid for run, _ in troubles]),
         )
 
-    return read(database, work)
+    return read_once(database, work)
 
 
-def one_pass(database: Database, key: str | None) -> OnePass:
-    """Read the pass with this key, or the newest one. Raises BadArgument when there is none, Unavailable, Unusable."""
-    moment = None if key is None else moment_of(key)
+def one_night(database: Database, key: str | None) -> OneNight:
+    """Read the night with this key, or the newest one. Raises BadArgument when there is none, Unavailable, Unusable."""
+    moment = None if key is None else night_of(key)
 
-    def work(session: Session) -> OnePass:
+    def work(session: Session) -> OneNight:
         of = moment or _newest(session)
-        runs = session.scalars(_of_pass(select(Run), of).order_by(Run.opened_at, Run.id)).all()
+        runs = session.scalars(_of_night(select(Run), of).order_by(Run.opened_at, Run.id)).all()
         night = session.get(Night, of)
         if not runs and not (night and night.tries):
             raise BadArgument("The ledger has no night of this moment")
         retries: dict[UUID, list[Retry]] = {}
-        for retry in session.scalars(_of_pass(select(Retry).join(Run, Run.id == Retry.run_id), of).order_by(Retry.at)):
+        for retry in session.scalars(_of_night(select(Retry).join(Run, Run.id == Retry.run_id), of).order_by(Retry.at)):
             retries.setdefault(retry.run_id, []).append(retry)
         names = _names(session, [run.enterprise_customer_uuid for run in runs])
-        return OnePass(session.execute(select(DatabaseNow())).scalar_one(), of, night, runs, retries, names)
+        return OneNight(session.execute(select(DatabaseNow())).scalar_one(), of, night, runs, retries, names)
 
-    return read(database, work)
+    return read_once(database, work)
 
 
 def one_run(database: Database, run_id: UUID) -> OneRun:
@@ -178,18 +180,16 @@ def one_run(database: Database, run_id: UUID) -> OneRun:
             retries=session.scalars(select(Retry).where(Retry.run_id == run_id).order_by(Retry.at)).all(),
             held=session.scalars(held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD)).all(),
             calls=session.execute(calls.order_by(LmsCall.step, LmsCall.outcome)).all(),
-            others=[
-                other for other in confirmations.newest_runs(session, enterprise, OTHER_RUNS) if other.id != run_id
-            ],
+            others=[other for other in runs.newest_runs(session, enterprise, OTHER_RUNS) if other.id != run_id],
         )
 
-    return read(database, work)
+    return read_once(database, work)
 
 
-def read(database: Database, work: Callable[[Session], T]) -> T:
-    """Do it in one transaction; again only when a connection of the pool was from before a restart of the server.
+def read_once(database: Database, work: Callable[[Session], T]) -> T:
+    """Run `work` in one transaction. Retries once, and only when the pooled connection had gone stale.
 
-    Raises Unavailable, Unusable, at once: whoever asks a page or a metric does not wait for a database to come back.
+    Raises Unavailable, Unusable, at once: a page or a metric does not wait for a database to come back.
     """
     for again in (True, False):
         try:
@@ -198,47 +198,56 @@ def read(database: Database, work: Callable[[Session], T]) -> T:
         except DBAPIError as error:
             if again and error.connection_invalidated:
                 continue
-            database.check()  # names what it lacks
-            raise Unavailable("database", cannot_be_used(database.engine, error)) from error
+            database.require_schema()  # names what it lacks
+            raise Unavailable("database", *cannot_be_used(database.engine, error)) from error
     raise AssertionError("unreachable")
 
 
-def _passes(session: Session, since: datetime) -> list[Pass]:
-    def count(condition: Any) -> Any:
+def _nights(session: Session, since: datetime) -> list[NightSummary]:
+    def number(condition: Any) -> Any:
         return func.sum(case((condition, 1), else_=0))
 
-    sums = [Run.licenses_downgraded, Run.learners_unlinked, Run.learners_protected, Run.licenses_held, Run.retries]
-    columns = [
-        *(_MOMENT, func.max(Run.scheduled_for), func.min(Run.opened_at), func.max(Run.ended_at)),
-        *(count(Run.dry_run.is_(True)), func.count(), count(Run.phase == Phase.FINISHED)),
-        *(count(Run.phase.in_(_BAD)), count(Run.live.is_not(None)), *map(func.sum, sums)),
-    ]
-    of = select(*columns).where(Run.opened_at >= since).group_by(_MOMENT)
+    columns = {
+        "moment": _MOMENT,
+        "scheduled": func.max(Run.scheduled_for),
+        "opened_at": func.min(Run.opened_at),
+        "ended_at": func.max(Run.ended_at),
+    }
+    numbers = {
+        "dry_run": number(Run.dry_run.is_(True)),
+        "enterprises": func.count(),
+        "finished": number(Run.phase == order.Phase.FINISHED),
+        "failed": number(Run.phase.in_(order.WENT_WRONG)),
+        "live": number(Run.live.is_not(None)),
+        **{name: func.sum(getattr(Run, name)) for name in SUMMED},
+    }
+    labelled = [column.label(name) for name, column in (columns | numbers).items()]
     begun = session.scalars(select(Night).where(Night.opened_at >= since, Night.tries > 0))
     nights = {night.scheduled_for: night for night in begun}
-    found = {}
-    for row in session.execute(of):
-        night = nights.pop(row[0], None)
-        counted = Pass(*row[:4], *map(int, row[4:]))
-        found[row[0]] = replace(counted, whole=night is None or night.lease_until is None)
+    found = []
+    for row in session.execute(select(*labelled).where(Run.opened_at >= since).group_by(_MOMENT)).mappings():
+        night = nights.pop(row["moment"], None)
+        whole = night is None or night.lease_until is None
+        sums = {name: int(row[name]) for name in numbers}  # some databases' sums are decimals
+        found.append(NightSummary(**{**row, **sums}, whole=whole))
     for moment, night in nights.items():
-        found[moment] = Pass(moment, moment, night.opened_at, whole=night.lease_until is None)
-    return sorted(found.values(), key=lambda each: each.opened_at, reverse=True)[:MOST_PASSES]
+        found.append(NightSummary(moment, moment, night.opened_at, whole=night.lease_until is None))
+    return sorted(found, key=lambda night: night.opened_at, reverse=True)[:MOST_NIGHTS]
 
 
 def _troubles(since: datetime) -> Select[Run, int]:
-    """The enterprises whose newest run, rehearsals aside, went wrong: the newest few of these runs, and how many."""
+    """The enterprises whose newest run, dry runs aside, went wrong: the newest few of these runs, and how many."""
     later = aliased(Run)
     newer = exists().where(
         later.enterprise_customer_uuid == Run.enterprise_customer_uuid,
         later.opened_at > Run.opened_at,
         later.dry_run.is_(False),
     )
-    bad = select(Run, func.count().over()).where(Run.phase.in_(_BAD), Run.dry_run.is_(False), Run.opened_at >= since)
-    return bad.where(~newer).order_by(Run.opened_at.desc(), Run.id).limit(MOST_TROUBLES)
+    bad = select(Run, func.count().over()).where(Run.phase.in_(order.WENT_WRONG), Run.dry_run.is_(False))
+    return bad.where(Run.opened_at >= since, ~newer).order_by(Run.opened_at.desc(), Run.id).limit(MOST_TROUBLES)
 
 
-def _of_pass(query: Select[T], moment: datetime) -> Select[T]:
+def _of_night(query: Select[T], moment: datetime) -> Select[T]:
     by_hand = and_(Run.scheduled_for.is_(None), Run.as_of == moment)
     return query.where(or_(Run.scheduled_for == moment, by_hand))
 
@@ -249,7 +258,7 @@ def _newest(session: Session) -> datetime:
     night = session.execute(nights.order_by(Night.opened_at.desc()).limit(1)).first()
     found = [(row[0], row[1]) for row in (night, runs) if row]
     if not found:
-        raise BadArgument("The ledger has no night yet: license-expiry run begins one")
+        raise BadArgument("The ledger has no night yet", "license-expiry run begins one")
     moment: datetime = max(found)[1]
     return moment
 

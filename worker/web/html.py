@@ -1,4 +1,4 @@
-"""The pages as HTML: the nights, one night as a picture, one run. They need no script and nothing from elsewhere."""
+"""Makes the pages: the nights, one night as a picture, one run. They need no script and nothing from elsewhere."""
 
 import re
 from base64 import b64encode
@@ -12,9 +12,11 @@ from uuid import UUID
 
 from tornado.template import Loader
 
-from worker.db.ledger_tables import ENDED, Phase, Retry, Run
+from worker.db.ledger_tables import Retry, Run
 from worker.db.transactions import Database
 from worker.errors import BadArgument
+from worker.ledger import order
+from worker.ledger.order import ENDED, WENT_WRONG, Phase
 from worker.web import history, timeline
 from worker.web.timeline import Axis, Mark, Piece
 
@@ -24,12 +26,8 @@ SILENT = timedelta(minutes=16)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CSS = (_TEMPLATES / "style.css").read_text("utf-8")
-CSP = "; ".join(
-    [
-        f"default-src 'none'; style-src 'sha256-{b64encode(sha256(_CSS.encode()).digest()).decode()}'",
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ]
-)
+_STYLE = f"style-src 'sha256-{b64encode(sha256(_CSS.encode()).digest()).decode()}'"
+CSP = f"default-src 'none'; {_STYLE}; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _REASONS = {
     "connection_error": "no connection to the LMS",
     "timeout": "the LMS did not answer in time",
@@ -70,17 +68,17 @@ def nights_page(database: Database, next_night: Callable[[datetime], datetime | 
     return _page("nights", seen.now, bool(seen.live), seen=seen, silent=silent, trouble=trouble, following=following)
 
 
-def night_html(database: Database, key: str | None) -> str:
+def night_file(database: Database, key: str | None) -> str:
     """One night as one file to send around: the night with this key, or the newest one.
 
     Raises BadArgument when there is none, Unavailable, Unusable.
     """
-    return _night(history.one_pass(database, key), alone=True)
+    return _night(history.one_night(database, key), alone=True)
 
 
 def night_page(database: Database, key: str) -> str:
-    """The page of one night, with links to its runs; raises as `night_html` does."""
-    return _night(history.one_pass(database, key), alone=False)
+    """The page of one night, with links to its runs; raises as `night_file` does."""
+    return _night(history.one_night(database, key), alone=False)
 
 
 def run_page(database: Database, run_id: str) -> str:
@@ -120,10 +118,10 @@ def span(length: timedelta) -> str:
     return f"{whole} s"
 
 
-def _night(seen: history.OnePass, alone: bool) -> str:
+def _night(seen: history.OneNight, alone: bool) -> str:
     axis = timeline.axis_of(seen.runs, seen.now) if seen.runs else None
     groups: dict[str, list[Line]] = {name: [] for name in _GROUPS}
-    for run in sorted(seen.runs, key=lambda each: (each.downgrade_began_at or each.opened_at, each.id)):
+    for run in sorted(seen.runs, key=lambda run: (getattr(run, order.STEPS[0].began_at) or run.opened_at, run.id)):
         assert axis is not None  # noqa: S101, for the type checker
         retries = seen.retries.get(run.id, ())
         line = _line(run, seen.names.get(run.enterprise_customer_uuid, ""), retries, axis, seen.now)
@@ -150,18 +148,17 @@ def _line(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: dateti
 
     def of_mark(mark: Mark) -> str:
         if mark.retry:
-            return f"retry: at {clock(mark.at)} {in_words(mark.retry.reason)}, to {mark.step} again at " + clock(
-                mark.retry.again_at
-            )
-        return f"{count(mark.count, 'licence')} held" if mark.count else f"{run.phase} {clock(mark.at)}"
+            why, again = in_words(mark.retry.reason), clock(mark.retry.again_at)
+            return f"retry: at {clock(mark.at)} {why}, to {mark.step} again at {again}"
+        return f"{plural(mark.count, 'licence')} held" if mark.count else f"{run.phase} {clock(mark.at)}"
 
     pieces, marks = timeline.pieces(run, retries, now), timeline.marks(run, retries, now)
-    told = sorted([(each.begin, of_piece(each)) for each in pieces] + [(each.at, of_mark(each)) for each in marks])
+    told = sorted([(piece.begin, of_piece(piece)) for piece in pieces] + [(mark.at, of_mark(mark)) for mark in marks])
     return Line(
         run,
         name,
-        [(each, axis.x(each.begin), axis.x(each.end), of_piece(each)) for each in pieces],
-        [(each, axis.x(each.at), of_mark(each)) for each in marks],
+        [(piece, axis.x(piece.begin), axis.x(piece.end), of_piece(piece)) for piece in pieces],
+        [(mark, axis.x(mark.at), of_mark(mark)) for mark in marks],
         "; ".join(words for _, words in told) or "the times of its steps were not kept",
         _note(run, retries, now),
     )
@@ -169,47 +166,46 @@ def _line(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: dateti
 
 def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
     """What is to be read beside a run's line, if anything."""
-    if run.phase in (Phase.FAILED, Phase.ABANDONED):
+    if run.phase in WENT_WRONG:
         return f"{str(run.phase).capitalize()}: {run.error or 'no reason was kept'}"
     if run.phase == Phase.FINISHED:
         reasons = ", ".join(dict.fromkeys(in_words(retry.reason) for retry in retries))
-        retried = count(run.retries, "retry", "retries") + (f": {reasons}" if reasons else "")
+        retried = plural(run.retries, "retry", "retries") + (f": {reasons}" if reasons else "")
         said = [retried] if run.retries else []
-        return "; ".join(said + ([f"{count(run.licenses_held, 'licence')} held"] if run.licenses_held else []))
-    began = {
-        Phase.DOWNGRADING: run.downgrade_began_at,
-        Phase.DOWNGRADED: run.downgraded_at,
-        Phase.UNLINKING: run.unlink_began_at,
-    }
-    what = f"{str(run.phase).capitalize()} for {span(now - (began.get(Phase(run.phase)) or run.opened_at))}"
+        return "; ".join(said + ([f"{plural(run.licenses_held, 'licence')} held"] if run.licenses_held else []))
+    since = {phase: moment for _, phase, moment in moments(run) if moment}.get(run.phase)
+    what = f"{str(run.phase).capitalize()} for {span(now - (since or run.opened_at))}"
     what += f", by {run.owner}" if run.owner else ", no worker has it now"
     again = retries[-1].again_at if retries else now
     due = f"; comes again at {again:%H:%M:%S}" if not run.owner and again > now else ""
     return what + due + (f"; last: {run.error}" if run.error else "")
 
 
-def count(number: int, one: str, more: str | None = None) -> str:
+def moments(run: Run) -> list[tuple[str, str, datetime | None]]:
+    """What happened to a run and when, as (words, the phase that it was in from then on, moment), in order."""
+    found: list[tuple[str, str, datetime | None]] = [("opened", Phase.QUEUED, run.opened_at)]
+    for step in order.STEPS:
+        found.append((f"{step} began", step.runs_as, getattr(run, step.began_at)))
+        if step.ends_as not in ENDED:
+            found.append((step.ends_as, step.ends_as, getattr(run, step.ended_at)))
+    return [*found, (run.phase, run.phase, run.ended_at)]
+
+
+def plural(number: int, one: str, more: str | None = None) -> str:
     """A number with its noun: 1 licence, 1,000 licences."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
-def _day(moment: datetime) -> str:
+def day(moment: datetime) -> str:
+    """A moment for a heading: 1 June 2026, 02:00."""
     return f"{moment.day} {moment:%B %Y, %H:%M}" + (f":{moment:%S}" if moment.second else "")
 
 
-_LOADER = Loader(
-    str(_TEMPLATES),
-    namespace={
-        "css": _CSS,
-        "GROUPS": _GROUPS,
-        "REFRESH_SECONDS": REFRESH_SECONDS,
-        **{each.__name__: each for each in (in_words, span, count)},
-        "day": _day,
-        "key_of": history.key_of,
-        "MOST_HELD": history.MOST_HELD,
-        "MOST_PASSES": history.MOST_PASSES,
-    },
-)
+_FUNCTIONS = (in_words, span, plural, moments, day, history.night_key, order.row_of)
+_CONSTANTS = {"css": _CSS, "GROUPS": _GROUPS, "REFRESH_SECONDS": REFRESH_SECONDS}
+_LIMITS = {"MOST_HELD": history.MOST_HELD, "MOST_NIGHTS": history.MOST_NIGHTS}
+_NAMES = {function.__name__: function for function in _FUNCTIONS}
+_LOADER = Loader(str(_TEMPLATES), namespace=_NAMES | _CONSTANTS | _LIMITS)
 
 
 def _page(name: str, now: datetime, refresh: bool, **values: Any) -> str:

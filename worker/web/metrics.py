@@ -1,6 +1,6 @@
-"""What Prometheus is told: sums and ages from the ledger, and the work due now; docs/metrics.md lists them.
+"""The metrics: sums and ages from the ledger, and the work due now. docs/metrics.md lists them.
 
-What has long ended is added up once in a process: a scrape reads only the runs since, however long the history is.
+Runs that ended long ago are added up once in a process. A scrape reads only the runs since.
 """
 
 import threading
@@ -8,28 +8,25 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
 from importlib.metadata import version
 from itertools import accumulate
 from typing import Any, TypeAlias
-from uuid import UUID
 
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session, aliased
 
-from worker.db.ledger_tables import ENDED, Heartbeat, HeldLicense, LmsCall, Night, Phase, Retry, Run
+from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run
+from worker.db.sql import DatabaseNow, Rows
 from worker.db.transactions import Database
-from worker.db.types import DatabaseNow
-from worker.due.conditions import Rows
 from worker.due.forecast import due_rows, plan_rows
 from worker.due.scope import Scope
 from worker.errors import LicenseExpiryError
-from worker.ledger.lms_calls import BUCKETS, bucket
+from worker.ledger import lms_calls, order
 from worker.logs import get_logger
 from worker.settings import DatabaseSettings
-from worker.web import history
+from worker.web.history import read_once
 
 log = get_logger(__name__)
 
@@ -60,8 +57,7 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "due_counted_timestamp_seconds": ((), "When the work due was last counted."),
 }
 _CALLS = "HTTP calls to the LMS, by how long they took; kept when their step ends or is given back."
-_BOUNDS = [bucket(bound) for bound in BUCKETS]
-_STEPS = {"downgrade": Run.downgrade_began_at, "unlink": Run.unlink_began_at}
+_BOUNDS = [lms_calls.bucket(bound) for bound in lms_calls.BUCKETS]
 _LICENSES = {
     "downgraded_licenses_total": Run.licenses_downgraded,
     "unlinked_licenses_total": Run.learners_unlinked,
@@ -73,7 +69,7 @@ _LIVE = select(func.min(Run.opened_at)).where(Run.live.is_not(None))
 _MOMENTS: Rows = select(
     DatabaseNow(),
     _LIVE.scalar_subquery(),
-    _LIVE.where(Run.phase == Phase.QUEUED).scalar_subquery(),
+    _LIVE.where(Run.phase == order.Phase.QUEUED).scalar_subquery(),
     select(Heartbeat.reconciled_at).scalar_subquery(),
     select(func.min(Night.opened_at)).scalar_subquery(),
 )
@@ -86,25 +82,11 @@ _FINISHED_NIGHT = (
 )
 
 
-def exposition(database: Database, settings: DatabaseSettings) -> bytes:
-    """All metrics in Prometheus' text format: the ledger's as it is now, the work due as it was up to 5 minutes ago.
-
-    The first call in a process reads the whole history. Raises Unavailable or Unusable when the ledger cannot be read.
-    """
-    enabled = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
-    return generate_latest(_collector(database, settings.UNLINK_AFTER_DAYS, enabled))
-
-
-@lru_cache(maxsize=1)
-def _collector(database: Database, unlink_after_days: int, unlink_enabled: frozenset[UUID]) -> "_Collector":
-    return _Collector(database, _Due(database, timedelta(days=unlink_after_days), unlink_enabled))
-
-
 class _Due:
     """The work due, counted in the background: once in DUE_SECONDS at most, and only while somebody asks."""
 
-    def __init__(self, database: Database, unlink_after: timedelta, unlink_enabled: frozenset[UUID]) -> None:
-        self._database, self._unlink_after, self._unlink_enabled = database, unlink_after, unlink_enabled
+    def __init__(self, database: Database, settings: DatabaseSettings) -> None:
+        self._database, self._settings = database, settings
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._again_at = 0.0
@@ -122,7 +104,8 @@ class _Due:
     def _count(self) -> None:
         try:
             now = self._database.now()
-            scope = Scope(now, self._unlink_after, self._unlink_enabled)
+            enabled = self._settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
+            scope = Scope(now, timedelta(days=self._settings.UNLINK_AFTER_DAYS), enabled)
             rows = due_rows(plan_rows(self._database, scope, detailed=False))
             self._counted = {
                 ("due_enterprises",): len(rows),
@@ -136,21 +119,28 @@ class _Due:
             self._again_at = time.monotonic() + DUE_SECONDS
 
 
-class _Collector:
-    """prometheus_client's collector."""
+class Metrics:
+    """The metrics of one ledger, as a collector of prometheus_client's."""
 
-    def __init__(self, database: Database, due: _Due) -> None:
-        self._database, self._due = database, due
+    def __init__(self, database: Database, settings: DatabaseSettings) -> None:
+        self._database, self._due = database, _Due(database, settings)
         self._lock = threading.Lock()
         # The sums of the runs opened before this moment: all of them are settled.
         self._until: datetime | None = None
         self._past: Values = {}
 
+    def exposition(self) -> bytes:
+        """Prometheus' text format: the ledger's metrics as they are now, the work due as it was up to 5 minutes ago.
+
+        The first call reads the whole history. Raises Unavailable or Unusable when the ledger cannot be read.
+        """
+        return generate_latest(self)
+
     def collect(self) -> Iterator[Metric]:
         """Read the ledger and give every metric (prometheus_client's hook)."""
         with self._lock:  # or scrapes that come while the first one reads the whole history would read it too
             since = self._until
-            self._until, settled, fresh, values = history.read(self._database, lambda session: _read(session, since))
+            self._until, settled, fresh, values = read_once(self._database, lambda session: _read(session, since))
             self._past = _added(self._past, settled)
             sums = _added(_added(_zeros(), self._past), fresh)
         values |= sums | self._due.latest() | {("build_info", version("license-expiry")): 1}
@@ -200,13 +190,14 @@ def _sums(session: Session, since: datetime | None, until: datetime) -> tuple[Va
         for is_settled, *row in session.execute(query.where(run_id.in_(opened_since(since))) if since else query):
             yield (old if is_settled else fresh), row[: len(by)], row[len(by) :]
 
-    counted = [func.sum(column) for column in _LICENSES.values()] + [func.count(column) for column in _STEPS.values()]
+    began = {step.name: getattr(Run, step.began_at) for step in order.STEPS}
+    counted = [func.sum(column) for column in _LICENSES.values()] + [func.count(column) for column in began.values()]
     for into, (phase, dry_run), (count, *more) in grouped(Run.id, (Run.phase, Run.dry_run), func.count(), *counted):
-        if phase not in ENDED or not dry_run:
-            into["ended_runs_total" if phase in ENDED else "live_runs", phase] += count
+        if phase not in order.ENDED or not dry_run:
+            into["ended_runs_total" if phase in order.ENDED else "live_runs", phase] += count
         for name, number in zip(_LICENSES, more, strict=False):
             into[name,] += 0 if dry_run else float(number)
-        for step, number in zip(_STEPS, more[len(_LICENSES) :], strict=True):
+        for step, number in zip(began, more[len(_LICENSES) :], strict=True):
             into["steps_total", step] += number
     for into, labels, (count,) in grouped(Retry.run_id, (Retry.step, Retry.reason), func.count()):
         into["retries_total", *labels] += count
@@ -223,20 +214,21 @@ def _added(one: Values, other: Values) -> Values:
 
 
 def _zeros() -> Values:
-    """What is there from the start, so that Prometheus sees it rise from 0."""
-    phases = {("ended_runs_total" if each in ENDED else "live_runs", each): 0.0 for each in Phase}
-    return phases | {("steps_total", step): 0.0 for step in _STEPS} | {(name,): 0.0 for name in _LICENSES}
+    """Series exported as 0 before their first event, so that rate() sees the first increase."""
+    phases = {("ended_runs_total" if phase in order.ENDED else "live_runs", phase): 0.0 for phase in order.Phase}
+    steps = {("steps_total", step.name): 0.0 for step in order.STEPS}
+    return phases | steps | {(name,): 0.0 for name in _LICENSES}
 
 
 def _families(values: Values) -> Iterator[Metric]:
     for name, (labels, text) in _METRICS.items():
         kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
         family = kind(f"license_expiry_{name}", text, labels=labels)
-        for key in sorted(each for each in values if each[0] == name):
+        for key in sorted(key for key in values if key[0] == name):
             family.add_metric(key[1:], values[key])
         yield family
     durations = HistogramMetricFamily("license_expiry_lms_call_duration_seconds", _CALLS, labels=("step", "outcome"))
-    for key in sorted(each for each in values if each[0] == "seconds"):
+    for key in sorted(key for key in values if key[0] == "seconds"):
         calls = accumulate(values.get(("calls", *key[1:], le), 0) for le in _BOUNDS)
         durations.add_metric(key[1:], list(zip(_BOUNDS, calls, strict=True)), values[key])
     yield durations

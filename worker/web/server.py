@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import DBAPIError
@@ -30,15 +30,18 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+NextNight: TypeAlias = Callable[[datetime], datetime | None]
+"""Answers a moment with the scheduled night that comes after it, if any does."""
 _TITLES = {404: "Not here", 500: "An error of our own", 503: "Not just now"}
+
+
+Make: TypeAlias = Callable[..., str | bytes]
 
 
 class _Answer(RequestHandler):
     """Answers a GET with what `make` gives, made in a thread of `executor`: the process answers others meanwhile."""
 
-    def initialize(
-        self, make: Callable[..., str | bytes], executor: Executor, kind: str = HTML, seconds: float | None = None
-    ) -> None:
+    def initialize(self, make: Make, executor: Executor, kind: str = HTML, seconds: float | None = None) -> None:
         self.make, self.executor, self.kind, self.seconds = make, executor, kind, seconds
 
     def set_default_headers(self) -> None:
@@ -57,9 +60,8 @@ class _Answer(RequestHandler):
         except LicenseExpiryError as error:
             log.error("cannot answer", path=self.request.path, error=str(error))
             hidden = isinstance(error.__cause__, DBAPIError)  # it tells where the database is
-            said = (
-                "The database cannot be read just now: the log of license-expiry serve tells why" if hidden else error
-            )
+            why = "The database cannot be read just now: the log of license-expiry serve tells why"
+            said = why if hidden else error
             return self.tell(503, f"{said}.")
         except Exception:
             log.exception("an error of our own", path=self.request.path)
@@ -77,25 +79,19 @@ class _Answer(RequestHandler):
 
 
 def application(
-    database: Database,
-    settings: DatabaseSettings,
-    next_night: Callable[[datetime], datetime | None],
-    threads: Executor,
-    scrapes: Executor,
-    health: Executor,
+    database: Database, settings: DatabaseSettings, next_night: NextNight, *executors: Executor
 ) -> Application:
-    """The pages on `threads`; metrics and health check on threads of their own, so that none waits for another."""
+    """The pages, the metrics and the health check, each on an executor of its own, so that none waits for another."""
+    threads, scrapes, health = executors
 
     def healthy() -> str:
-        history.check(database)
+        history.check_ledger(database)
         return "ok\n"
 
     def nothing() -> str:
         raise BadArgument("There is no such page")
 
-    def route(
-        path: str, make: Callable[..., str | bytes], executor: Executor = threads, **more: Any
-    ) -> tuple[str, type[_Answer], dict[str, Any]]:
+    def route(path: str, make: Make, executor: Executor = threads, **more: Any) -> tuple[str, Any, dict[str, Any]]:
         return path, _Answer, {"executor": executor, "make": make, **more}
 
     return Application(
@@ -103,7 +99,7 @@ def application(
             route(r"/", partial(html.nights_page, database, next_night)),
             route(r"/nights/([^/]+)", partial(html.night_page, database)),
             route(r"/runs/([^/]+)", partial(html.run_page, database)),
-            route(r"/metrics", partial(metrics.exposition, database, settings), scrapes, kind=CONTENT_TYPE_LATEST),
+            route(r"/metrics", metrics.Metrics(database, settings).exposition, scrapes, kind=CONTENT_TYPE_LATEST),
             route(r"/healthz", healthy, health, kind=PLAIN, seconds=HEALTH_SECONDS),
         ],
         default_handler_class=_Answer,
@@ -113,17 +109,8 @@ def application(
     )
 
 
-def serve(
-    database: Database,
-    settings: DatabaseSettings,
-    address: str,
-    port: int,
-    next_night: Callable[[datetime], datetime | None],
-) -> None:
-    """Serve until SIGTERM or SIGINT. Raises Unusable when the address cannot be listened on.
-
-    `next_night` answers a moment with the scheduled night that comes after it, if any does.
-    """
+def serve(database: Database, settings: DatabaseSettings, address: str, port: int, next_night: NextNight) -> None:
+    """Serve until SIGTERM or SIGINT. Raises Unusable when the address cannot be listened on."""
     with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(1) as scrapes, ThreadPoolExecutor(1) as health:
         asyncio.run(_serve(application(database, settings, next_night, threads, scrapes, health), address, port))
 
@@ -136,9 +123,8 @@ async def _serve(app: Application, address: str, port: int) -> None:
     try:
         server.listen(port, address)
     except OSError as error:
-        raise Unusable(
-            f"{address}, port {port}, cannot be listened on ({error.strerror}): give another --address or --port"
-        ) from None
+        what = f"{address}, port {port}, cannot be listened on ({error.strerror})"
+        raise Unusable(what, "give another --address or --port") from None
     log.info("serving", address=f"http://{address}:{port}/")
     await asked.wait()
     server.stop()

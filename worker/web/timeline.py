@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from worker.db.ledger_tables import Phase, Retry, Run
-from worker.ledger.claims import Step
+from worker.db.ledger_tables import Retry, Run
+from worker.ledger import order
+from worker.ledger.order import WENT_WRONG, Phase
 
-# The axis begins and ends a little within the picture: what is marked at its end has room there.
+# The axis begins and ends a little within the picture, so that there is room for a mark at its end.
 _FIRST, _WIDTH = 0.6, 91.4
 _MOST_TICKS = 7
 _SPANS = [1, 2, 5, 10, 15, 30, *(60 * n for n in (1, 2, 5, 10, 15, 30)), *(3600 * n for n in (1, 2, 3, 6, 12))]
@@ -18,7 +19,7 @@ _DAY = 86_400
 class Piece:
     """A stretch of a run: at work in a step, or waiting for it."""
 
-    step: Step
+    step: str
     work: bool
     begin: datetime
     end: datetime
@@ -29,7 +30,7 @@ class Mark:
     """Something that happened: a retry, held licenses (how many), or the failure of the run."""
 
     kind: str
-    step: Step
+    step: str
     at: datetime
     retry: Retry | None = None
     count: int = 0
@@ -51,7 +52,7 @@ class Axis:
         """Where the axis has a label, and which: at most seven whole moments, in UTC."""
         length = (self.end - self.begin).total_seconds()
         days = [_DAY * n for n in range(1, 2 + int(length // _DAY))]
-        span = next(each for each in _SPANS + days if length <= each * (_MOST_TICKS - 1))
+        span = next(span for span in _SPANS + days if length <= span * (_MOST_TICKS - 1))
         form = "%H:%M:%S" if span < 60 else "%H:%M" if span < _DAY else "%d %b"
         first = -(-self.begin.timestamp() // span) * span
         count = int((self.end.timestamp() - first) // span) + 1
@@ -65,36 +66,38 @@ def axis_of(runs: Sequence[Run], now: datetime) -> Axis:
 
 
 def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
-    """The stretches of a run in their order; none for a run of before these times were kept."""
-    end = run.ended_at or now
-    if run.downgrade_began_at is None:
-        known = run.phase in (Phase.QUEUED, Phase.ABANDONED)
-        return _some(Piece(Step.DOWNGRADE, False, run.opened_at, end)) if known else []
-    found = _some(Piece(Step.DOWNGRADE, False, run.opened_at, run.downgrade_began_at))
-    found += _worked(Step.DOWNGRADE, run.downgrade_began_at, run.downgraded_at or end, retries)
-    if run.downgraded_at:
-        found += _some(Piece(Step.UNLINK, False, run.downgraded_at, run.unlink_began_at or end))
-    if run.unlink_began_at:
-        found += _worked(Step.UNLINK, run.unlink_began_at, end, retries)
+    """The run's segments in order. Empty for runs recorded before step times were stored (migration 0003)."""
+    end, waits_since = run.ended_at or now, run.opened_at
+    if run.downgrade_began_at is None and run.phase not in (Phase.QUEUED, Phase.ABANDONED):
+        return []
+    found: list[Piece] = []
+    for step in order.STEPS:
+        began, ended = getattr(run, step.began_at), getattr(run, step.ended_at)
+        found += _some(Piece(step.name, False, waits_since, began or end))
+        if began:
+            found += _worked(step.name, began, ended or end, retries)
+        if not (began and ended):
+            break
+        waits_since = ended
     return found
 
 
 def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
     """The retries of a run, that it failed, and that licenses are held."""
-    last = Step.UNLINK if run.unlink_began_at else Step.DOWNGRADE
-    found = [Mark("retry", Step(retry.step), retry.at, retry=retry) for retry in retries]
-    if run.phase in (Phase.FAILED, Phase.ABANDONED):
-        found.append(Mark("failed", last, run.ended_at or now))
+    begun = [step.name for step in order.STEPS if getattr(run, step.began_at)]
+    found = [Mark("retry", retry.step, retry.at, retry=retry) for retry in retries]
+    if run.phase in WENT_WRONG:
+        found.append(Mark("failed", begun[-1] if begun else order.STEPS[0].name, run.ended_at or now))
     if run.licenses_held:
-        found.append(Mark("held", Step.UNLINK, run.ended_at or now, count=run.licenses_held))
+        found.append(Mark("held", order.STEPS[-1].name, run.ended_at or now, count=run.licenses_held))
     return found
 
 
-def _worked(step: Step, begin: datetime, end: datetime, retries: Sequence[Retry]) -> list[Piece]:
+def _worked(step: str, begin: datetime, end: datetime, retries: Sequence[Retry]) -> list[Piece]:
     """A step from its begin to its end, with the waits for its retries taken out."""
     found, at = [], begin
-    own = [each for each in retries if each.step == step]
-    for retry, following in zip(own, [*(each.at for each in own[1:]), end], strict=False):
+    own = [retry for retry in retries if retry.step == step]
+    for retry, following in zip(own, [*(later.at for later in own[1:]), end], strict=False):
         again = min(retry.again_at, following)  # it may have been taken up by hand, earlier
         found += [Piece(step, True, at, retry.at), *_some(Piece(step, False, retry.at, again))]
         at = again

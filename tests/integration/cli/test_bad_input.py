@@ -23,13 +23,15 @@ from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import free_port
 from worker.cli import main
-from worker.db.ledger_tables import Ledger, LicenseManager, Run
-from worker.db.transactions import PLAN_HISTORY_TABLE, make_engine
+from worker.db.engine import make_engine
+from worker.db.ledger_tables import Ledger, Run
+from worker.db.license_manager_tables import LicenseManager
+from worker.db.schema_check import PLAN_HISTORY_TABLE
 from worker.deps import make_deps
 from worker.ledger import migrations
+from worker.lms.patience import Patience
 from worker.settings import Settings
 from worker.settings_sources import CONFIG_FILE_VARIABLE
-from worker.shutdown import Patience
 
 COMMAND = Path(sys.executable).with_name("license-expiry")
 LIST = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"

@@ -282,7 +282,8 @@ def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_told_once(
 
 def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
     given = {name: value for name, value in settings.items() if name in DatabaseSettings.model_fields}
-    return [astuple(each) for each in doctor._database(DatabaseSettings.model_validate(given))]
+    found = doctor._database(DatabaseSettings.model_validate(given))
+    return [astuple(each) for each in doctor._explained("database", found)]
 
 
 @ON_SQLITE

@@ -51,11 +51,12 @@ from simulator.data.showcase import CASES
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
-from worker.cli import main, tables
-from worker.db.ledger_tables import HeldLicense, Ledger, LicenseManager, Phase, Run
+from worker.cli import broker as broker_side, main, tables, watch
+from worker.db.ledger_tables import HeldLicense, Ledger, Run
+from worker.db.license_manager_tables import LicenseManager
 from worker.db.transactions import Database
 from worker.ledger import claims
-from worker.ledger.claims import Step
+from worker.ledger.order import DOWNGRADE, Phase
 from worker.settings import Settings
 from worker.settings_sources import CONFIG_FILE_VARIABLE
 
@@ -285,7 +286,7 @@ def test_init_db_needs_no_lms_and_no_broker_that_answers(
     drop_ledger(engine)
     use(CELERY_BROKER_URL="redis://127.0.0.1:9/0")
     assert license_expiry("init-db").exit_code == 0
-    Database(engine).check()
+    Database(engine).require_schema()
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
@@ -511,7 +512,7 @@ def test_the_live_run_of_another_worker_is_told_with_its_id_and_left_alone(
     laid, other = lay(lms, seed=1), lay(lms, seed=2)
     deps = make_test_deps()
     run_id = open_one(deps, laid.enterprise)
-    claim = claims.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "worker@elsewhere, process 7", 300)
+    claim = claims.claim(deps.database, run_id, laid.enterprise, DOWNGRADE, "worker@elsewhere, process 7", 300)
     result = license_expiry("run", "--here", "--no-wait", "--json")
     [line] = [line for line in result.stderr.splitlines() if "live run" in line]
     assert str(run_id) in line
@@ -526,7 +527,7 @@ def test_the_live_run_of_another_worker_is_told_with_its_id_and_left_alone(
 def test_the_live_run_of_another_worker_is_left_to_it(lms: Simulator, set_up: Use, make_test_deps: Make) -> None:
     laid, deps = lay(lms), make_test_deps()
     run_id = open_one(deps, laid.enterprise)
-    claims.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "worker@elsewhere, process 7", 300)
+    claims.claim(deps.database, run_id, laid.enterprise, DOWNGRADE, "worker@elsewhere, process 7", 300)
     result = license_expiry("run", "--here")
     assert result.exit_code == 1
     assert re.search(r"worker@elsewhere, process 7 \(\w{8}\) has it until", result.stderr)
@@ -539,8 +540,8 @@ def test_here_does_not_wait_for_ever_for_a_run_whose_worker_died(
     """As after Ctrl-C, or a kill, of an earlier --here: where there is no worker, nobody else takes it up."""
     laid, deps = lay(lms), make_test_deps()
     run_id = open_one(deps, laid.enterprise)
-    claims.claim(deps.database, run_id, laid.enterprise, Step.DOWNGRADE, "a process that was killed", 300)
-    monkeypatch.setattr(tables, "time", Clock(lambda now: lapse(engine, run_id) if now == 300 else None))
+    claims.claim(deps.database, run_id, laid.enterprise, DOWNGRADE, "a process that was killed", 300)
+    monkeypatch.setattr(watch, "time", Clock(lambda now: lapse(engine, run_id) if now == 300 else None))
     result = license_expiry("run", "--here")
     assert run_of(deps.database, run_id).phase == Phase.FINISHED or result.exit_code == 1
 
@@ -550,11 +551,11 @@ def _queued(database: Database, engine: Engine, run_id: UUID, enterprise: UUID) 
 
 
 def _released(database: Database, engine: Engine, run_id: UUID, enterprise: UUID) -> None:
-    claims.claim(database, run_id, enterprise, Step.DOWNGRADE, "a worker that was stopped", 300).release()
+    claims.claim(database, run_id, enterprise, DOWNGRADE, "a worker that was stopped", 300).release()
 
 
 def _lapsed(database: Database, engine: Engine, run_id: UUID, enterprise: UUID) -> None:
-    claims.claim(database, run_id, enterprise, Step.DOWNGRADE, "a worker that was killed", 300)
+    claims.claim(database, run_id, enterprise, DOWNGRADE, "a worker that was killed", 300)
     lapse(engine, run_id)
 
 
@@ -589,7 +590,7 @@ def test_a_run_that_was_stranded_between_its_steps_goes_on_with_the_unlink(
     set_up(**{LIST: laid.enterprise})
     deps = make_test_deps(**{LIST: str(laid.enterprise)})
     run_id = open_one(deps, laid.enterprise)
-    attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE)
+    attempt(deps, laid.enterprise, run_id, DOWNGRADE)
     lms.journal.clear()
     result = license_expiry("run", "--here", "--json")
     assert (result.exit_code, runs_of(result)[laid.enterprise]["learners_unlinked"]) == (0, 6)
@@ -691,7 +692,7 @@ def test_status_watches_until_the_live_runs_have_ended(
     run_id = open_one(deps, laid.enterprise)
     assert runs_of(license_expiry("status", "--json"))[laid.enterprise]["phase"] == "queued"
     meanwhile = Clock(lambda now: finish(deps, laid.enterprise, run_id) if now == 10 else None)
-    monkeypatch.setattr(tables, "time", meanwhile)
+    monkeypatch.setattr(watch, "time", meanwhile)
     watched = license_expiry("status", "--watch", "--json")
     assert (runs_of(watched)[laid.enterprise]["phase"], meanwhile.now) == ("finished", 10)
 
@@ -711,7 +712,7 @@ def test_status_waits_for_runs_that_begin_meanwhile_too(
             finish(deps, enterprise, ids[enterprise])
 
     clock = Clock(meanwhile)
-    monkeypatch.setattr(tables, "time", clock)
+    monkeypatch.setattr(watch, "time", clock)
     shown = license_expiry("status", "--watch").stdout
     assert clock.now == 8
     assert [shown.index(f"{enterprise} finished plans") for enterprise in ids] == sorted(
@@ -727,7 +728,7 @@ def test_a_terminal_shows_how_far_the_runs_are(
     screen = StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, _environ={"TERM": "xterm"})
     monkeypatch.setattr(tables, "out", terminal)
-    monkeypatch.setattr(tables, "time", Clock(lambda now: finish(deps, laid.enterprise, run_id) if now == 5 else None))
+    monkeypatch.setattr(watch, "time", Clock(lambda now: finish(deps, laid.enterprise, run_id) if now == 5 else None))
     assert license_expiry("status", "--watch").exit_code == 0
     shown = re.sub(r"\x1b\[[\d;?]*\w", "", screen.getvalue())
     assert "\x1b[32mfinished" in screen.getvalue()
@@ -949,7 +950,7 @@ def test_ctrl_c_while_waiting_ends_promptly_and_says_that_the_runs_go_on(
 ) -> None:
     lay(lms)
     # Its first words, that no worker has taken the run up, are the sign that it waits.
-    impatient = "from worker.cli import main, tables; tables.PATIENCE_SECONDS = 0"
+    impatient = "from worker.cli import main, watch; watch.PATIENCE_SECONDS = 0"
     hurry = f"{impatient}; main.main(['run'], prog_name='license-expiry')"
     with subprocess.Popen(
         [sys.executable, "-c", hurry],
@@ -1001,9 +1002,9 @@ def test_it_says_when_no_worker_takes_the_runs_up(
     set_up(CELERY_BROKER_URL="redis://127.0.0.1:9/0")
     deps = make_test_deps()
     published: list[tuple[UUID, UUID]] = []
-    monkeypatch.setattr(main, "publisher", publish_to(published))
+    monkeypatch.setattr(broker_side, "publisher", publish_to(published))
     clock = Clock(lambda now: finish(deps, *published.pop()) if now > taken_up_after else None)
-    monkeypatch.setattr(tables, "time", clock)
+    monkeypatch.setattr(watch, "time", clock)
     result = license_expiry("run")
     assert result.exit_code == 0
     assert result.stderr.count(HINT) == hints
@@ -1018,8 +1019,8 @@ def test_the_hint_does_not_come_once_any_run_is_taken_up(
     set_up(CELERY_BROKER_URL="redis://127.0.0.1:9/0")
     deps = make_test_deps()
     published: list[tuple[UUID, UUID]] = []
-    monkeypatch.setattr(main, "publisher", publish_to(published))
+    monkeypatch.setattr(broker_side, "publisher", publish_to(published))
     clock = Clock(lambda now: finish(deps, *published.pop()) if now in (5, 300) else None)
-    monkeypatch.setattr(tables, "time", clock)
+    monkeypatch.setattr(watch, "time", clock)
     result = license_expiry("run")
     assert (result.exit_code, result.stderr, clock.now) == (0, "", 300)

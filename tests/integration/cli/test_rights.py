@@ -15,13 +15,13 @@ from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from worker.cli import doctor, rights
 from worker.cli.rights import RIGHTS, Right
-from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase
-from worker.db.transactions import make_engine
+from worker.db.engine import make_engine
+from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 from worker.errors import Unavailable
-from worker.ledger import claims, nights
-from worker.ledger.claims import Step
+from worker.ledger import claims, nights, stalled
 from worker.ledger.migrations import VERSION_TABLE
-from worker.runs import start
+from worker.ledger.order import DOWNGRADE, Phase
+from worker.runs import reconcile, start
 from worker.settings import DatabaseSettings
 from worker.web import history, metrics
 
@@ -53,25 +53,26 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
 ) -> None:
     enterprise, done = lay(Data(engine), lms)
     deps = make_test_deps(DATABASE_URL=account.url, LMS_REQUESTS_PER_MINUTE=60_000, **unlinking(enterprise))
-    deps.database.check()
+    deps.database.require_schema()
     tonight = deps.database.now().replace(microsecond=0)
-    assert nights.overdue(deps.database, tonight - timedelta(days=1)) == []
-    [started] = start.start_scheduled(deps, tonight, lambda *_: None) or []
-    nights.let_down(deps.database, tonight)
-    assert start.make_good(deps, tonight, lambda *_: None) == 1
-    claim = claims.claim(deps.database, started.run_id, enterprise, Step.DOWNGRADE, "a test", 300, deps.calls)
+    assert nights.note_and_find_overdue(deps.database, tonight - timedelta(days=1)) == []
+    [started] = start.start_scheduled_night(deps, tonight, lambda *_: None) or []
+    nights.give_back(deps.database, tonight)
+    assert reconcile.start_overdue_nights(deps, tonight, lambda *_: None) == 1
+    claim = claims.claim(deps.database, started.run_id, enterprise, DOWNGRADE, "a test", 300, deps.calls)
     claim.release(0, Unavailable("http_503", "the LMS answered 503"))
     run = finish(deps, enterprise, started.run_id)
     assert (run.phase, run.error) == (Phase.FINISHED, None)
     assert (len(held(engine)), sum(events(engine, DOWNGRADED_EVENT).values())) == (1, 1)
     assert sum(events(engine, UNLINKED_EVENT).values()) == 4
     assert processed(engine) == {done}
-    nights.reconciled(deps.database)
-    assert claims.take_up_stalled(deps.database) == ([], [])
+    nights.record_heartbeat(deps.database)
+    assert stalled.release_stalled(deps.database) == ([], [])
     assert history.one_run(deps.database, run.id)
-    assert history.one_pass(deps.database, None)
+    assert history.one_night(deps.database, None)
     assert history.overview(deps.database)
-    eventually(lambda: b"\nlicense_expiry_due_enterprises " in metrics.exposition(deps.database, deps.settings))
+    shown = metrics.Metrics(deps.database, deps.settings)
+    eventually(lambda: b"\nlicense_expiry_due_enterprises " in shown.exposition())
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def findings(account: Account) -> Iterator[Callable[[], list[doctor.Finding]]]:
     def look() -> list[doctor.Finding]:
         engine.dispose()  # PostgreSQL looks at a schema's rights once in a session
         with engine.connect() as connection:
-            return list(doctor._rights(connection, rights.lacking(connection)))
+            return list(doctor._rights(connection, rights.missing_rights(connection)))
 
     yield look
     engine.dispose()
@@ -198,9 +199,9 @@ def test_an_account_with_an_odd_name_is_told_what_gives_it_its_rights(engine: En
         account.revoke(Right("INSERT", "subscriptions_licenseevent"))
         made = make_engine(account.url)
         with made.connect() as connection:
-            [right] = rights.lacking(connection)
+            [right] = rights.missing_rights(connection)
             account.execute(right.grant(connection))
-            assert rights.lacking(connection) == []
+            assert rights.missing_rights(connection) == []
         made.dispose()
     finally:
         account.drop()

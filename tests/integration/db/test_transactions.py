@@ -15,12 +15,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 from support.runs import ON_SERVERS, ON_SQLITE, raw, together
 
-from worker.db import transactions as database_module
+from worker.db import engine as engine_module, transactions
+from worker.db.engine import make_engine
 from worker.db.ledger_tables import Ledger
-from worker.db.transactions import TRIES, Database, make_engine
-from worker.db.types import DatabaseNow
+from worker.db.sql import DatabaseNow
+from worker.db.transactions import TRIES, Database
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
-from worker.ledger import confirmations
+from worker.ledger import held
 
 ADDRESS = "learner@x.example"
 PASSWORD = "hemmelig"
@@ -46,7 +47,7 @@ def database(plain: Engine) -> Database:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "TRIES", 1)
+    monkeypatch.setattr(transactions, "TRIES", 1)
 
 
 def add_one(session: Session, number: int) -> None:
@@ -100,8 +101,8 @@ def test_of_two_that_lock_each_other_out_both_come_through(database: Database, p
 def test_a_process_that_is_frozen_within_a_transaction_loses_its_locks(
     database_url: str, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "IDLE_SECONDS", 1)
-    monkeypatch.setattr(database_module, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(engine_module, "LOCK_SECONDS", 1)
     frozen, awake = (Database(make_engine(database_url)) for _ in range(2))
     has_lock, thaw = threading.Event(), threading.Event()
     tries: list[int] = []
@@ -131,7 +132,7 @@ def test_a_process_that_is_frozen_within_a_transaction_loses_its_locks(
 def test_a_write_lock_of_another_is_waited_for(
     database_url: str, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(database_module._CONNECT_ARGUMENTS, "sqlite", {"timeout": 0.01})
+    monkeypatch.setitem(engine_module._CONNECT_ARGUMENTS, "sqlite", {"timeout": 0.01})
     engine = make_engine(database_url)
     refused = threading.Event()
     event.listen(engine, "handle_error", lambda context: refused.set())
@@ -247,7 +248,8 @@ def test_the_databases_clock_is_utc_and_moves_within_a_transaction(database: Dat
 
     def work(session: Session) -> list[datetime]:
         def look(seconds: int = 0) -> datetime:
-            return session.execute(select(DatabaseNow(seconds))).scalar_one()
+            moment: datetime = session.execute(select(DatabaseNow(seconds))).scalar_one()
+            return moment
 
         first, deadline = look(), time.monotonic() + 10
         while (later := look()) == first and time.monotonic() < deadline:
@@ -277,7 +279,7 @@ URLS = ["postgresql+psycopg", "mysql+pymysql", "mariadb+pymysql"]
 def test_a_server_that_is_not_there_is_unavailable_and_the_sentence_names_the_setting(
     driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "TRIES", 2)
+    monkeypatch.setattr(transactions, "TRIES", 2)
     engine = make_engine(f"{driver}://somebody:{PASSWORD}@127.0.0.1:{closed_port()}/license_manager")
     tried: list[Any] = []
     event.listen(engine, "do_connect", lambda *_: tried.append(1))
@@ -296,7 +298,7 @@ def test_a_server_that_is_not_there_is_unavailable_and_the_sentence_names_the_se
 def test_a_check_of_a_server_that_is_not_there_names_the_setting(driver: str) -> None:
     engine = make_engine(f"{driver}://somebody:{PASSWORD}@127.0.0.1:{closed_port()}/license_manager")
     with pytest.raises(Unusable, match="check DATABASE_URL") as caught:
-        Database(engine).check()
+        Database(engine).require_schema()
     assert_no_password(caught.value)
 
 
@@ -322,8 +324,8 @@ def test_it_is_tried_more_than_once() -> None:
 
 
 def test_a_complete_database_passes(engine: Engine) -> None:
-    Database(engine).check()
-    Database(engine).check(ledger=False)
+    Database(engine).require_schema()
+    Database(engine).require_schema(ledger=False)
 
 
 def test_every_table_and_column_that_is_missing_is_named_with_its_remedy(engine: Engine, impatient: None) -> None:
@@ -343,19 +345,19 @@ def test_every_table_and_column_that_is_missing_is_named_with_its_remedy(engine:
         f"  table license_expiry_held is missing: {INIT_DB}",
         f"  table license_expiry_run lacks column reason: {INIT_DB}",
     }
-    attempts: list[Callable[[], Any]] = [database.check, lambda: database.transact(confirmations.held_licenses)]
+    attempts: list[Callable[[], Any]] = [database.require_schema, lambda: database.transact(held.held_licenses)]
     for attempt in attempts:
         with pytest.raises(Unusable) as caught:
             attempt()
         assert set(str(caught.value).splitlines()) == {"The database cannot be used:"} | licence_managers | ours
     with pytest.raises(Unusable) as caught:
-        database.check(ledger=False)
+        database.require_schema(ledger=False)
     assert set(str(caught.value).splitlines()) == {"The database cannot be used:"} | licence_managers
 
 
 def test_the_wrong_database_is_recognised(plain: Engine) -> None:
     with pytest.raises(Unusable) as caught:
-        Database(plain).check()
+        Database(plain).require_schema()
     tables = {line.split()[1] for line in str(caught.value).splitlines()[1:]}
     assert len(tables) == 6 + len(Ledger.metadata.tables)
     assert str(caught.value).count(WHOSE) == 6

@@ -14,7 +14,7 @@ from support.services import SERVERS, create_database, drop_database
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, Data
 from simulator.data.schema import create_tables
-from worker.db.transactions import make_engine
+from worker.db.engine import make_engine
 from worker.due.scope import Scope
 from worker.ledger import migrations
 

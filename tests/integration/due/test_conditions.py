@@ -33,9 +33,8 @@ from support.oracle import (
 from support.services import ENGINES
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
-from worker.db import ledger_tables
-from worker.due import conditions
-from worker.due import enterprises as customers
+from worker.db import license_manager_tables
+from worker.due import downgrades, enterprises as customers, plans as conditions_plans, unlinks as conditions_unlinks
 from worker.due.scope import Scope
 
 WHOLE_SECOND = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
@@ -561,7 +560,7 @@ def test_chains(engine: Engine, subtests: pytest.Subtests) -> None:
     ],
 )
 def test_later_upgrades_are_spared_from_a_day_after_the_expiration_date(ago: timedelta, dated: bool) -> None:
-    date = conditions.ignore_enrollments_modified_after(WHOLE_SECOND - ago, WHOLE_SECOND)
+    date = downgrades.ignore_enrollments_modified_after(WHOLE_SECOND - ago, WHOLE_SECOND)
 
     assert date == (WHOLE_SECOND - ago if dated else None)
 
@@ -572,11 +571,11 @@ def test_due_enterprises_are_those_with_anything_due(engine: Engine) -> None:
     everybody = frozenset(customer for situation in situations for customer in situation.world.agreements)
     night = scope_of(situations[0].world, unlink_enabled=everybody)
     # Also who is kept linked by a licence that is not due any more: a full run drops that from the list.
-    unlinks = partial(conditions.due_unlinks, downgraded=False)
-    questions = (conditions.due_plans, conditions.due_downgrades, conditions.waiting_downgrades, unlinks)
+    unlinks = partial(conditions_unlinks.due_unlinks, downgraded=False)
+    questions = (conditions_plans.due_plans, downgrades.due_downgrades, downgrades.waiting_downgrades, unlinks)
 
     with engine.connect() as connection:
-        due = customers.due_enterprises(Session(connection), night)
+        due = customers.find_due_enterprises(Session(connection), night)
         runs = {customer: replace(night, enterprise=customer) for customer in everybody}
         with_work = {customer for customer, run in runs.items() if any(rows(connection, ask(run)) for ask in questions)}
 
@@ -595,8 +594,8 @@ class Paged:
     def page(self, limit: int) -> Page:
         scope = scope_of(self.world)
         if self.kind == "unlink":
-            return partial(conditions.unlink_page, scope, limit)
-        return partial(conditions.downgrade_page, scope, self.plan.uuid, self.kind == "one by one", limit)
+            return partial(conditions_unlinks.unlink_page, scope, limit)
+        return partial(downgrades.downgrade_page, scope, self.plan.uuid, self.kind == "one by one", limit)
 
     def due(self) -> list[tuple[Any, ...]]:
         """All that is due, as rows of a page, in no order."""
@@ -642,7 +641,9 @@ def test_a_page_begins_where_the_one_before_ended_though_that_is_done(engine: En
         while page := rows(connection, paged.page(2)(read[-1] if read else None)):
             read += [row[0] for row in page]
             connection.execute(
-                update(ledger_tables.License).where(ledger_tables.License.uuid.in_(read)).values(status="revoked")
+                update(license_manager_tables.License)
+                .where(license_manager_tables.License.uuid.in_(read))
+                .values(status="revoked")
             )
 
     assert sorted(read) == sorted(uuids(paged.due()))
@@ -669,10 +670,10 @@ def test_licenses_are_named_by_uuid_unless_asked_for_more(engine: Engine) -> Non
     forced_scope = scope_of(situation.world, force=True)
 
     with engine.connect() as connection:
-        assert rows(connection, conditions.due_downgrades(forced_scope)) == [(situation.license.uuid,)]
-        assert rows(connection, conditions.due_unlinks(forced_scope)) == [(situation.license.uuid,)]
-        assert rows(connection, conditions.waiting_downgrades(scope_of(waits.world))) == [(waits.license.uuid,)]
-        assert rows(connection, conditions.protected(forced_scope)) == []
+        assert rows(connection, downgrades.due_downgrades(forced_scope)) == [(situation.license.uuid,)]
+        assert rows(connection, conditions_unlinks.due_unlinks(forced_scope)) == [(situation.license.uuid,)]
+        assert rows(connection, downgrades.waiting_downgrades(scope_of(waits.world))) == [(waits.license.uuid,)]
+        assert rows(connection, conditions_unlinks.protected(forced_scope)) == []
 
 
 def test_which_of_these_enterprises_have_an_agreement(engine: Engine) -> None:

@@ -13,8 +13,7 @@ from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from sqlalchemy import Connection, Engine, delete, insert, update
 from support.oracle import (
     OTHER_RUN,
@@ -33,8 +32,8 @@ from support.oracle import (
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data, Status
 from simulator.data.schema import table
-from worker.db import ledger_tables
-from worker.due import conditions
+from worker.db import ledger_tables, license_manager_tables
+from worker.due import downgrades, unlinks as conditions_unlinks
 from worker.due.enterprises import known_enterprises, plans_of
 from worker.due.scope import Scope
 
@@ -229,7 +228,7 @@ def laid_down(engine: Engine, drawn: Drawn) -> Iterator[Laid]:
     with engine.begin() as connection:
         connection.execute(delete(ledger_tables.HeldLicense))
         connection.execute(delete(ledger_tables.Downgrade))
-        connection.execute(update(ledger_tables.License).values(renewed_to_id=None))
+        connection.execute(update(license_manager_tables.License).values(renewed_to_id=None))
         for name in TABLES:
             connection.execute(table(engine, name).delete())
     world = World(Data(engine, now=MOMENTS[0]), drawn.as_of)
@@ -312,7 +311,7 @@ def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnSco
     with laid_down(engine, database) as laid:
         scope, world = laid.scope(asked), laid.world
         reading = Reading(world, scope)
-        unlinks = pages_of(laid.connection, partial(conditions.unlink_page, scope, limit), limit)
+        unlinks = pages_of(laid.connection, partial(conditions_unlinks.unlink_page, scope, limit), limit)
         expected = [(each.uuid, each.uuid in world.holds, each.email) for each in reading.due_unlinks()]
         assert sorted(joined(unlinks)) == sorted(expected)
         kinds = (
@@ -321,7 +320,7 @@ def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnSco
         )
         for waiting, plans, due in kinds:
             for plan in plans:
-                page = partial(conditions.downgrade_page, scope, plan.uuid, waiting, limit)
+                page = partial(downgrades.downgrade_page, scope, plan.uuid, waiting, limit)
                 of_plan = [(each.uuid, each.uuid in world.holds) for each in due if each.plan == plan]
                 assert sorted(joined(pages_of(laid.connection, page, limit))) == sorted(of_plan)
 
@@ -377,15 +376,17 @@ def downgrade(laid: Laid, due: Answers) -> None:
 
 
 def mark_processed(laid: Laid, due: Answers) -> None:
-    done = ledger_tables.SubscriptionPlan.uuid.in_(uuids(due["done_plans"]))
-    laid.connection.execute(update(ledger_tables.SubscriptionPlan).where(done).values(expiration_processed=True))
+    done = license_manager_tables.SubscriptionPlan.uuid.in_(uuids(due["done_plans"]))
+    laid.connection.execute(
+        update(license_manager_tables.SubscriptionPlan).where(done).values(expiration_processed=True)
+    )
 
 
 def add_events(laid: Laid, licenses: set[UUID], name: str) -> None:
     times = {"created": laid.world.as_of, "modified": laid.world.as_of}
     for license in licenses:
         row = {"license_id": license, "event_name": name, **times}
-        laid.connection.execute(insert(ledger_tables.LicenseEvent).values(row))
+        laid.connection.execute(insert(license_manager_tables.LicenseEvent).values(row))
 
 
 @drawn(max_examples=10)

@@ -19,8 +19,9 @@ from support.services import SERVERS, create_database, drop_database
 
 from simulator.data.rows import DAY
 from simulator.data.schema import create_tables, table
-from worker.db.transactions import make_engine
-from worker.due import conditions, enterprises
+from worker.db import sql
+from worker.db.engine import make_engine
+from worker.due import downgrades, enterprises, plans, unlinks
 from worker.due.scope import Scope
 from worker.ledger import migrations
 
@@ -36,7 +37,7 @@ BIG_TABLES = ("subscriptions_license", "subscriptions_licenseevent", "license_ex
 EXPLAIN = {"postgresql": "EXPLAIN (FORMAT JSON)", "mysql": "EXPLAIN FORMAT=JSON"}
 CARRY_OUT = {"postgresql": "EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF)", "mysql": "ANALYZE FORMAT=JSON"}
 
-Queries = dict[str, conditions.Rows]
+Queries = dict[str, sql.Rows]
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,15 @@ def million(request: pytest.FixtureRequest) -> Iterator[Million]:
 def of_a_night(scope: Scope) -> Queries:
     """The queries that are put for all customers and for one."""
     return {
-        "due_plans": conditions.due_plans(scope),
-        "done_plans": conditions.done_plans(scope),
-        "waiting_plans": conditions.waiting_plans(scope),
-        "plans_waiting_for_renewal": conditions.plans_waiting_for_renewal(scope),
-        "due_downgrades": conditions.due_downgrades(scope),
-        "waiting_downgrades": conditions.waiting_downgrades(scope),
-        "due_unlinks": conditions.due_unlinks(scope),
-        "rehearsed unlinks": conditions.due_unlinks(scope, downgraded=False),
-        "protected": conditions.protected(scope),
+        "due_plans": plans.due_plans(scope),
+        "done_plans": plans.done_plans(scope),
+        "waiting_plans": downgrades.waiting_plans(scope),
+        "plans_waiting_for_renewal": plans.plans_waiting_for_renewal(scope),
+        "due_downgrades": downgrades.due_downgrades(scope),
+        "waiting_downgrades": downgrades.waiting_downgrades(scope),
+        "due_unlinks": unlinks.due_unlinks(scope),
+        "rehearsed unlinks": unlinks.due_unlinks(scope, downgraded=False),
+        "protected": unlinks.protected(scope),
         "perhaps_due_enterprises": enterprises.perhaps_due_enterprises(scope),
         "known_enterprises": enterprises.known_enterprises(scope.unlink_enabled),
     }
@@ -91,14 +92,14 @@ def of_a_run(scope: Scope, customer: Customer) -> Queries:
     due, waiting = customer.plans[DUE], customer.plans[WAITING]
     forced = replace(scope, force=True)
     queries = of_a_night(scope) | {
-        "forced due_plans": conditions.due_plans(forced),
-        "forced due_downgrades": conditions.due_downgrades(forced),
+        "forced due_plans": plans.due_plans(forced),
+        "forced due_downgrades": downgrades.due_downgrades(forced),
         "plans_of": enterprises.plans_of(frozenset({customer.uuid}), (due, waiting)),
     }
     for page, after in (("first", None), ("later", MIDDLE)):
-        queries[f"{page} downgrade_page, due"] = conditions.downgrade_page(scope, due, False, SHORT_PAGE, after)
-        queries[f"{page} downgrade_page, waiting"] = conditions.downgrade_page(scope, waiting, True, SHORT_PAGE, after)
-        queries[f"{page} unlink_page"] = conditions.unlink_page(scope, SHORT_PAGE, after)
+        queries[f"{page} downgrade_page, due"] = downgrades.downgrade_page(scope, due, False, SHORT_PAGE, after)
+        queries[f"{page} downgrade_page, waiting"] = downgrades.downgrade_page(scope, waiting, True, SHORT_PAGE, after)
+        queries[f"{page} unlink_page"] = unlinks.unlink_page(scope, SHORT_PAGE, after)
     return queries
 
 
@@ -107,7 +108,7 @@ def a_scope(listed: Sequence[Customer], enterprise: UUID | None = None) -> Scope
     return Scope(AS_OF, 90 * DAY, enabled, enterprise, run_id=RUN)
 
 
-def plan_of(connection: Connection, how: dict[str, str], query: conditions.Rows) -> list[Access]:
+def plan_of(connection: Connection, how: dict[str, str], query: sql.Rows) -> list[Access]:
     """What the database says of this query's plan, asked with these words."""
 
     def explain(_: Connection, __: Any, statement: str, parameters: Any, *rest: Any) -> tuple[str, Any]:

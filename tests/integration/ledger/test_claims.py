@@ -13,16 +13,17 @@ from sqlalchemy.orm import Session
 from support.runs import ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, opened_run, rows, run_of, together
 
 from simulator.data.rows import Data
-from worker.db.ledger_tables import Downgrade, LmsCall, Phase, Retry, Run, Throttle
+from worker.db.ledger_tables import Downgrade, LmsCall, Retry, Run, Throttle
+from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
-from worker.db.types import DatabaseNow
 from worker.errors import BadArgument, LeaseLost, LicenseExpiryError, NotClaimed, Unavailable
-from worker.ledger import claims, confirmations, rate_limit
-from worker.ledger import runs as opening
-from worker.ledger.claims import MAX_PUBLICATIONS, QUEUED_SECONDS, Claim, Step
-from worker.ledger.lms_calls import Calls
-from worker.ledger.runs import Opened
-from worker.runs import start
+from worker.ledger import claims, confirmations, rate_limit, runs as opening, stalled
+from worker.ledger.claims import Claim
+from worker.ledger.lms_calls import CallTimings
+from worker.ledger.order import DOWNGRADE, STEPS, UNLINK, Phase, Step
+from worker.ledger.runs import QUEUED_SECONDS, Opened
+from worker.ledger.stalled import MAX_PUBLICATIONS
+from worker.runs import request as start
 
 AS_OF = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 LEASE = 300
@@ -39,7 +40,7 @@ def open_run(database: Database, enterprise: UUID | None = None, **request: Any)
     return run_of(database, opened_run(database, enterprise or uuid4(), AS_OF, **request).run_id)
 
 
-def claim(database: Database, run: Run, step: Step = Step.DOWNGRADE, owner: str = "w1", lease: int = LEASE) -> Claim:
+def claim(database: Database, run: Run, step: Step = DOWNGRADE, owner: str = "w1", lease: int = LEASE) -> Claim:
     return claims.claim(database, run.id, run.enterprise_customer_uuid, step, owner, lease)
 
 
@@ -87,7 +88,7 @@ def test_an_opened_run_holds_what_was_asked_for(database: Database) -> None:
 
 def _finish(database: Database, run: Run) -> None:
     claim(database, run).advance()
-    claim(database, run, Step.UNLINK).advance()
+    claim(database, run, UNLINK).advance()
 
 
 def _fail(database: Database, run: Run) -> None:
@@ -96,7 +97,7 @@ def _fail(database: Database, run: Run) -> None:
 
 def _abandon(database: Database, run: Run) -> None:
     set_run(database, run, publications=MAX_PUBLICATIONS, lease_until=DatabaseNow(-1))
-    assert claims.take_up_stalled(database) == ([], [run.id])
+    assert stalled.release_stalled(database) == ([], [run.id])
 
 
 ENDS = {Phase.FINISHED: _finish, Phase.FAILED: _fail, Phase.ABANDONED: _abandon}
@@ -107,7 +108,7 @@ def test_an_ended_run_makes_room_for_the_next_one(database: Database, engine: En
     enterprise = uuid4()
     for phase, end in ENDS.items():
         run = open_run(database, enterprise)
-        assert opened_run(database, enterprise, AS_OF) == Opened(run.id, new=False)
+        assert opened_run(database, enterprise, AS_OF) == Opened(enterprise, run.id, new=False)
         end(database, run)
         ended = run_of(database, run.id)
         assert (ended.phase, ended.live, ended.owner, ended.lease_until) == (phase, None, None, None)
@@ -131,7 +132,7 @@ def test_a_refusal_is_a_failed_run_that_stands_in_nobodys_way(database: Database
     assert (run.phase, run.live, run.error, run.lease_until) == (Phase.FAILED, None, "no agreement", None)
     assert run.ended_at is not None
     assert opened_run(database, enterprise, AS_OF).new
-    assert claims.take_up_stalled(database) == ([], [])
+    assert stalled.release_stalled(database) == ([], [])
 
 
 # Claiming
@@ -152,15 +153,15 @@ def test_one_of_many_threads_claims_a_run(database: Database) -> None:
 
 # The phases in which a step can be claimed; in no other, and the refusal says why.
 CLAIMABLE = {
-    Step.DOWNGRADE: {Phase.QUEUED, Phase.DOWNGRADING},
-    Step.UNLINK: {Phase.DOWNGRADED, Phase.UNLINKING},
+    DOWNGRADE: {Phase.QUEUED, Phase.DOWNGRADING},
+    UNLINK: {Phase.DOWNGRADED, Phase.UNLINKING},
 }
 
 
 @ON_EACH
 def test_a_step_can_be_claimed_only_in_its_own_phases(database: Database) -> None:
     for phase in Phase:
-        for step in Step:
+        for step in STEPS:
             run = open_run(database)
             set_run(database, run, phase=phase)
             if phase in CLAIMABLE[step]:
@@ -184,11 +185,11 @@ def test_a_lapsed_lease_can_be_claimed_anew_and_an_unlapsed_one_not(database: Da
     assert (first.run.fence, second.run.fence) == (1, 2)
     assert run_of(database, run.id).owner == second.run.owner
     second.advance()
-    third = claim(database, run, Step.UNLINK, owner="w3")
+    third = claim(database, run, UNLINK, owner="w3")
     with pytest.raises(NotClaimed, match=r"w3 \(\w+\) has it until"):
-        claim(database, run, Step.UNLINK, owner="w4")
+        claim(database, run, UNLINK, owner="w4")
     lapse(engine, run.id)
-    assert claim(database, run, Step.UNLINK, owner="w4").run.fence == third.run.fence + 1 == 4
+    assert claim(database, run, UNLINK, owner="w4").run.fence == third.run.fence + 1 == 4
 
 
 @ON_EACH
@@ -224,7 +225,7 @@ def test_no_run_of_another_enterprise_and_no_unknown_run_is_claimed(database: Da
     run = open_run(database)
     for run_id, enterprise in ((run.id, uuid4()), (uuid4(), run.enterprise_customer_uuid)):
         with pytest.raises(BadArgument, match="license-expiry status lists them"):
-            claims.claim(database, run_id, enterprise, Step.DOWNGRADE, "w1", LEASE)
+            claims.claim(database, run_id, enterprise, DOWNGRADE, "w1", LEASE)
     assert run_of(database, run.id).phase == Phase.QUEUED
 
 
@@ -238,13 +239,13 @@ def lose_by_claim(database: Database, run: Run) -> None:
 
 def lose_by_reconcile(database: Database, run: Run) -> None:
     lapse(database.engine, run.id)
-    claims.take_up_stalled(database)
+    stalled.release_stalled(database)
 
 
 def lose_by_next_step(database: Database, run: Run) -> None:
     lose_by_claim(database, run)
     set_run(database, run, phase=Phase.DOWNGRADED)
-    claim(database, run, Step.UNLINK, owner="w3")
+    claim(database, run, UNLINK, owner="w3")
 
 
 def lose_by_end(database: Database, run: Run) -> None:
@@ -352,7 +353,7 @@ def test_a_run_tells_when_each_step_began_and_ended(database: Database) -> None:
     again = claim(database, run)
     assert run_of(database, run.id).downgrade_began_at == began, "a step that goes on began when it began"
     again.advance()
-    claim(database, run, Step.UNLINK).advance()
+    claim(database, run, UNLINK).advance()
     end = run_of(database, run.id)
     assert began
     assert end.downgraded_at
@@ -385,8 +386,8 @@ def test_the_calls_of_a_claim_are_kept_once_however_it_ends(database: Database, 
         "fail": lambda claim: claim.fail("http_403"),
         "release": lambda claim: claim.release(60, AWAY),
     }
-    counted = Calls()
-    held = claims.claim(database, run.id, run.enterprise_customer_uuid, Step.DOWNGRADE, "w1", LEASE, counted)
+    counted = CallTimings()
+    held = claims.claim(database, run.id, run.enterprise_customer_uuid, DOWNGRADE, "w1", LEASE, counted)
     for seconds in (0.05, 0.07, 300):
         counted.observe("downgrade", "http_200", seconds)
     counted.observe("token", "http_200", 0.2)
@@ -408,10 +409,10 @@ def test_the_calls_of_a_claim_are_kept_once_however_it_ends(database: Database, 
 
 @ON_SQLITE
 def test_what_a_lost_claim_has_counted_is_not_the_next_ones(database: Database, engine: Engine) -> None:
-    counted = Calls()
+    counted = CallTimings()
     counted.observe("downgrade", "http_200", 0.05)
     run = open_run(database)
-    claims.claim(database, run.id, run.enterprise_customer_uuid, Step.DOWNGRADE, "w1", LEASE, counted).advance()
+    claims.claim(database, run.id, run.enterprise_customer_uuid, DOWNGRADE, "w1", LEASE, counted).advance()
     assert rows(engine, LmsCall) == []
 
 
@@ -441,12 +442,12 @@ def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engi
     ended = open_run(database)
     _finish(database, ended)
     set_run(database, ended, lease_until=DatabaseNow(-1))
-    again, given_up = claims.take_up_stalled(database)
+    again, given_up = stalled.release_stalled(database)
     assert ({run.id for run in again}, given_up) == ({run.id for run in let_down}, [])
     for run, phase in zip(let_down, (Phase.QUEUED, Phase.DOWNGRADING, Phase.DOWNGRADED), strict=True):
         now = run_of(database, run.id)
         assert (now.phase, now.owner, now.publications) == (phase, None, 1)
-    assert claims.take_up_stalled(database) == ([], [])
+    assert stalled.release_stalled(database) == ([], [])
 
 
 @ON_EACH
@@ -456,12 +457,12 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
     waits = []
     for _ in range(MAX_PUBLICATIONS):
         lapse(engine, run.id)
-        again, given_up = claims.take_up_stalled(database)
+        again, given_up = stalled.release_stalled(database)
         assert ([each.id for each in again], given_up) == ([run.id], [])
         waits.append(seconds_left(database, run))
     assert waits == [pytest.approx(QUEUED_SECONDS * 2**n, abs=30) for n in range(MAX_PUBLICATIONS)]
     lapse(engine, run.id)
-    assert claims.take_up_stalled(database) == ([], [run.id])
+    assert stalled.release_stalled(database) == ([], [run.id])
     now = run_of(database, run.id)
     assert (now.phase, now.live, now.lease_until) == (Phase.ABANDONED, None, None)
     assert now.ended_at is not None
@@ -469,7 +470,7 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
         f"given up while downgrading: taken up {MAX_PUBLICATIONS} times without getting further; "
         "last: the LMS is away [http_503]"
     )
-    assert claims.take_up_stalled(database) == ([], [])
+    assert stalled.release_stalled(database) == ([], [])
     with pytest.raises(NotClaimed, match="is abandoned"):
         claim(database, run)
 
@@ -479,14 +480,14 @@ def test_progress_takes_a_run_back_to_its_full_patience(database: Database, engi
     run = open_run(database)
     for _ in range(MAX_PUBLICATIONS):
         lapse(engine, run.id)
-        claims.take_up_stalled(database)
+        stalled.release_stalled(database)
     held = claim(database, run)
     held.guard()
     assert run_of(database, run.id).publications == MAX_PUBLICATIONS  # to begin is not to get further
     held.record(licenses_downgraded=1)
     assert run_of(database, run.id).publications == 0
     lapse(engine, run.id)
-    again, given_up = claims.take_up_stalled(database)
+    again, given_up = stalled.release_stalled(database)
     assert ([each.id for each in again], given_up) == ([run.id], [])
 
 
@@ -509,7 +510,7 @@ def test_a_run_taken_up_by_many_at_once_is_published_once(database: Database, en
     runs = [open_run(database) for _ in range(3)]
     for run in runs:
         lapse(engine, run.id)
-    outcomes = together(6, lambda _: claims.take_up_stalled(database))
+    outcomes = together(6, lambda _: stalled.release_stalled(database))
     taken = [run.id for each in outcomes if not isinstance(each, LicenseExpiryError) for run in each[0]]
     assert sorted(taken) == sorted(run.id for run in runs)
     assert {row["publications"] for row in rows(engine, Run)} == {1}
@@ -527,7 +528,7 @@ def test_of_two_that_find_the_same_stalled_run_one_publishes_it(database: Databa
             this_thread.waited = True
             barrier.wait(30)
 
-    outcomes = together(2, lambda _: claims.take_up_stalled(database))
+    outcomes = together(2, lambda _: stalled.release_stalled(database))
     assert [len(each[0]) for each in outcomes if not isinstance(each, LicenseExpiryError)] in ([0, 1], [1, 0])
     assert (run_of(database, run.id).publications, run_of(database, run.id).fence) == (1, 1)
 
@@ -538,7 +539,7 @@ def test_of_two_that_find_the_same_stalled_run_one_publishes_it(database: Databa
 @ON_EACH
 def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database, engine: Engine) -> None:
     calls, apart = 16, 1000.0
-    waits = together(calls, lambda _: rate_limit.seconds_to_next_call(database, 60 / apart))
+    waits = together(calls, lambda _: rate_limit.book_next_call(database, 60 / apart))
     slots = [round(wait / apart) for wait in waits if isinstance(wait, float)]
     assert sorted(slots) == list(range(calls))
     [row] = rows(engine, Throttle)
@@ -550,7 +551,7 @@ def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database
 def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
     late = database.now() - timedelta(hours=1)
     database.transact(lambda session: session.execute(update(Throttle).values(next_call_at=late)))
-    first, second = (rate_limit.seconds_to_next_call(database, 0.1) for _ in range(2))
+    first, second = (rate_limit.book_next_call(database, 0.1) for _ in range(2))
     assert first == 0
     assert second == pytest.approx(600, abs=30)
 
@@ -558,5 +559,5 @@ def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
 @ON_SQLITE
 def test_without_a_rate_nothing_is_booked(database: Database, engine: Engine) -> None:
     before = rows(engine, Throttle)
-    assert rate_limit.seconds_to_next_call(database, None) == 0
+    assert rate_limit.book_next_call(database, None) == 0
     assert rows(engine, Throttle) == before

@@ -11,11 +11,11 @@ from sqlalchemy import Engine
 from support.runs import ON_SQLITE, held, opened_run, rows
 
 from simulator.data.rows import Data
-from worker.db.ledger_tables import Downgrade, HeldLicense, Phase, Run
+from worker.db.ledger_tables import Downgrade, HeldLicense, Run
 from worker.db.transactions import Database
-from worker.due.conditions import HOLD
-from worker.ledger import confirmations
-from worker.ledger import runs as opening
+from worker.ledger import confirmations, held as confirmations_held, runs as confirmations_runs, runs as opening
+from worker.ledger.held import HOLD_FOR
+from worker.ledger.order import Phase
 
 AS_OF = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 LATER = AS_OF + timedelta(days=1)
@@ -33,7 +33,9 @@ def make_run(enterprise: UUID | None = None, as_of: datetime = AS_OF, **columns:
 
 def hold(database: Database, run: Run, *licenses: UUID, reason: str = "http_422") -> None:
     for license in licenses:
-        database.transact(partial(confirmations.hold, run=run, step="downgrade", license_uuid=license, reason=reason))
+        database.transact(
+            partial(confirmations_held.hold, run=run, step="downgrade", license_uuid=license, reason=reason)
+        )
 
 
 def test_a_license_that_is_refused_again_keeps_its_place_on_the_held_list(database: Database, engine: Engine) -> None:
@@ -51,7 +53,7 @@ def test_a_license_that_is_refused_again_keeps_its_place_on_the_held_list(databa
         "as_of": AS_OF,
     }
     assert rows(engine, HeldLicense) == [expected]
-    database.transact(lambda session: confirmations.hold(session, second, "unlink", license, "http_400"))
+    database.transact(lambda session: confirmations_held.hold(session, second, "unlink", license, "http_400"))
     expected |= {"run_id": second.id, "step": "unlink", "reason": "http_400", "tries": 2, "as_of": LATER}
     assert rows(engine, HeldLicense) == [expected]
 
@@ -59,9 +61,9 @@ def test_a_license_that_is_refused_again_keeps_its_place_on_the_held_list(databa
 def test_only_the_licenses_that_the_lms_took_come_off_the_held_list(database: Database, engine: Engine) -> None:
     taken, also_taken, still = (uuid4() for _ in range(3))
     hold(database, make_run(), taken, also_taken, still)
-    database.transact(lambda session: confirmations.unhold(session, [taken, also_taken, uuid4()]))
+    database.transact(lambda session: confirmations_held.release(session, [taken, also_taken, uuid4()]))
     assert set(held(engine)) == {still}
-    database.transact(lambda session: confirmations.unhold(session, []))
+    database.transact(lambda session: confirmations_held.release(session, []))
     assert set(held(engine)) == {still}
 
 
@@ -87,14 +89,14 @@ def test_confirmations_are_kept_until_their_plan_is_marked(database: Database, e
 
 def test_holds_that_were_up_and_not_tried_are_dropped(database: Database, engine: Engine) -> None:
     enterprise = uuid4()
-    earlier, run = make_run(enterprise), make_run(enterprise, AS_OF + HOLD)
+    earlier, run = make_run(enterprise), make_run(enterprise, AS_OF + HOLD_FOR)
     not_due, tried = uuid4(), uuid4()
     hold(database, earlier, not_due, tried)
     hold(database, run, tried)
     recent, of_another = uuid4(), uuid4()
     hold(database, make_run(enterprise, AS_OF + timedelta(microseconds=1)), recent)
     hold(database, make_run(), of_another)
-    database.transact(lambda session: confirmations.drop_holds(session, run))
+    database.transact(lambda session: confirmations_held.drop_stale_holds(session, run))
     assert set(held(engine)) == {tried, recent, of_another}
 
 
@@ -111,9 +113,9 @@ def test_a_narrowed_run_drops_no_hold(database: Database, engine: Engine) -> Non
     enterprise, license = uuid4(), uuid4()
     hold(database, make_run(enterprise), license)
     for request in NARROWED:
-        database.transact(partial(confirmations.drop_holds, run=make_run(enterprise, LATER, **request)))
+        database.transact(partial(confirmations_held.drop_stale_holds, run=make_run(enterprise, LATER, **request)))
         assert set(held(engine)) == {license}, request
-    database.transact(lambda session: confirmations.drop_holds(session, make_run(enterprise, LATER)))
+    database.transact(lambda session: confirmations_held.drop_stale_holds(session, make_run(enterprise, LATER)))
     assert held(engine) == {}
 
 
@@ -122,12 +124,12 @@ def test_runs_are_listed_the_newest_first_and_one_for_each_enterprise(database: 
     opened: dict[UUID, list[UUID]] = {one: [], other: []}
     for enterprise in (one, other, one, one):
         opened[enterprise].append(opening.record_refusal(database, enterprise, AS_OF, "no"))
-    newest = database.transact(lambda session: confirmations.newest_runs(session, None))
+    newest = database.transact(lambda session: confirmations_runs.newest_runs(session, None))
     assert [run.id for run in newest] == [opened[one][2], opened[other][0]]
-    of_one = database.transact(lambda session: confirmations.newest_runs(session, one, limit=2))
+    of_one = database.transact(lambda session: confirmations_runs.newest_runs(session, one, limit=2))
     assert [run.id for run in of_one] == opened[one][:0:-1]
     asked = [opened[one][1], opened[other][0], opened[one][0], uuid4()]
-    by_id = database.transact(lambda session: confirmations.runs_by_id(session, iter(asked)))
+    by_id = database.transact(lambda session: confirmations_runs.runs_by_id(session, iter(asked)))
     assert [run.id for run in by_id] == [opened[one][0], opened[other][0], opened[one][1]]
 
 
@@ -138,7 +140,7 @@ def test_the_held_list_is_in_order(database: Database) -> None:
     runs = [make_run(enterprise) for enterprise in enterprises]
     hold(database, runs[1], licenses[1], licenses[0])
     hold(database, runs[0], licenses[2])
-    listed = database.transact(confirmations.held_licenses)
+    listed = database.transact(confirmations_held.held_licenses)
     assert [each.license_uuid for each in listed] == [licenses[2], licenses[0], licenses[1]]
 
 
@@ -146,7 +148,7 @@ def test_the_held_list_is_in_order(database: Database) -> None:
 def test_a_run_is_described_in_json(database: Database) -> None:
     run_id = opened_run(database, uuid4(), AS_OF, dry_run=True).run_id
     run = database.transact(lambda session: session.get_one(Run, run_id))
-    described = json.loads(json.dumps(confirmations.describe(run)))
+    described = json.loads(json.dumps(confirmations_runs.describe(run)))
     assert described == {
         "run_id": str(run_id),
         "enterprise_customer_uuid": str(run.enterprise_customer_uuid),

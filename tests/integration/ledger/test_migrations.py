@@ -15,8 +15,10 @@ from support.runs import ON_SQLITE, opened_run, raw, rows, snapshot
 
 from simulator.data.rows import DAY, Data
 from simulator.data.schema import create_tables
-from worker.db.ledger_tables import Downgrade, HeldLicense, Ledger, License, Run, Throttle
-from worker.db.transactions import Database, make_engine
+from worker.db.engine import make_engine
+from worker.db.ledger_tables import Downgrade, HeldLicense, Ledger, Run, Throttle
+from worker.db.license_manager_tables import License
+from worker.db.transactions import Database
 from worker.ledger import confirmations, migrations
 
 UuidForm = Literal["char32", "native"]
@@ -68,7 +70,7 @@ def test_only_our_own_tables_are_made(bare: Engine) -> None:
     assert schema_after.keys() - schema_before.keys() == OURS
     assert {name: schema_after[name] for name in schema_before} == schema_before
     assert {name: rows_after[name] for name in rows_before} == rows_before
-    Database(bare).check()
+    Database(bare).require_schema()
 
 
 def test_doing_it_again_changes_nothing(bare: Engine) -> None:

@@ -6,17 +6,27 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, delete, update
-from support.runs import ON_EACH, ON_SQLITE, Make, lay, lost_commit_answer, open_one, rows, together, unlinking
-from support.runs import lapse as lapse_run
+from support.runs import (
+    ON_EACH,
+    ON_SQLITE,
+    Make,
+    lapse as lapse_run,
+    lay,
+    lost_commit_answer,
+    open_one,
+    rows,
+    together,
+    unlinking,
+)
 
 from simulator.lms.server import Simulator
 from worker.db.ledger_tables import Heartbeat, Night, Run
+from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
-from worker.db.types import DatabaseNow
 from worker.errors import Unavailable
 from worker.ledger import nights
 from worker.ledger.nights import MAX_TRIES
-from worker.runs import start
+from worker.runs import reconcile, start
 
 TONIGHT = datetime(2026, 6, 2, 2, 0, tzinfo=UTC)
 LAST_NIGHT = TONIGHT - timedelta(days=1)
@@ -50,12 +60,12 @@ def test_a_night_that_was_let_down_is_taken_up_by_one_and_one_whose_runs_are_ope
     assert not nights.begin(database, TONIGHT), "somebody is at it"
     lapse(engine, TONIGHT)
     assert sorted(together(6, lambda _: nights.begin(database, TONIGHT)), key=str) == [False] * 5 + [True]
-    nights.let_down(database, TONIGHT)
+    nights.give_back(database, TONIGHT)
     assert nights.begin(database, TONIGHT), "whoever knows that it failed need not wait"
     nights.opened(database, TONIGHT)
     lapse(engine, TONIGHT)
     assert not nights.begin(database, TONIGHT)
-    assert nights.overdue(database, TONIGHT) == []
+    assert nights.note_and_find_overdue(database, TONIGHT) == []
 
 
 @ON_SQLITE
@@ -64,8 +74,8 @@ def test_a_night_that_is_let_down_again_and_again_is_given_up(database: Database
         assert nights.begin(database, TONIGHT)
         lapse(engine, TONIGHT)
     assert not nights.begin(database, TONIGHT)
-    assert nights.overdue(database, TONIGHT) == []
-    assert nights.overdue(database, TONIGHT + timedelta(days=1)) == [TONIGHT + timedelta(days=1)]
+    assert nights.note_and_find_overdue(database, TONIGHT) == []
+    assert nights.note_and_find_overdue(database, TONIGHT + timedelta(days=1)) == [TONIGHT + timedelta(days=1)]
 
 
 @ON_SQLITE
@@ -73,25 +83,25 @@ def test_what_is_lost_with_the_answer_to_a_commit_costs_one_lease(database: Data
     with lost_commit_answer(engine):
         assert not nights.begin(database, TONIGHT), "it cannot know that the row is its own"
     lapse(engine, TONIGHT)
-    assert nights.overdue(database, TONIGHT) == [TONIGHT]
+    assert nights.note_and_find_overdue(database, TONIGHT) == [TONIGHT]
     assert nights.begin(database, TONIGHT)
 
 
 @ON_EACH
 def test_a_new_ledger_makes_no_night_good_and_a_later_missed_one_is(database: Database, engine: Engine) -> None:
-    assert nights.overdue(database, LAST_NIGHT) == []
-    assert nights.overdue(database, LAST_NIGHT) == []
-    assert nights.overdue(database, TONIGHT) == [TONIGHT]
-    assert nights.overdue(database, TONIGHT) == [TONIGHT], "until somebody begins it"
+    assert nights.note_and_find_overdue(database, LAST_NIGHT) == []
+    assert nights.note_and_find_overdue(database, LAST_NIGHT) == []
+    assert nights.note_and_find_overdue(database, TONIGHT) == [TONIGHT]
+    assert nights.note_and_find_overdue(database, TONIGHT) == [TONIGHT], "until somebody begins it"
     assert nights.begin(database, TONIGHT)
-    assert nights.overdue(database, TONIGHT) == []
+    assert nights.note_and_find_overdue(database, TONIGHT) == []
 
 
 @ON_EACH
 def test_the_first_night_is_beat_s_although_reconcile_noted_its_moment_first(
     database: Database, engine: Engine
 ) -> None:
-    assert [each for each in together(4, lambda _: nights.overdue(database, TONIGHT)) if each] == []
+    assert [each for each in together(4, lambda _: nights.note_and_find_overdue(database, TONIGHT)) if each] == []
     assert nights.begin(database, TONIGHT), "beat's own message comes after a reconcile of the same minute"
     nights.opened(database, TONIGHT)
     assert not nights.begin(database, TONIGHT), "and once"
@@ -103,7 +113,9 @@ def test_the_first_night_is_beat_s_although_reconcile_noted_its_moment_first(
 def test_a_schedule_that_is_changed_does_not_look_back(database: Database) -> None:
     assert nights.begin(database, TONIGHT)
     nights.opened(database, TONIGHT)
-    assert nights.overdue(database, TONIGHT - timedelta(hours=3)) == [], "an earlier hour: today's night has been"
+    assert nights.note_and_find_overdue(database, TONIGHT - timedelta(hours=3)) == [], (
+        "an earlier hour: today's night has been"
+    )
 
 
 @ON_SQLITE
@@ -120,7 +132,7 @@ def test_one_that_cannot_be_published_keeps_no_other_from_it(lms: Simulator, mak
             raise ConnectionError("the broker is away")
 
     with pytest.raises(ConnectionError):
-        start.take_up_stalled(deps, publish)
+        reconcile.republish_stalled_runs(deps, publish)
     assert sorted(tried) == sorted(runs)
 
 
@@ -135,9 +147,14 @@ def test_a_missed_night_is_made_good_once_however_many_were_missed(
     def publish(enterprise: UUID, _: UUID) -> None:
         published.append(enterprise)
 
-    assert start.make_good(deps, LAST_NIGHT - timedelta(days=30), publish) == 0
-    assert sorted(together(4, lambda _: start.make_good(deps, TONIGHT, publish)), key=str) == [0, 0, 0, 1]
-    assert start.start_scheduled(deps, TONIGHT, publish) is None, "beat's own message comes at last"
+    assert reconcile.start_overdue_nights(deps, LAST_NIGHT - timedelta(days=30), publish) == 0
+    assert sorted(together(4, lambda _: reconcile.start_overdue_nights(deps, TONIGHT, publish)), key=str) == [
+        0,
+        0,
+        0,
+        1,
+    ]
+    assert start.start_scheduled_night(deps, TONIGHT, publish) is None, "beat's own message comes at last"
     assert sorted(published) == sorted([first.enterprise, second.enterprise])
     assert len(rows(engine, Run)) == 2
 
@@ -160,21 +177,21 @@ def test_a_night_that_could_not_be_opened_whole_is_gone_on_with(
         published.append(enterprise)
 
     with pytest.raises(type(error)):
-        start.start_scheduled(deps, TONIGHT, publish)
-    started = start.start_scheduled(deps, TONIGHT, publish_all)
+        start.start_scheduled_night(deps, TONIGHT, publish)
+    started = start.start_scheduled_night(deps, TONIGHT, publish_all)
     assert started is not None, "the next one to come may go on at once"
     assert {each.enterprise for each in started} == enterprises
     assert len(rows(engine, Run)) == 3, "and opens no second run of anybody"
     assert {row["scheduled_for"] for row in rows(engine, Run)} == {TONIGHT}, "they are of one night"
-    start.take_up_stalled(deps, publish_all)
+    reconcile.republish_stalled_runs(deps, publish_all)
     assert sorted(published) == sorted(enterprises), "those whose messages were not sent are published by reconcile"
-    assert start.start_scheduled(deps, TONIGHT, publish_all) is None
+    assert start.start_scheduled_night(deps, TONIGHT, publish_all) is None
 
 
 @ON_SQLITE
 def test_a_night_of_an_empty_database_is_one_all_the_same(engine: Engine, make_test_deps: Make) -> None:
     deps: Any = make_test_deps()
-    assert start.start_scheduled(deps, TONIGHT, lambda *_: None) == []
+    assert start.start_scheduled_night(deps, TONIGHT, lambda *_: None) == []
     [night] = rows(engine, Night)
     assert night["lease_until"] is None
 
@@ -184,10 +201,10 @@ def test_when_reconcile_last_ended_well_is_known(database: Database, engine: Eng
     [made] = rows(engine, Heartbeat)
     before = database.now()
     assert before - timedelta(minutes=1) <= made["reconciled_at"] <= before, "a new ledger has heard of beat"
-    nights.reconciled(database)
+    nights.record_heartbeat(database)
     [row] = rows(engine, Heartbeat)
     assert before <= row["reconciled_at"] <= database.now()
     with engine.begin() as connection:
         connection.execute(delete(Heartbeat))
-    nights.reconciled(database)
+    nights.record_heartbeat(database)
     assert len(rows(engine, Heartbeat)) == 1, "a table that was emptied is mended"

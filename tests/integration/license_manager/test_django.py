@@ -13,7 +13,7 @@ from support.runs import LICENSE_MANAGERS, Make, Row, night, rows, unlinking
 from simulator.data.rows import DAY, Data
 from simulator.data.schema import create_tables, drop_tables, table
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import UNLINKED_EVENT
+from worker.db.license_manager_tables import UNLINKED_EVENT
 
 DJANGO_ON_SQLITE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{6})?")
 OLD = "Old: 5%, “quoted”"

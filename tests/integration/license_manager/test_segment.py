@@ -39,12 +39,11 @@ from support.runs import (
 from simulator.data.rows import DAY, Agreement, Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker import shutdown
-from worker.db.ledger_tables import Phase, Run
+from worker.db.ledger_tables import Run
 from worker.deps import Deps
-from worker.ledger.claims import Step
+from worker.ledger.order import DOWNGRADE, Phase
 from worker.license_manager import segment as lifecycle
-from worker.license_manager.segment import PAGE, WAIT_SECONDS
+from worker.license_manager.segment import UPLOAD_SIZE, WAIT_SECONDS
 
 KEY = "the-segment-key"
 
@@ -343,17 +342,17 @@ def test_a_license_manager_without_these_columns_has_their_properties_empty(
 def test_a_large_plan_is_told_of_page_by_page(
     engine: Engine, lms: Simulator, tell: Make, segment: Segment, told: Any
 ) -> None:
-    laid = lay(lms, 2 * PAGE + 1)
+    laid = lay(lms, 2 * UPLOAD_SIZE + 1)
     leases: list[Any] = []
     segment.called = lambda: leases.append(rows(engine, Run)[0]["lease_until"])
     night(tell())
-    assert max(map(len, segment.batches)) <= PAGE
+    assert max(map(len, segment.batches)) <= UPLOAD_SIZE
     assert sorted(segment.properties()) == sorted(map(str, laid.licenses))
     assert len(segment.events) == len(laid.licenses), "each once"
     assert sorted(set(leases)) == leases
     assert len(set(leases)) >= 3, "the lease is renewed before each page"
     [line] = told()
-    assert f"'events': {2 * PAGE + 1}" in line.getMessage()
+    assert f"'events': {2 * UPLOAD_SIZE + 1}" in line.getMessage()
 
 
 def assert_not_sent(line: Any, sent: int, unsent: int, why: str) -> None:
@@ -366,48 +365,45 @@ def assert_not_sent(line: Any, sent: int, unsent: int, why: str) -> None:
 
 @ON_SQLITE
 def test_the_first_page_that_is_not_taken_is_the_last(lms: Simulator, tell: Make, segment: Segment, told: Any) -> None:
-    laid = lay(lms, 3 * PAGE)
+    laid = lay(lms, 3 * UPLOAD_SIZE)
 
     def refuse_from_the_second_page() -> None:
-        segment.status = 200 if len(segment.events) <= PAGE else 400
+        segment.status = 200 if len(segment.events) <= UPLOAD_SIZE else 400
 
     segment.called = refuse_from_the_second_page
     [run] = night(tell(**unlinking(laid.enterprise))).values()
     assert run.phase == Phase.FINISHED
-    assert len(segment.events) <= 2 * PAGE
+    assert len(segment.events) <= 2 * UPLOAD_SIZE
     [line] = told()
-    assert_not_sent(line, PAGE, 2 * PAGE, "http_400")
+    assert_not_sent(line, UPLOAD_SIZE, 2 * UPLOAD_SIZE, "http_400")
 
 
 @ON_SQLITE
 def test_a_run_that_is_taken_over_tells_no_further(lms: Simulator, tell: Make, segment: Segment, told: Any) -> None:
-    laid = lay(lms, 2 * PAGE)
+    laid = lay(lms, 2 * UPLOAD_SIZE)
     deps = tell()
     run_id = open_one(deps, laid.enterprise)
-    segment.called = lambda: take_over(deps, run_id) if len(segment.events) == PAGE else None
+    segment.called = lambda: take_over(deps, run_id) if len(segment.events) == UPLOAD_SIZE else None
     finish(deps, laid.enterprise, run_id)
-    assert len(segment.events) == PAGE
+    assert len(segment.events) == UPLOAD_SIZE
     [line] = told()
-    assert_not_sent(line, PAGE, PAGE, "taken over")
+    assert_not_sent(line, UPLOAD_SIZE, UPLOAD_SIZE, "taken over")
 
 
 @ON_SQLITE
 def test_a_worker_that_ends_tells_no_further(
     lms: Simulator, tell: Make, segment: Segment, told: Any, engine: Engine
 ) -> None:
-    laid = lay(lms, 2 * PAGE)
+    laid = lay(lms, 2 * UPLOAD_SIZE)
     deps = tell()
     run_id = open_one(deps, laid.enterprise)
-    segment.called = shutdown.stop
-    try:
-        attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE)
-    finally:
-        shutdown._stopping.value = 0
+    segment.called = deps.shutdown.begin
+    attempt(deps, laid.enterprise, run_id, DOWNGRADE)
     assert processed(engine) == {laid.plan}
-    assert len(segment.events) == PAGE
+    assert len(segment.events) == UPLOAD_SIZE
     [line] = told()
-    assert_not_sent(line, PAGE, PAGE, "shut down")
-    assert finish(deps, laid.enterprise, run_id).phase == Phase.FINISHED
+    assert_not_sent(line, UPLOAD_SIZE, UPLOAD_SIZE, "shut down")
+    assert finish(tell(), laid.enterprise, run_id).phase == Phase.FINISHED
 
 
 @ON_SQLITE

@@ -31,10 +31,13 @@ from support.runs import (
 from simulator.data.rows import DAY, Data
 from simulator.data.schema import create_tables
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
-from worker.db.transactions import Database, make_engine
+from worker.db.engine import make_engine
+from worker.db.ledger_tables import Run
+from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
+from worker.db.transactions import Database
 from worker.errors import Unusable
 from worker.ledger import migrations
+from worker.ledger.order import Phase
 
 PLAN = "subscriptions_subscriptionplan"
 HISTORY = "subscriptions_historicalsubscriptionplan"
@@ -304,7 +307,7 @@ def test_a_column_that_the_database_fills_is_left_to_it(lms: Simulator, engine: 
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE {PLAN} SET num_revocations_applied = 4"))
     deps = make_test_deps(**unlinking(laid.enterprise))
-    deps.database.check()
+    deps.database.require_schema()
     [run] = night(deps).values()
     assert (run.phase, counts(run)["plans"], counts(run)["unlinked"]) == (Phase.FINISHED, 1, 1)
     assert raw(engine, f"SELECT doubled, filled FROM {HISTORY}") == [(8, "by them")]
@@ -366,7 +369,11 @@ def test_a_column_that_we_cannot_fill_is_named_before_anything_is_sent(
         "install a release of license-expiry that does, or give the column a default"
         for name, _ in required
     ]
-    for attempt in (deps.database.check, partial(deps.database.check, ledger=False), partial(night, deps)):
+    for attempt in (
+        deps.database.require_schema,
+        partial(deps.database.require_schema, ledger=False),
+        partial(night, deps),
+    ):
         with pytest.raises(Unusable) as caught:
             attempt()
         assert set(str(caught.value).splitlines()) == {"The database cannot be used:", *expected}
@@ -386,7 +393,7 @@ def test_a_history_whose_key_the_database_does_not_number_is_named(engine: Engin
             connection.execute(text(f"DROP TABLE {HISTORY}"))
         connection.execute(text(NOT_NUMBERED[engine.dialect.name]))
     with pytest.raises(Unusable, match=rf"table {HISTORY} has column history_id, which must be given a value"):
-        Database(engine).check()
+        Database(engine).require_schema()
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)  # the strictest about names

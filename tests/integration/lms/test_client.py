@@ -21,16 +21,19 @@ import pytest
 from sqlalchemy import Engine, create_engine
 
 import worker.lms.client
-import worker.shutdown
+import worker.lms.patience
+import worker.lms.transport
 from simulator.data.rows import Data
 from simulator.data.schema import create_tables
 from simulator.lms.faults import Fault
 from simulator.lms.journal import Entry, Kind
 from simulator.lms.server import Simulator
 from simulator.lms.state import Enrollment
+from worker.clock import steady
 from worker.errors import BatchRefused, LeaseLost, ReasonedError, RunRefused, Unavailable
-from worker.lms.client import DOWNGRADE_PATH, NOBODYS_EMAIL, NOBODYS_LICENSE, UNLINK_PATH, Guard, LmsClient
-from worker.shutdown import Patience, steady
+from worker.lms.client import DOWNGRADE_PATH, NOBODYS_EMAIL, NOBODYS_LICENSE, UNLINK_PATH, LmsClient
+from worker.lms.patience import Patience, Pause
+from worker.lms.transport import Guard
 
 PATIENCE = Patience(first_wait=0.001, longest_wait=0.002, longest_throttle=5.0)
 NOW = datetime.now(UTC)
@@ -59,11 +62,6 @@ def customer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Customer]:
     data.flush()
     yield Customer(engine, agreement.enterprise_customer_uuid, licenses)
     engine.dispose()
-
-
-@pytest.fixture(autouse=True)
-def no_pause_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.lms.client, "_throttled", worker.shutdown.Pause())
 
 
 @pytest.fixture
@@ -185,12 +183,12 @@ class Wire:
         self.answers = list(answers)
 
     def calls(self) -> list[Received]:
-        return [one for one in self.requests if one.path != worker.lms.client.TOKEN_PATH]
+        return [one for one in self.requests if one.path != worker.lms.transport.TOKEN_PATH]
 
     def answer(self, received: Received) -> bytes:
         with self.changed:
             self.requests.append(received)
-            if received.path == worker.lms.client.TOKEN_PATH:
+            if received.path == worker.lms.transport.TOKEN_PATH:
                 return self.token
             return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
@@ -549,7 +547,7 @@ def test_every_status_is_success_or_one_error_with_its_reason(
     deviations: dict[int, object] = {}
     for status in range(200, 600):
         if not answered_before:
-            client._answered.clear()
+            client.confirmed_at.clear()
         answer = http(status, "", "Retry-After: 0", "Location: /login")
         wire.says(*[answer] * 3, http(200)) if status == 429 else wire.says(answer)
         wanted = expected(status)
@@ -617,7 +615,7 @@ def test_a_refused_connection_is_unavailable_after_so_many_tries(
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port meanwhile
-        error = fails(call, connect(f"http://127.0.0.1:{taken.getsockname()[1]}", oauth_url=lms.url, pace=pace))
+        error = fails(call, connect(f"http://127.0.0.1:{taken.getsockname()[1]}", oauth_url=lms.url, next_call_in=pace))
     assert (type(error), error.reason) == (Unavailable, "connection_error")
     assert "LMS_URL" in str(error)
     assert len(paced) == 1 + PATIENCE.tries, "one token, and the tries"
@@ -741,13 +739,14 @@ def test_a_long_retry_after_is_capped(lms: Simulator, client: LmsClient, downgra
 def test_a_429_makes_every_thread_wait(
     lms: Simulator, connect: Callable[..., LmsClient], downgrade: Call, unlink: Call
 ) -> None:
-    one, other = connect(lms.url), connect(lms.url)  # of two clients, even: the throttle is on the service user
+    pause = Pause()  # of two clients, even: the throttle is on the service user
+    one, other = connect(lms.url, throttled=pause), connect(lms.url, throttled=pause)
     unlink(other)
     lms.journal.clear()
     lms.faults(Fault("downgrade", nth=1, status=429, headers={"Retry-After": "1"}))
     with ThreadPoolExecutor(5) as threads:
         calls = [threads.submit(downgrade, one)]
-        lms.wait_for(worker.lms.client._throttled.remaining)
+        lms.wait_for(pause.remaining)
         calls += [threads.submit(unlink, other) for _ in range(4)]
         for done in calls:
             done.result(30)
@@ -841,7 +840,7 @@ def test_the_guard_is_asked_before_each_send_and_what_it_raises_ends_the_call(
     def call(guard: Guard) -> None:
         lms.journal.clear()
         lms.faults(*(Fault(kind, **fault) for fault in faults))
-        client._answered.clear()
+        client.confirmed_at.clear()
         if kind == "downgrade":
             client.downgrade(customer.licenses, None, guard)
         else:
@@ -889,7 +888,7 @@ def test_a_lease_that_is_lost_while_the_token_comes_stops_the_call(
 
     def guard() -> float:
         if lost.is_set():
-            raise LeaseLost
+            raise LeaseLost("taken over")
         return inf
 
     lms.faults(Fault("token", delay=60))

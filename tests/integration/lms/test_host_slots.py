@@ -13,32 +13,26 @@ from support.runs import ON_SQLITE, Make, batches_of, finish, lay, start, unlink
 
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import Phase
 from worker.deps import Deps
 from worker.errors import Unusable
-from worker.lms.host_slots import Slots, folder_of
+from worker.ledger.order import Phase
+from worker.lms.host_slots import HostSlots, folder_of
 
 HOLD = """
 import pathlib, sys
-from worker.lms.host_slots import Slots
-print(Slots(pathlib.Path(sys.argv[1]), 2).take(), flush=True)
+from worker.lms.host_slots import HostSlots
+print(HostSlots(pathlib.Path(sys.argv[1]), 2).take(), flush=True)
 input()
 """
 
 
-def taken(slots: Slots) -> list[int]:
+def taken(slots: HostSlots) -> list[int]:
     """Take all that are free."""
     return list(iter(slots.take, None))
 
 
-def waited_for(slots: Slots) -> list[int]:
-    """Wait once, then take all that are free."""
-    slots.wait()
-    return taken(slots)
-
-
 def test_a_slot_is_one_processs_at_a_time_and_free_again_when_that_is_killed(tmp_path: Path) -> None:
-    ours = Slots(tmp_path / "slots", 2)
+    ours = HostSlots(tmp_path / "slots", 2)
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "slots")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
@@ -49,19 +43,8 @@ def test_a_slot_is_one_processs_at_a_time_and_free_again_when_that_is_killed(tmp
         other.send_signal(signal.SIGKILL)
         other.wait()
         ours.take()
-        eventually(lambda: waited_for(ours))
+        eventually(lambda: taken(ours))
     ours.close()
-
-
-def test_a_slot_that_is_given_back_wakes_who_waits_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.lms.host_slots.LOOK_AGAIN_SECONDS", 60)
-    first, second = Slots(tmp_path, 1), Slots(tmp_path, 1)
-    (slot,) = taken(first)
-    with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(waited_for, second)
-        assert not waiting.done()
-        first.give_back(slot)
-        assert len(waiting.result(10)) == 1
 
 
 def test_each_lms_has_slots_of_its_own() -> None:
@@ -71,7 +54,7 @@ def test_each_lms_has_slots_of_its_own() -> None:
 def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unusable, match=r"the folder .*/file/slots, .* \(Not a directory\): let TMPDIR name one that"):
-        Slots(tmp_path / "file" / "slots", 1)
+        HostSlots(tmp_path / "file" / "slots", 1)
 
 
 def test_no_folder_for_temporary_files_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

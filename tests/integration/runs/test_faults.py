@@ -43,13 +43,15 @@ from simulator.data.schema import table
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.lms.state import Enrollment, EnrollmentFault
+from worker import deps as deps_module
 from worker.cli import main
-from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Phase, Run
+from worker.db.ledger_tables import Run
+from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 from worker.deps import Deps
 from worker.errors import LicenseExpiryError
-from worker.ledger.claims import Step
+from worker.ledger.order import DOWNGRADE, UNLINK, Phase
 from worker.lms import client as lms_module
-from worker.shutdown import Patience
+from worker.lms.patience import Patience
 
 
 def purge(engine: Engine, *licenses: UUID, status: str = "revoked") -> None:
@@ -77,7 +79,7 @@ def test_fault_01_the_two_jobs_are_unordered(lms: Simulator, make_test_deps: Mak
     deps = make_test_deps(**batches_of(2), **unlinking(*(each.enterprise for each in laid)))
     begun = start(deps)
     for each in begun:  # whoever starts with the second job finds that it is not its turn
-        skipped = attempt(deps, each.enterprise, each.run_id, Step.UNLINK).skipped
+        skipped = attempt(deps, each.enterprise, each.run_id, UNLINK).skipped
         assert skipped == f"run {each.run_id} is queued: it is not ready for this step"
     assert lms.calls() == []
     lms.faults(Fault(kind="downgrade", nth=3, delay=60))
@@ -86,7 +88,7 @@ def test_fault_01_the_two_jobs_are_unordered(lms: Simulator, make_test_deps: Mak
         lms.wait_for(lambda: len(lms.calls("downgrade")) >= 3)
         going = [each for each in begun if run_of(deps.database, each.run_id).phase == Phase.DOWNGRADING]
         for each in going:  # nor while a downgrade is in flight
-            assert attempt(deps, each.enterprise, each.run_id, Step.UNLINK).skipped
+            assert attempt(deps, each.enterprise, each.run_id, UNLINK).skipped
         assert going
         lms.release()
         assert [each.result().phase for each in running] == [Phase.FINISHED] * 2
@@ -259,7 +261,7 @@ def test_fault_07_one_failing_enterprise_stops_all_that_follow(
         Fault(kind="downgrade", enterprise=str(listed[2]), status=403),
         Fault(kind="unlink", enterprise=str(listed[3]), status=302, headers={"Location": "/login"}),
     )
-    monkeypatch.setattr(lms_module, "Patience", partial(Patience, first_wait=0.01, longest_wait=0.05))
+    monkeypatch.setattr(deps_module, "Patience", partial(Patience, first_wait=0.01, longest_wait=0.05))
     result = command(lms, deps, "run", "--here", "--json", **unlinking(stranger, *listed))
     assert result.exit_code == 1, result.output
     runs = {row["enterprise_customer_uuid"]: row for row in rows(deps.database.engine, Run)}
@@ -334,7 +336,7 @@ def test_fault_08_a_forgotten_token_fails_the_batch(lms: Simulator, make_test_de
     laid = lay(lms, licenses=6)
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
-    attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE)
+    attempt(deps, laid.enterprise, run_id, DOWNGRADE)
     lms.forget_tokens()
     run = finish(deps, laid.enterprise, run_id)
     assert (run.phase, counts(run)["unlinked"]) == (Phase.FINISHED, 6)
@@ -350,7 +352,7 @@ def test_fault_08_a_hanging_lms_holds_the_job_for_ever(lms: Simulator, make_test
     lms.faults(Fault(kind="downgrade", delay=100))
     [run] = night(deps).values()
     lms.release()
-    assert (run.phase, run.error) == (Phase.FAILED, "the LMS did not answer in time [timeout]")
+    assert (run.phase, run.error) == (Phase.FAILED, "the LMS did not answer in time: look at the LMS [timeout]")
     assert sent(lms, "unlink") == []
     result = command(lms, deps, "status", "--json")
     assert result.exit_code == 1  # the failure can be seen from outside
@@ -450,7 +452,7 @@ def test_fault_11_the_purge_can_win_the_race(lms: Simulator, make_test_deps: Mak
     purge(engine, learners[0])
     purge(engine, learners[1], status="assigned")
     run_id = open_one(deps, agreement.enterprise_customer_uuid)
-    attempt(deps, agreement.enterprise_customer_uuid, run_id, Step.DOWNGRADE)
+    attempt(deps, agreement.enterprise_customer_uuid, run_id, DOWNGRADE)
     purge(engine, *learners[2:4])
     run = finish(deps, agreement.enterprise_customer_uuid, run_id)
     assert (run.phase, run.error, held(engine)) == (Phase.FINISHED, None, {})

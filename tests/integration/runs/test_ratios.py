@@ -9,7 +9,7 @@ from sqlalchemy import Engine, event
 from support.runs import ON_EACH, ON_SQLITE, Make, batches_of, finish, lay, open_one, unlinking
 
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import Phase
+from worker.ledger.order import Phase
 from worker.runs import start
 
 MIB = 1024 * 1024
@@ -63,7 +63,7 @@ def test_a_night_without_work_is_one_query(lms: Simulator, make_test_deps: Make)
         raise AssertionError("a message was sent")
 
     with counted(deps.database.engine) as statements:
-        started = start.start_scheduled(deps, datetime.now(UTC).replace(microsecond=0), publish)
+        started = start.start_scheduled_night(deps, datetime.now(UTC).replace(microsecond=0), publish)
     assert started == []
     assert lms.journal.entries == []
     about_licenses = [each for each in statements if "subscriptions_license" in each]

@@ -39,6 +39,7 @@ from support.runs import (
     sent,
     snapshot,
     start,
+    step_of,
     take_over,
     texts,
     times_sent,
@@ -52,16 +53,16 @@ from simulator.lms.faults import Fault
 from simulator.lms.journal import Journal
 from simulator.lms.server import Simulator
 from simulator.lms.state import Enrollment, EnrollmentFault
-from worker import shutdown
 from worker.db import transactions as database_module
-from worker.db.ledger_tables import DOWNGRADED_EVENT, UNLINKED_EVENT, Downgrade, HeldLicense, LmsCall, Phase, Retry
+from worker.db.ledger_tables import Downgrade, HeldLicense, LmsCall, Retry
+from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 from worker.deps import Deps
 from worker.errors import RunRefused, Unavailable
-from worker.ledger import claims
-from worker.ledger.claims import Claim, Step
-from worker.lms import client as lms_module
+from worker.ledger import claims, runs as claims_runs
+from worker.ledger.claims import Claim
+from worker.ledger.order import DOWNGRADE, STEPS, UNLINK, Phase, Step
+from worker.lms.patience import Patience
 from worker.runs import steps
-from worker.shutdown import Patience
 
 Kind = Literal["downgrade", "unlink"]
 T = TypeVar("T")
@@ -85,7 +86,7 @@ def reach(deps: Deps, laid: Laid, kind: Kind, **request: Any) -> UUID:
     """Open a run, and do what comes before this kind of call; give its id."""
     run_id = open_one(deps, laid.enterprise, **request)
     if kind == "unlink":
-        attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE)
+        attempt(deps, laid.enterprise, run_id, DOWNGRADE)
     return run_id
 
 
@@ -237,26 +238,19 @@ def test_a_plan_without_learners_is_marked_without_a_call(lms: Simulator, make_t
 # The worker's shutdown
 
 
-@pytest.fixture
-def shut_down() -> Iterator[Callable[[], None]]:
-    """Tells this process, as if it were a worker's, to end; takes it back after the test."""
-    yield shutdown.stop
-    shutdown._stopping.value = 0
-
-
 @ON_SQLITE
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_worker_that_is_told_to_end_finishes_what_is_in_flight_and_hands_the_run_back(
-    kind: Kind, lms: Simulator, make_test_deps: Make, shut_down: Callable[[], None]
+    kind: Kind, lms: Simulator, make_test_deps: Make
 ) -> None:
     laid = lay(lms, licenses=20)
     deps = make_test_deps(**batches_of(2, parallel=2), **unlinking(laid.enterprise))
     run_id = reach(deps, laid, kind)
     lms.journal.clear()
     lms.faults(Fault(kind=kind, delay=60, last=2))
-    with in_background(lms, lambda: attempt(deps, laid.enterprise, run_id, Step(kind))) as running:
+    with in_background(lms, lambda: attempt(deps, laid.enterprise, run_id, step_of(kind))) as running:
         meet(lms, running, lambda: len(lms.calls(kind)) == 2)
-        shut_down()
+        deps.shutdown.begin()
         lms.release()
         outcome = running.result()
     assert (outcome.more, outcome.skipped) == (True, None)
@@ -264,8 +258,8 @@ def test_a_worker_that_is_told_to_end_finishes_what_is_in_flight_and_hands_the_r
     back = run_of(deps.database, run_id)
     assert (back.owner, back.live, back.retries, back.error) == (None, laid.enterprise, 0, None)
     assert (back.licenses_downgraded if kind == "downgrade" else back.learners_unlinked) == 4
-    shutdown._stopping.value = 0
-    assert finish(deps, laid.enterprise, run_id).phase == Phase.FINISHED
+    another = make_test_deps(**batches_of(2, parallel=2), **unlinking(laid.enterprise))
+    assert finish(another, laid.enterprise, run_id).phase == Phase.FINISHED
     assert set(times_sent(lms, kind).values()) == {1}, "nothing went out twice"
 
 
@@ -281,17 +275,14 @@ def test_a_worker_that_is_told_to_end_does_not_sit_a_wait_out(
     fault: dict[str, Any],
     lms: Simulator,
     make_test_deps: Make,
-    shut_down: Callable[[], None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lms_module, "_throttled", shutdown.Pause())
     laid = lay(lms, licenses=4)
     deps = make_test_deps(Patience(longest_wait=300), **batches_of(2))
     run_id = open_one(deps, laid.enterprise)
     lms.faults(Fault(kind="downgrade", times=1, **fault))
-    with in_background(lms, lambda: attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE)) as running:
+    with in_background(lms, lambda: attempt(deps, laid.enterprise, run_id, DOWNGRADE)) as running:
         meet(lms, running, lambda: [entry for entry in lms.calls("downgrade") if entry.status])
-        shut_down()
+        deps.shutdown.begin()
         assert running.result(timeout=30).more
     assert len(lms.calls("downgrade")) == 1
 
@@ -322,10 +313,9 @@ def test_a_step_goes_on_after_its_last_confirmed_batch(
     laid = lay(lms, licenses=14)
     deps = make_test_deps(**batches_of(2, parallel), **unlinking(laid.enterprise))
     run_id = reach(deps, laid, kind)
-    step = Step(kind)
+    step = step_of(kind)
     lms.faults(Fault(kind=kind, first=3, status=503))
-    with pytest.raises(Unavailable, match="503"):
-        attempt(deps, laid.enterprise, run_id, step, retry_in=lambda _: 60)
+    assert attempt(deps, laid.enterprise, run_id, step, retries=0).retry
     stopped = run_of(deps.database, run_id)
     assert times_sent(lms, kind, 200).total() == 4
     assert len(times_sent(lms, kind)) <= 4 + 2 * parallel  # the rest was left for later
@@ -352,9 +342,8 @@ def test_what_was_in_flight_when_the_answer_got_lost_is_sent_again_and_counted_o
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     lms.faults(*(Fault(kind=kind, first=2, last=5, drop="after") for kind in KINDS))
     run_id = open_one(deps, laid.enterprise)
-    for step in Step:
-        with pytest.raises(Unavailable):
-            attempt(deps, laid.enterprise, run_id, step, retry_in=lambda _: 60)
+    for step in STEPS:
+        assert attempt(deps, laid.enterprise, run_id, step, retries=0).retry
         attempt(deps, laid.enterprise, run_id, step)
     run = run_of(deps.database, run_id)
     assert counts(run) == {"plans": 1, "downgraded": 6, "held": 0, "unlinked": 6, "protected": 0}
@@ -460,8 +449,7 @@ def test_a_run_tries_a_license_that_it_holds_once(force: bool, lms: Simulator, m
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     run_id = reach(deps, laid, "downgrade", force=force, reason="a test" if force else None)
     lms.faults(Fault(kind="downgrade", license=str(laid.licenses[-1]), status=503))
-    with pytest.raises(Unavailable):
-        attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE, retry_in=lambda _: 60)
+    assert attempt(deps, laid.enterprise, run_id, DOWNGRADE, retries=0).retry
     tried = times_sent(lms, "downgrade")[str(bad)]
     lms.faults()
     run = finish(deps, laid.enterprise, run_id)
@@ -504,7 +492,7 @@ def test_an_lms_that_refuses_everything_has_nobody_held(
     run_id = reach(deps, laid, kind)
     lms.faults(Fault(kind=kind, status=status))
     with pytest.raises(Unavailable, match="concerns nobody"):
-        attempt(deps, laid.enterprise, run_id, Step(kind))
+        attempt(deps, laid.enterprise, run_id, step_of(kind))
     run = run_of(deps.database, run_id)
     assert (run.phase, counts(run)["held"], held(deps.database.engine)) == (Phase.FAILED, 0, {})
     assert len(sent(lms, kind)) <= 2  # and nothing was split
@@ -679,8 +667,7 @@ def test_a_forced_run_that_was_cut_short_sends_nothing_twice(lms: Simulator, mak
     deps = make_test_deps(**batches_of(2))
     run_id = open_one(deps, laid.enterprise, force=True, reason="a test")
     lms.faults(Fault(kind="downgrade", first=3, status=503))
-    with pytest.raises(Unavailable):
-        attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE, retry_in=lambda _: 60)
+    assert attempt(deps, laid.enterprise, run_id, DOWNGRADE, retries=0).retry
     lms.faults()
     assert finish(deps, laid.enterprise, run_id).licenses_downgraded == 8
     assert times_sent(lms, "downgrade", 200) == Counter(texts(laid.licenses))
@@ -734,8 +721,8 @@ def test_plans_and_windows_narrow_both_steps(case: Narrowing, lms: Simulator, ma
 def test_protection_is_asked_again_when_a_page_is_not_fresh_any_more(
     lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runs.flight.FRESH_SECONDS", 0)
-    monkeypatch.setattr("worker.runs.flight.FRESH_READINGS", 0)
+    monkeypatch.setattr("worker.runs.batches.FRESH_SECONDS", 0)
+    monkeypatch.setattr("worker.runs.batches.FRESH_READINGS", 0)
     laid = lay(lms, licenses=4)
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     engine = deps.database.engine
@@ -826,7 +813,7 @@ def test_a_worker_that_lost_its_run_in_the_middle_stops_sending(
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
     lms.faults(Fault(kind="downgrade", nth=2, delay=60, status=answer, after_work=answer == 200))
-    zombies = partial(attempt, deps, laid.enterprise, run_id, Step.DOWNGRADE, owner="zombie")
+    zombies = partial(attempt, deps, laid.enterprise, run_id, DOWNGRADE, owner="zombie")
     with in_background(lms, zombies) as running:
         meet(lms, running, lambda: len(lms.calls("downgrade")) == 2)
         take_over(deps, run_id)
@@ -853,10 +840,10 @@ def test_the_second_of_two_deliveries_ends_quietly_and_says_who_has_the_run(
     deps = make_test_deps(**unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
     lms.faults(Fault(kind="downgrade", delay=60))
-    firsts = partial(attempt, deps, laid.enterprise, run_id, Step.DOWNGRADE, owner="the first")
+    firsts = partial(attempt, deps, laid.enterprise, run_id, DOWNGRADE, owner="the first")
     with in_background(lms, firsts) as running:
         meet(lms, running, lambda: lms.calls("downgrade"))
-        for step in Step:
+        for step in STEPS:
             outcome = attempt(deps, laid.enterprise, run_id, step, owner="the second")
             assert outcome.run is None
             assert re.search(r"the first \(\w+\) has it until", outcome.skipped or "")
@@ -877,14 +864,9 @@ def test_an_lms_that_stays_away_fails_the_run_and_nobody_is_unlinked(
     deps = make_test_deps(**unlinking(laid.enterprise))
     run_id = reach(deps, laid, kind)
     lms.faults(Fault(kind=kind, status=504))
-    asked: list[Unavailable] = []
-
-    def retry_in(error: Unavailable) -> int | None:
-        asked.append(error)
-        return 45 if len(asked) == 1 else None
-
-    with pytest.raises(Unavailable, match="http_504"):
-        attempt(deps, laid.enterprise, run_id, Step(kind), retry_in)
+    retry = attempt(deps, laid.enterprise, run_id, step_of(kind), retries=0).retry
+    assert retry is not None
+    assert retry.error.reason == "http_504"
     waiting = run_of(deps.database, run_id)
     assert (waiting.live, waiting.owner, waiting.retries) == (laid.enterprise, None, 1)
     assert waiting.lease_until is not None
@@ -892,13 +874,12 @@ def test_an_lms_that_stays_away_fails_the_run_and_nobody_is_unlinked(
     called = [row["calls"] for row in rows(deps.database.engine, LmsCall) if row["outcome"] == "http_504"]
     assert sum(called) == len(lms.calls(kind)), "the calls that came to nothing are counted too"
     left = (waiting.lease_until - deps.database.now()).total_seconds()
-    assert left == pytest.approx(45 + claims.QUEUED_SECONDS, abs=30)
-    with pytest.raises(Unavailable):
-        attempt(deps, laid.enterprise, run_id, Step(kind), retry_in)
+    assert left == pytest.approx(retry.seconds + claims_runs.QUEUED_SECONDS, abs=30)
+    with pytest.raises(Unavailable, match="http_504"):
+        attempt(deps, laid.enterprise, run_id, step_of(kind), retries=deps.settings.TASK_MAX_RETRIES)
     run = run_of(deps.database, run_id)
-    assert (run.phase, run.live, run.error) == (Phase.FAILED, None, "the LMS answered 504 [http_504]")
-    assert [error.reason for error in asked] == ["http_504"] * 2
-    outcome = attempt(deps, laid.enterprise, run_id, Step.UNLINK)
+    assert (run.phase, run.live, run.error) == (Phase.FAILED, None, "the LMS answered 504: look at the LMS [http_504]")
+    outcome = attempt(deps, laid.enterprise, run_id, UNLINK)
     assert outcome.skipped == f"run {run_id} is failed"
     assert times_sent(lms, "unlink", 200) == Counter()
     assert events(deps.database.engine, UNLINKED_EVENT) == Counter()
@@ -981,9 +962,9 @@ def test_a_refusal_for_good_fails_the_run_at_once_and_names_the_remedy(
     lms.faults(Fault(kind=case.kind, status=case.status, headers={"Location": "/login"}))
     run_id = open_one(deps, laid.enterprise)
     if case.kind == "unlink":
-        attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE)
+        attempt(deps, laid.enterprise, run_id, DOWNGRADE)
     with pytest.raises(RunRefused):
-        attempt(deps, laid.enterprise, run_id, Step.UNLINK if case.kind == "unlink" else Step.DOWNGRADE)
+        attempt(deps, laid.enterprise, run_id, UNLINK if case.kind == "unlink" else DOWNGRADE)
     run = run_of(deps.database, run_id)
     assert (run.phase, run.live, run.retries) == (Phase.FAILED, None, 0)
     assert case.remedy in (run.error or "")
@@ -1011,11 +992,11 @@ def test_an_error_of_our_own_fails_the_run_and_is_named_without_its_words(
     deps = make_test_deps(**unlinking(laid.enterprise))
     run_id = reach(deps, laid, kind)
     with pytest.raises(ZeroDivisionError):
-        attempt(replace(deps, lms=BrokenClient()), laid.enterprise, run_id, Step(kind))  # type: ignore[arg-type]
+        attempt(replace(deps, lms=BrokenClient()), laid.enterprise, run_id, step_of(kind))  # type: ignore[arg-type]
     run = run_of(deps.database, run_id)
     assert (run.phase, run.live) == (Phase.FAILED, None)
     assert run.error == "an error of our own, ZeroDivisionError: the worker's log has its traceback"
-    assert attempt(deps, laid.enterprise, run_id, Step.UNLINK).skipped == f"run {run_id} is failed"
+    assert attempt(deps, laid.enterprise, run_id, UNLINK).skipped == f"run {run_id} is failed"
 
 
 @ON_SQLITE
@@ -1026,10 +1007,11 @@ def test_a_database_that_is_away_is_for_the_caller_to_try_again(
     run_id = open_one(make_test_deps(), laid.enterprise)
     monkeypatch.setattr(database_module, "TRIES", 1)
     away = make_test_deps(DATABASE_URL="mysql://root@127.0.0.1:9/nothing")
-    asked: list[str] = []
     with pytest.raises(Unavailable, match="DATABASE_URL"):
-        attempt(away, laid.enterprise, run_id, Step.DOWNGRADE, lambda error: asked.append(error.reason))
-    assert asked == ["database"]
+        attempt(away, laid.enterprise, run_id, DOWNGRADE)
+    retry = attempt(away, laid.enterprise, run_id, DOWNGRADE, retries=0).retry
+    assert retry is not None
+    assert retry.error.reason == "database"
     assert "step could not begin" in caplog.text
     assert str(run_id) in caplog.text
     assert finish(make_test_deps(), laid.enterprise, run_id).phase == Phase.FINISHED
@@ -1046,11 +1028,12 @@ def test_a_time_slice_that_is_over_loses_nothing(
     laid = lay(lms, licenses=4)
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     run_id = reach(deps, laid, kind)
-    step, whole = Step(kind), steps._STEPS[Step(kind)]
+    do, count = steps.WORK[kind]
     before = len(lms.calls(kind))
     with monkeypatch.context() as patch:
-        patch.setitem(steps._STEPS, step, lambda deps, claim, _: whole(deps, claim, time.monotonic() - 1))
-        outcome = attempt(deps, laid.enterprise, run_id, step)
+        over = (lambda deps, claim, scope, _: do(deps, claim, scope, time.monotonic() - 1), count)
+        patch.setitem(steps.WORK, kind, over)
+        outcome = attempt(deps, laid.enterprise, run_id, step_of(kind))
     assert (outcome.more, outcome.skipped) == (True, None)
     assert outcome.run is not None
     assert (outcome.run.owner, outcome.run.live, outcome.run.retries) == (None, laid.enterprise, 0)
@@ -1073,12 +1056,12 @@ def test_a_time_slice_that_ends_in_the_middle_is_gone_on_from(
     seconds = count()  # each look at the clock takes one
     slices, more = 0, True
     with monkeypatch.context() as patch:
-        patch.setattr("worker.runs.flight.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+        for module in ("batches", "flight"):
+            patch.setattr(f"worker.runs.{module}.time", SimpleNamespace(monotonic=lambda: next(seconds)))
         while more:
             slices += 1
-            held_claim = claim(deps, laid, run_id, Step(kind))
-            more = not steps._STEPS[Step(kind)](deps, held_claim, next(seconds) + 8)
-            held_claim.release() if more else held_claim.advance()
+            held_claim = claim(deps, laid, run_id, step_of(kind))
+            more = not steps.do_step(deps, held_claim, next(seconds) + 8)
     assert slices > 1
     run = finish(deps, laid.enterprise, run_id)
     done = 11 if kind == "downgrade" else 12
@@ -1111,7 +1094,7 @@ def test_the_order_is_kept_whoever_calls_what_and_when(lms: Simulator, make_test
     ended = {Phase.FINISHED, Phase.FAILED}
 
     def impatient(number: int) -> None:  # four workers for each run, two of which want to unlink all the time
-        each, step = begun[number % 2], list(Step)[number // 2 % 2]
+        each, step = begun[number % 2], list(STEPS)[number // 2 % 2]
         while run_of(deps.database, each.run_id).phase not in ended:
             attempt(deps, each.enterprise, each.run_id, step, owner=f"w{number}")
 

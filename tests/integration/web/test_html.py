@@ -17,14 +17,14 @@ from simulator.data.schema import create_tables
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.lms.state import Enrollment
-from worker.db.ledger_tables import Heartbeat, Night, Phase, Run
-from worker.db.transactions import Database, make_engine
-from worker.errors import BadArgument, Unavailable, Unusable
+from worker.db.engine import make_engine
+from worker.db.ledger_tables import Heartbeat, Night, Run
+from worker.db.transactions import Database
+from worker.errors import BadArgument, Unusable
 from worker.ledger import migrations
-from worker.ledger.claims import Step
-from worker.runs import start
-from worker.web import history
-from worker.web import html as pages
+from worker.ledger.order import DOWNGRADE, STEPS, Phase
+from worker.runs import request, start
+from worker.web import history, html as pages
 
 BAR = re.compile(r'<rect class="(d|u)" x="([\d.]+)%"')
 
@@ -61,24 +61,23 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     fine, retried, holding, failing, live = laid = [lay(lms, licenses=3, seed=seed) for seed in range(1, 6)]
     deps = make_test_deps(**unlinking(*(each.enterprise for each in laid)))
     lms.state.add_license(holding.licenses[0], holding.enterprise, [Enrollment(fault="locked")])
-    started = start.start(deps, start.Request(), (), lambda *_: None, deps.database.now())
+    started = start.start_runs(deps, request.Request(), (), lambda *_: None, deps.database.now())
     runs = {one.enterprise: one.run_id for one in started}
     for each in (fine, holding):
-        for step in Step:
+        for step in STEPS:
             attempt(deps, each.enterprise, runs[each.enterprise], step)
     lms.faults(Fault(kind="downgrade", enterprise=str(retried.enterprise), status=503))
-    with pytest.raises(Unavailable):
-        attempt(deps, retried.enterprise, runs[retried.enterprise], Step.DOWNGRADE, lambda _: 0)
+    assert attempt(deps, retried.enterprise, runs[retried.enterprise], DOWNGRADE, retries=0).retry
     lms.faults(Fault(kind="downgrade", enterprise=str(failing.enterprise), status=403))
-    for step in Step:
+    for step in STEPS:
         attempt(deps, retried.enterprise, runs[retried.enterprise], step)
     with pytest.raises(Exception, match="403"):
-        attempt(deps, failing.enterprise, runs[failing.enterprise], Step.DOWNGRADE)
-    attempt(deps, live.enterprise, runs[live.enterprise], Step.DOWNGRADE)
+        attempt(deps, failing.enterprise, runs[failing.enterprise], DOWNGRADE)
+    attempt(deps, live.enterprise, runs[live.enterprise], DOWNGRADE)
 
     night = run_of(deps.database, runs[fine.enterprise])
     assert night.scheduled_for is not None
-    html = pages.night_page(deps.database, history.key_of(night.scheduled_for))
+    html = pages.night_page(deps.database, history.night_key(night.scheduled_for))
     shown = lines(html)
     assert list(shown)[:2] == [str(failing.enterprise), str(live.enterprise)]
     assert list(shown)[-1] == str(fine.enterprise)
@@ -95,7 +94,7 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     assert "1 licence held" in shown[str(holding.enterprise)]
     assert "Downgraded for" in shown[str(live.enterprise)]
     assert 'http-equiv="refresh"' in html
-    report = pages.night_html(deps.database, None)
+    report = pages.night_file(deps.database, None)
     assert lines(report).keys() == shown.keys()
     assert "refresh" not in report
     assert "href=" not in re.sub(r'href="(#|data:)', "", report)
@@ -134,7 +133,7 @@ def test_what_an_operator_wrote_is_shown_as_text(lms: Simulator, make_test_deps:
 def test_a_night_without_work_one_by_hand_and_none_at_all(engine: Engine) -> None:
     database = Database(engine)
     with pytest.raises(BadArgument, match="no night yet"):
-        pages.night_html(database, None)
+        pages.night_file(database, None)
     assert "There was no night in these days" in pages.nights_page(database, never)
     assert "Beat is silent" not in pages.nights_page(database, never), "a new ledger alarms nobody"
     now = database.now()
@@ -146,10 +145,10 @@ def test_a_night_without_work_one_by_hand_and_none_at_all(engine: Engine) -> Non
         connection.execute(insert(Night).values(night | {"tries": 0}))
         connection.execute(update(Heartbeat).values(reconciled_at=now))
     with pytest.raises(BadArgument):  # it was only noted as before the ledger's time
-        pages.night_page(database, history.key_of(now))
+        pages.night_page(database, history.night_key(now))
     with engine.begin() as connection:
         connection.execute(update(Night).values(tries=1))
-    assert "Nothing was due." in pages.night_page(database, history.key_of(now))
+    assert "Nothing was due." in pages.night_page(database, history.night_key(now))
     shown = pages.nights_page(database, lambda moment: moment + timedelta(hours=4))
     assert "nothing was due" in shown
     assert "No trouble now" in shown
@@ -170,7 +169,7 @@ def test_a_run_of_before_times_were_kept_is_shown_without_bars(engine: Engine) -
         columns = ("scheduled_for", "downgrade_began_at", "downgraded_at", "unlink_began_at")
         connection.execute(update(Run).values(dict.fromkeys(columns)))
         connection.execute(delete(Night))
-    html = pages.night_html(Database(engine), None)
+    html = pages.night_file(Database(engine), None)
     assert "the times of its steps were not kept" in lines(html)[str(past.enterprises[0])]
     assert BAR.findall(lines(html)[str(past.enterprises[0])]) == []
     assert "By hand, " in html
@@ -184,11 +183,11 @@ def test_a_month_of_a_thousand_enterprises_takes_the_statements_of_one_and_none_
         migrations.upgrade(engine)
         past = lay_past(engine, size, nights, trouble=0.02 if size > 1 else 1)
         database = Database(engine)
-        [run, *_] = rows(engine, Run) if size == 1 else history.one_pass(database, None).runs
+        [run, *_] = rows(engine, Run) if size == 1 else history.one_night(database, None).runs
         run_id = str(run["id"] if isinstance(run, dict) else run.id)
         with statements(engine) as each:
             html = pages.nights_page(database, never)
-            night = pages.night_page(database, history.key_of(past.last))
+            night = pages.night_page(database, history.night_key(past.last))
             pages.run_page(database, run_id)
         said[size] = each
         assert html.count('href="nights/') == nights
@@ -202,12 +201,12 @@ def test_each_question_is_answered_on_each_engine(engine: Engine) -> None:
     past = lay_past(engine, 12, nights=2, trouble=0.4, live=1)
     database = Database(engine)
     seen = history.overview(database)
-    [newest, before] = seen.passes
+    [newest, before] = seen.nights
     assert (newest.moment, newest.enterprises, newest.live) == (past.last, 12, 1)
     assert newest.finished + newest.failed + newest.live == before.enterprises == 12
     assert seen.troubled == len(seen.troubles) == newest.failed > 0
     assert seen.live_since is not None
-    one = history.one_pass(database, history.key_of(past.last))
+    one = history.one_night(database, history.night_key(past.last))
     assert {run.enterprise_customer_uuid for run in one.runs} == set(past.enterprises) == one.names.keys()
     assert sum(map(len, one.retries.values())) == sum(run.retries for run in one.runs) == newest.retries > 0
     for run in one.runs:
@@ -215,18 +214,18 @@ def test_each_question_is_answered_on_each_engine(engine: Engine) -> None:
         assert [len(of_run.held), len(of_run.others)] == [run.licenses_held, 1]
         assert [(call[2], round(call[3], 1)) for call in of_run.calls] == [(4, 6.1)]
         assert run.phase == Phase.FAILED or run.downgrade_began_at is not None
-    history.check(database)
+    history.check_ledger(database)
 
 
 @ON_SQLITE
 def test_a_ledger_of_another_release_and_a_database_that_is_away_are_told(database_url: str) -> None:
     engine = make_engine(database_url)
     create_tables(engine, "char32")
-    for ask in (history.check, history.overview):
+    for ask in (history.check_ledger, history.overview):
         with pytest.raises(Unusable, match="init-db"):
             ask(Database(engine))
     engine.dispose()
     away = Database(make_engine("postgresql+psycopg://nobody:hush@127.0.0.1:9/nothing"))
     with pytest.raises(Unusable, match="cannot be used") as told:
-        history.check(away)
+        history.check_ledger(away)
     assert "hush" not in str(told.value)

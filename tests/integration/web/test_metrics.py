@@ -34,38 +34,38 @@ from support.runs import (
 from simulator.data.rows import DAY, NEXT_EMAIL, Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import ENDED, Heartbeat, HeldLicense, LmsCall, Phase, Retry, Run
+from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Retry, Run
 from worker.db.transactions import Database
 from worker.deps import Deps
 from worker.due.forecast import PlanRow, plan_rows
 from worker.due.scope import Scope
-from worker.errors import Unavailable, Unusable
+from worker.errors import Unusable
 from worker.ledger import nights
-from worker.ledger.claims import Step
+from worker.ledger.order import DOWNGRADE, ENDED, Phase
 from worker.web import metrics
+from worker.web.metrics import Metrics
 
 DOCS = Path(__file__).parents[3] / "docs/metrics.md"
 Samples = dict[tuple[Any, ...], float]
 
 
-@pytest.fixture(autouse=True)
-def own_collector(make_test_deps: Make) -> Iterator[None]:
-    """No test has the sums of another one, or leaves its thread behind with a connection of deps that are closed."""
-    metrics._collector.cache_clear()
-    yield
+@pytest.fixture
+def deps(make_test_deps: Make) -> Iterator[Deps]:
+    """Its wiring; no thread is left behind with a connection of deps that are closed."""
+    yield make_test_deps()
     for thread in threading.enumerate():
         if thread.name == "due":
             thread.join(30)
 
 
 @pytest.fixture
-def deps(make_test_deps: Make) -> Deps:
-    return make_test_deps()
+def shown(deps: Deps) -> Metrics:
+    return Metrics(deps.database, deps.settings)
 
 
-def scrape(deps: Deps) -> Samples:
+def scrape(shown: Metrics) -> Samples:
     """Each sample, by its name without our prefix and its labels' values in the order of their names."""
-    families = text_string_to_metric_families(metrics.exposition(deps.database, deps.settings).decode())
+    families = text_string_to_metric_families(shown.exposition().decode())
     samples = [sample for family in families for sample in family.samples]
     return {
         (
@@ -106,7 +106,8 @@ def test_a_night_is_told_as_the_ledger_has_it(
             data.license(plan, email)
     ready(data, lms)
     deps = make_test_deps(**unlinking(*(each.enterprise_customer_uuid for each in agreements)))
-    before = scrape(deps)
+    shown = Metrics(deps.database, deps.settings)
+    before = scrape(shown)
     assert before["ended_runs_total", "failed"] == before["downgraded_licenses_total",] == 0
 
     night = deps.database.now()
@@ -118,10 +119,9 @@ def test_a_night_is_told_as_the_ledger_has_it(
         Fault(kind="downgrade", enterprise=str(second.enterprise), status=403),
         Fault(kind="downgrade", license=str(refused[third.enterprise]), status=422),
     )
-    with pytest.raises(Unavailable):
-        attempt(deps, first.enterprise, first.run_id, Step.DOWNGRADE, lambda _: 60)
+    assert attempt(deps, first.enterprise, first.run_id, DOWNGRADE, retries=0).retry
     change(engine, Run, Run.id == first.run_id, opened_at=night - timedelta(minutes=30))
-    told = scrape(deps)
+    told = scrape(shown)
     assert told["oldest_live_run_age_seconds",] >= 1800
     assert 0 < told["oldest_queued_run_age_seconds",] < 600
     for each in (first, second, third):
@@ -129,7 +129,7 @@ def test_a_night_is_told_as_the_ledger_has_it(
     finish(deps, second.enterprise, open_one(deps, second.enterprise, dry_run=True))
 
     with statements(engine) as asked:
-        told = scrape(deps)
+        told = scrape(shown)
     assert len(asked) <= 8
     assert "subscriptions_" not in " ".join(asked)
     assert_as_the_ledger(told, engine)
@@ -139,21 +139,21 @@ def test_a_night_is_told_as_the_ledger_has_it(
     assert told["unlinked_licenses_total",] > 0
     assert told["last_finished_night_timestamp_seconds",] == pytest.approx(night.timestamp(), abs=60)
     assert sum(value for (name, *_), value in told.items() if name == "held_licenses") > 0
-    assert scan({"metrics": metrics.exposition(deps.database, deps.settings).decode()}, engine) == []
+    assert scan({"metrics": shown.exposition().decode()}, engine) == []
 
     # What has settled is kept in the process, and what comes later is added to it.
     finish(deps, fourth.enterprise, fourth.run_id)
     monkeypatch.setattr(metrics, "SETTLED", timedelta())
-    assert_as_the_ledger(scrape(deps), engine)
+    assert_as_the_ledger(scrape(shown), engine)
     (more,) = start(deps, lay(lms, seed=7).enterprise)
     finish(deps, more.enterprise, more.run_id)
-    told = scrape(deps)
+    told = scrape(shown)
     assert_as_the_ledger(told, engine)
     change(engine, Run, Run.id == first.run_id, licenses_downgraded=100_000)  # as never happens
-    assert counted(scrape(deps)) == counted(told)
-    metrics._collector.cache_clear()
-    assert_as_the_ledger(scrape(deps), engine)
-    assert scrape(deps)["downgraded_licenses_total",] > 100_000
+    assert counted(scrape(shown)) == counted(told)
+    shown = Metrics(deps.database, deps.settings)
+    assert_as_the_ledger(scrape(shown), engine)
+    assert scrape(shown)["downgraded_licenses_total",] > 100_000
 
 
 def change(engine: Engine, model: Any, which: Any, **values: Any) -> None:
@@ -194,17 +194,19 @@ def assert_as_the_ledger(told: Samples, engine: Engine) -> None:
 
 
 @ON_SQLITE
-def test_the_last_finished_night_is_the_newest_one_of_which_no_run_is_live(engine: Engine, deps: Deps) -> None:
+def test_the_last_finished_night_is_the_newest_one_of_which_no_run_is_live(
+    engine: Engine, deps: Deps, shown: Metrics
+) -> None:
     def finished() -> float | None:
-        return scrape(deps)["last_finished_night_timestamp_seconds",]
+        return scrape(shown)["last_finished_night_timestamp_seconds",]
 
     def known_since() -> float | None:
-        return scrape(deps).get(("first_night_timestamp_seconds",))
+        return scrape(shown).get(("first_night_timestamp_seconds",))
 
     now = deps.database.now()
     noted, nothing_due, newest = (now.replace(microsecond=0) - timedelta(days=days) for days in (3, 2, 1))
     assert (finished(), known_since()) == (0, None)
-    assert nights.overdue(deps.database, noted) == []
+    assert nights.note_and_find_overdue(deps.database, noted) == []
     assert finished() == 0
     assert known_since() == pytest.approx(now.timestamp(), abs=60)
 
@@ -225,9 +227,9 @@ def test_the_last_finished_night_is_the_newest_one_of_which_no_run_is_live(engin
         change(engine, Run, Run.id == run_id, live=None, phase=Phase.FAILED, ended_at=ended_at)
     assert finished() == pytest.approx(ends[1][1].timestamp(), abs=0.001)
     change(engine, Heartbeat, Heartbeat.id == 1, reconciled_at=now - timedelta(days=1))
-    assert scrape(deps)["last_reconcile_timestamp_seconds",] < now.timestamp() - 86_000
-    nights.reconciled(deps.database)
-    assert scrape(deps)["last_reconcile_timestamp_seconds",] == pytest.approx(now.timestamp(), abs=60)
+    assert scrape(shown)["last_reconcile_timestamp_seconds",] < now.timestamp() - 86_000
+    nights.record_heartbeat(deps.database)
+    assert scrape(shown)["last_reconcile_timestamp_seconds",] == pytest.approx(now.timestamp(), abs=60)
 
 
 @ON_SQLITE
@@ -236,6 +238,7 @@ def test_the_work_due_is_counted_beside_the_scrapes_and_seldom(
 ) -> None:
     laid = lay(lms, licenses=5)
     deps = make_test_deps(**unlinking(laid.enterprise))
+    shown = Metrics(deps.database, deps.settings)
     go_on, counts = threading.Event(), []
 
     def slow(database: Database, scope: Scope, *, detailed: bool) -> list[PlanRow]:
@@ -245,42 +248,43 @@ def test_the_work_due_is_counted_beside_the_scrapes_and_seldom(
 
     monkeypatch.setattr(metrics, "plan_rows", slow)
     for _ in range(2):
-        assert not [key for key in scrape(deps) if key[0].startswith("due_")]
+        assert not [key for key in scrape(shown) if key[0].startswith("due_")]
     go_on.set()
-    eventually(lambda: ("due_enterprises",) in scrape(deps))
-    told = scrape(deps)
+    eventually(lambda: ("due_enterprises",) in scrape(shown))
+    told = scrape(shown)
     assert [told[f"due_{what}",] for what in ("enterprises", "downgrades", "unlinks")] == [1, 5, 5]
     assert told["due_counted_timestamp_seconds",] == counts[0].as_of.timestamp()
     assert len(counts) == 1
 
     monkeypatch.setattr(metrics, "DUE_SECONDS", 0.0)
-    metrics._collector.cache_clear()
+    shown = Metrics(deps.database, deps.settings)
     open_one(deps, laid.enterprise)
-    eventually(lambda: scrape(deps) and len(counts) > 2, what="a new count once the last one is old")
+    eventually(lambda: scrape(shown) and len(counts) > 2, what="a new count once the last one is old")
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
-def test_a_ledger_that_cannot_be_read_is_told_and_not_made_up(engine: Engine, deps: Deps) -> None:
-    assert scrape(deps)["build_info", version("license-expiry")] == 1
+def test_a_ledger_that_cannot_be_read_is_told_and_not_made_up(engine: Engine, shown: Metrics) -> None:
+    assert scrape(shown)["build_info", version("license-expiry")] == 1
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE license_expiry_retry"))
     with pytest.raises(Unusable, match="table license_expiry_retry is missing: run license-expiry init-db"):
-        scrape(deps)
+        scrape(shown)
 
 
 @ON_SQLITE
-def test_every_metric_is_in_the_docs_with_its_type_and_labels(engine: Engine, lms: Simulator, deps: Deps) -> None:
+def test_every_metric_is_in_the_docs_with_its_type_and_labels(
+    engine: Engine, lms: Simulator, deps: Deps, shown: Metrics
+) -> None:
     laid = lay(lms)
     lms.faults(Fault(kind="downgrade", status=503, times=4))
     run_id = open_one(deps, laid.enterprise)
-    with pytest.raises(Unavailable):
-        attempt(deps, laid.enterprise, run_id, Step.DOWNGRADE, lambda _: 60)
+    assert attempt(deps, laid.enterprise, run_id, DOWNGRADE, retries=0).retry
     lms.faults(Fault(kind="downgrade", license=str(laid.licenses[0]), status=422))
     finish(deps, laid.enterprise, run_id)
-    nights.overdue(deps.database, deps.database.now())
-    eventually(lambda: ("due_enterprises",) in scrape(deps))
+    nights.note_and_find_overdue(deps.database, deps.database.now())
+    eventually(lambda: ("due_enterprises",) in scrape(shown))
 
-    told = metrics.exposition(deps.database, deps.settings).decode()
+    told = shown.exposition().decode()
     families = {family.name: family for family in text_string_to_metric_families(told)}
     table = re.findall(r"^\| `(license_expiry_\w+)` \| (\w+) \|([^|]*)\|", DOCS.read_text(), flags=re.MULTILINE)
     documented = {name.removesuffix("_total"): (kind, set(re.findall(r"\w+", labels))) for name, kind, labels in table}

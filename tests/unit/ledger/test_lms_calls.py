@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.ledger.lms_calls import BUCKETS, Calls, bucket
+from worker.ledger.lms_calls import BUCKETS, CallTimings, bucket
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,13 @@ from worker.ledger.lms_calls import BUCKETS, Calls, bucket
     ],
 )
 def test_a_call_is_counted_in_the_smallest_bucket_that_holds_it(seconds: float, le: str) -> None:
-    calls = Calls()
+    calls = CallTimings()
     calls.observe("downgrade", "http_200", seconds)
     assert calls.drain() == [{"step": "downgrade", "outcome": "http_200", "le": le, "calls": 1, "seconds": seconds}]
 
 
 def test_draining_leaves_nothing() -> None:
-    calls = Calls()
+    calls = CallTimings()
     for step, outcome, seconds in (("unlink", "timeout", 1.0), ("unlink", "timeout", 0.9), ("token", "http_200", 0.2)):
         calls.observe(step, outcome, seconds)
     counted = [(row["step"], row["calls"], row["seconds"]) for row in calls.drain()]
@@ -34,7 +34,7 @@ def test_draining_leaves_nothing() -> None:
 
 
 def test_no_call_is_lost_or_counted_twice_between_threads() -> None:
-    calls = Calls()
+    calls = CallTimings()
     counted: list[Any] = []
 
     def observe() -> None:

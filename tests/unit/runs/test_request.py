@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from worker.errors import BadArgument
-from worker.runs.start import Request, parse_request, parse_uuid
+from worker.runs.request import Request, parse_request, parse_uuid
 
 PLAN = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
 OTHER = UUID("7f2c0b53-3b0c-4b0e-9d4e-0b8f3c7d2a11")

@@ -6,10 +6,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from celery import Celery
 from celery.schedules import crontab
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from tasks import latest_night
+from tasks.schedule import latest_night
 
 
 def schedule(text: str, zone: str = "UTC") -> crontab:

@@ -6,14 +6,14 @@ from uuid import uuid4
 
 import pytest
 
-from worker.db.ledger_tables import Phase, Retry, Run
+from worker.db.ledger_tables import Retry, Run
 from worker.errors import BadArgument
-from worker.ledger.claims import Step
+from worker.ledger.order import DOWNGRADE, UNLINK, Phase
 from worker.web import history, html, timeline
 from worker.web.timeline import Axis, Mark, Piece
 
 BEGIN = datetime(2026, 11, 24, 2, 0, tzinfo=UTC)
-D, U = Step.DOWNGRADE, Step.UNLINK
+D, U = DOWNGRADE.name, UNLINK.name
 
 
 def at(minutes: float) -> datetime:
@@ -28,11 +28,11 @@ def run(phase: Phase, *minutes: float | None, held: int = 0) -> Run:
     return Run(id=uuid4(), phase=phase, licenses_held=held, **times)
 
 
-def retry(begin: float, again: float, step: Step = D) -> Retry:
+def retry(begin: float, again: float, step: str = D) -> Retry:
     return Retry(step=step, reason="http_503", at=at(begin), again_at=at(again))
 
 
-def told(pieces: list[Piece]) -> list[tuple[Step, bool, float, float]]:
+def told(pieces: list[Piece]) -> list[tuple[str, bool, float, float]]:
     """The pieces, with minutes since the begin."""
     minute = timedelta(minutes=1)
     return [(p.step, p.work, (p.begin - BEGIN) / minute, (p.end - BEGIN) / minute) for p in pieces]
@@ -106,8 +106,8 @@ def test_the_axis_goes_from_the_first_opening_to_the_last_end_or_now() -> None:
 
 @pytest.mark.parametrize("moment", [BEGIN, BEGIN.replace(microsecond=1), BEGIN.replace(second=7, microsecond=120_000)])
 def test_a_key_leads_back_to_its_moment(moment: datetime) -> None:
-    assert history.moment_of(history.key_of(moment)) == moment
-    assert history.key_of(BEGIN) == "2026-11-24T020000Z"
+    assert history.night_of(history.night_key(moment)) == moment
+    assert history.night_key(BEGIN) == "2026-11-24T020000Z"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_key_leads_back_to_its_moment(moment: datetime) -> None:
 )
 def test_what_is_no_key_is_refused(key: str) -> None:
     with pytest.raises(BadArgument):
-        history.moment_of(key)
+        history.night_of(key)
 
 
 def test_words_for_lengths_and_reasons() -> None:

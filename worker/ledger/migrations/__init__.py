@@ -12,6 +12,8 @@ from worker.db.types import DjangoUUID
 
 LICENSE_TABLE = "subscriptions_license"
 VERSION_TABLE = "license_expiry_alembic_version"
+# Whatever the database's default: a reason may be in any script.
+UTF8: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 
 
 class _NativeUUID(sa.types.UserDefinedType[Any]):

@@ -7,15 +7,11 @@ import sqlalchemy as sa
 from alembic import op
 
 from worker.db.types import UTCDateTime
-from worker.ledger.migrations import license_uuid_type
+from worker.ledger.migrations import UTF8, license_uuid_type
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
-# Whatever the database's default: a reason may be in any script.
-UTF8: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
 
 

@@ -1,19 +1,15 @@
 """What a night looks like: when each step began and ended, its retries, its LMS calls; and that beat is there."""
 
-from typing import Any
-
 import sqlalchemy as sa
 from alembic import op
 
-from worker.db.types import DatabaseNow, UTCDateTime
-from worker.ledger.migrations import license_uuid_type
+from worker.db.sql import DatabaseNow
+from worker.db.types import UTCDateTime
+from worker.ledger.migrations import UTF8, license_uuid_type
 
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
-UTF8: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 INDEXED = ("as_of", "scheduled_for")
 TIMES = ("scheduled_for", "downgrade_began_at", "downgraded_at", "unlink_began_at")
 

@@ -1,0 +1,45 @@
+"""The options and the ending that commands share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import click
+
+from worker.cli import tables
+from worker.errors import LicenseExpiryError
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_NARROWING = (
+    click.option("--enterprise", "enterprises", multiple=True, type=click.UUID, help="Only this customer; repeatable."),
+    click.option("--plan", "plans", multiple=True, type=click.UUID, help="Only this plan, in both steps; repeatable."),
+    click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC)."),
+    click.option("--expired-before", help="Only plans that expired at or before this date-time (UTC)."),
+)
+
+
+def narrowing(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that narrow a night: as `enterprises`, and `asked` for parse_request."""
+
+    @functools.wraps(command)
+    def wrapped(plans: tuple[UUID, ...], expired_after: str | None, expired_before: str | None, **others: Any) -> None:
+        window = {"expired_after": expired_after, "expired_before": expired_before}
+        command(asked={"plan_uuids": plans or None, **window}, **others)
+
+    return functools.reduce(lambda done, option: option(done), reversed(_NARROWING), wrapped)
+
+
+def exiting(command: Callable[..., int]) -> Callable[..., None]:
+    """End a command with its exit status; an error of ours is printed, and the exit status is 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            status = command(*args, **kwargs)
+        except LicenseExpiryError as error:
+            tables.err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            status = 2
+        raise SystemExit(status)
+
+    return wrapped

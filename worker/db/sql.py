@@ -1,0 +1,132 @@
+"""SQL that differs by dialect, and the few forms of select and update that more than one package uses."""
+
+import re
+from typing import Any, TypeAlias
+
+from sqlalchemy import ARRAY, ColumnElement, CursorResult, Select, String, Uuid, bindparam, func, literal, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
+
+from worker.db.license_manager_tables import License
+from worker.db.types import DjangoUUID, UTCDateTime
+
+Rows: TypeAlias = Select[*tuple[Any, ...]]
+
+
+class _Written(FunctionElement[Any]):
+    """SQL that differs by dialect: written as `usual` unless a dialect has its own. {0} is the first argument."""
+
+    usual = "{0}"
+    postgresql = mysql = ""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.inherit_cache = True
+
+
+@compiles(_Written)
+def _write(element: _Written, compiler: Any, **kw: Any) -> str:
+    own = {"postgresql": element.postgresql, "mysql": element.mysql, "mariadb": element.mysql}
+    arguments = list(element.clauses)
+    template = own.get(compiler.dialect.name) or element.usual
+    return re.sub(r"{(\d)}", lambda found: compiler.process(arguments[int(found[1])], **kw), template)
+
+
+class DatabaseNow(_Written):
+    """The database's own clock, UTC, `seconds` from now: the only clock that leases and `as_of` go by."""
+
+    type = UTCDateTime()
+    usual = "replace(strftime('%Y-%m-%d %H:%M:%f000', 'now', {0} || ' seconds'), '.000000', '')"  # SQLite, as Django
+    postgresql = "(clock_timestamp() + make_interval(secs => {0}))"
+    mysql = "(UTC_TIMESTAMP(6) + INTERVAL {0} SECOND)"
+
+    def __init__(self, seconds: int = 0) -> None:
+        super().__init__(literal(seconds))
+
+
+class Digits(_Written):
+    """A UUID column's value as any UUID column takes it: one MariaDB server can hold both forms of UUID."""
+
+    type = DjangoUUID()
+    mysql = "replace({0}, '-', '')"
+
+
+class OneOf(_Written):
+    """Is this column one of the UUIDs of the parameter `name`?
+
+    PostgreSQL gets them as one array: its driver is slow with many parameters.
+    """
+
+    type = NullType()  # a Boolean would be compared with 1, which keeps MariaDB from using the index
+    postgresql = "{1}"
+
+    def __init__(self, column: Any, name: str) -> None:
+        listed = column.in_(bindparam(name, None, DjangoUUID(), expanding=True))
+        super().__init__(listed, column == func.any(bindparam(name, None, ARRAY(Uuid()))))
+
+
+_TRIMMED = "trim(replace(replace(replace({}, '\t', ' '), '\n', ' '), '\r', ' '))"
+
+
+class Mailbox(_Written):
+    """An e-mail address in the form that is compared: trimmed as the LMS does it, in lower case, accents kept.
+
+    It is compared byte by byte, whatever the column's collation. A to Z are folded on every database and under every
+    locale (Turkish too). Other letters are folded except on SQLite and under PostgreSQL's locale C. Folding more only
+    protects more, and the LMS takes no such letter before the @.
+    """
+
+    type = String()
+    usual = f"lower({_TRIMMED.format('{0}')})"
+    postgresql = f'lower(lower({_TRIMMED.format("{0}")} COLLATE "C") COLLATE "default")'
+    mysql = f"lower({_TRIMMED.format('CONVERT({0} USING utf8mb4) COLLATE utf8mb4_bin')})"
+
+
+class Fingerprint(_Written):
+    """A Mailbox as a lookup key. MySQL and MariaDB cannot index sets of long text, so they compare its MD5."""
+
+    type = String()
+    mysql = "unhex(md5({0}))"
+
+
+class Among(_Written):
+    """`column IN (subquery)` for a small subquery and an indexed column.
+
+    PostgreSQL gets `= ANY(ARRAY(...))`: with IN it overestimates the subquery and scans the license table.
+    """
+
+    type = NullType()  # as OneOf's
+    usual = "{0} IN {1}"
+    postgresql = "{0} = ANY (ARRAY{1})"
+
+    def __init__(self, column: Any, few: Rows) -> None:
+        super().__init__(column, few.correlate(None).scalar_subquery())
+
+
+def any_of(rows: Rows) -> ColumnElement[bool]:
+    """EXISTS, looked up by key. The OFFSET keeps databases from reading the whole table once instead."""
+    return rows.limit(1).offset(0).exists()
+
+
+def by_key(rows: Rows, table: Any) -> Rows:
+    """Make MySQL and MariaDB look this table's rows up by primary key instead of scanning an index."""
+    for dialect in ("mysql", "mariadb"):
+        rows = rows.with_hint(table, "FORCE INDEX (PRIMARY)", dialect)
+    return rows
+
+
+def of_licenses(*columns: Any) -> Select[Any]:
+    """Select these columns for each license of the parameter `licenses`, after its UUID.
+
+    For insert-from-select: drivers are slow with many rows of values.
+    """
+    return by_key(select(Digits(License.uuid), *columns).where(OneOf(License.uuid, "licenses")), License)
+
+
+def changed(session: Session, statement: Any, values: dict[str, Any] | None = None) -> bool:
+    """Execute an UPDATE with these parameters; return whether it changed any row."""
+    result = session.execute(statement, values)
+    assert isinstance(result, CursorResult)  # noqa: S101, for the type checker
+    return result.rowcount > 0

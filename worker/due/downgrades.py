@@ -1,0 +1,50 @@
+"""Which licenses are due to be downgraded: those of due plans, and single ones whose plan waits for its renewals."""
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, bindparam
+
+from worker.db.license_manager_tables import License, SubscriptionPlan as Plan
+from worker.db.sql import Among, Rows
+from worker.db.types import DjangoUUID
+from worker.due import conditions, plans, unlinks
+from worker.due.scope import Scope
+
+
+def due_downgrades(scope: Scope, *columns: Any) -> Rows:
+    """Which licenses of due plans has the LMS not confirmed yet? (`columns` of License, Plan or Agreement)"""
+    return conditions.licenses(*columns).where(
+        *conditions.to_process(scope),  # once more: MariaDB would else look into every plan
+        Among(License.subscription_plan_id, plans.plans_whose_chain_ended(scope)),
+        License.status.in_(conditions.LEARNER_STATUSES),
+        ~conditions.sent(scope),
+        ~conditions.held(scope),
+    )
+
+
+def waiting_downgrades(scope: Scope, *columns: Any) -> Rows:
+    """Which licenses are due to be unlinked while their plan waits, and are to be downgraded one by one first?"""
+    return unlinks.unlinkable(scope, *columns).where(*_to_downgrade_alone(scope))
+
+
+def waiting_plans(scope: Scope) -> Rows:
+    """Which unprocessed plans that are not due have licenses to be downgraded one by one? (as `plans.due_plans`)"""
+    return waiting_downgrades(scope, *plans.COLUMNS).distinct()
+
+
+def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: UUID | None) -> Rows:
+    """Which licenses of one plan go into the next downgrade calls? (uuid, whether it is on the held list)"""
+    due = (waiting_downgrades if waiting else due_downgrades)(scope, License.uuid, conditions.on_held_list())
+    of_plan = due.where(Plan.uuid == bindparam("plan", plan, DjangoUUID()))
+    return conditions.first_after(of_plan, limit, after)
+
+
+def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime) -> datetime | None:
+    """The date of a downgrade call: the plan's expiration date when more than a day before `as_of`, else None."""
+    return expiration_date if as_of - expiration_date > timedelta(days=1) else None
+
+
+def _to_downgrade_alone(scope: Scope) -> list[ColumnElement[bool]]:
+    return [~conditions.confirmed(), Plan.uuid.not_in(plans.plans_whose_chain_ended(scope))]

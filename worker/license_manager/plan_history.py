@@ -1,0 +1,79 @@
+"""Marks plans as processed as license-manager does it: the plan's mark, and a copy of the plan in its history."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from worker.db.license_manager_tables import SubscriptionPlan
+from worker.db.schema_check import PLAN_HISTORY_TABLE, PLAN_TABLE, is_generated
+from worker.db.sql import DatabaseNow
+from worker.db.transactions import Database
+from worker.db.types import DjangoUUID
+
+# No row, but the names of all columns of both tables.
+_COLUMNS = sa.select(sa.text("*")).select_from(sa.table(PLAN_TABLE).join(sa.table(PLAN_HISTORY_TABLE), sa.false()))
+
+Found: TypeAlias = tuple[sa.TableClause, sa.TableClause, dict[str, sa.ColumnElement[Any]]]
+
+
+class PlanHistory:
+    """The tables of plans and of their history, with the columns that this database has.
+
+    Releases of license-manager differ in these columns, and it may be upgraded while we run. So the columns' names are
+    read each time; everything else is reflected only when these have changed.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._names: tuple[str, ...] = ()
+        self._found: Found | None = None
+
+    def look(self) -> Found:
+        """Return both tables, and the value that each column of a history row gets from its plan."""
+
+        def work(session: Session) -> Found:
+            names = tuple(session.execute(_COLUMNS).keys())
+            if self._found is None or self._names != names:
+                self._names, self._found = names, _reflect(session.connection())
+            return self._found
+
+        return self._database.transact(work)
+
+
+def mark_processed(session: Session, found: Found, plans: Sequence[UUID]) -> None:
+    """Mark these plans as processed, and add a row to the history of each; `found` is what `look` has found."""
+    plan, history, copied = found
+    values = {"expiration_processed": True, "modified": DatabaseNow()}
+    session.execute(sa.update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(plans)).values(values))
+    rows = sa.select(*copied.values(), sa.literal("~"), plan.c.modified)
+    rows = rows.where(sa.type_coerce(plan.c.uuid, DjangoUUID()).in_(plans))
+    session.execute(sa.insert(history).from_select([*copied, "history_type", "history_date"], rows))
+
+
+def _reflect(connection: sa.Connection) -> Found:
+    inspector = sa.inspect(connection)
+    of_plan, of_history = (
+        {found["name"]: found for found in inspector.get_columns(name)} for name in (PLAN_TABLE, PLAN_HISTORY_TABLE)
+    )
+    plan, history = (
+        sa.table(name, *(sa.column(found["name"], found["type"]) for found in columns.values()))
+        for name, columns in ((PLAN_TABLE, of_plan), (PLAN_HISTORY_TABLE, of_history))
+    )
+    copied = {
+        name: _in_form_of(history.c[name], plan.c[name])
+        for name in of_plan
+        if name in of_history and not is_generated(of_history[name])
+    }
+    return plan, history, copied
+
+
+def _in_form_of(target: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """The value in the form of the target column: one MariaDB server can hold both forms of UUID.
+
+    Its native type takes the 32 digits as they are.
+    """
+    shortened = isinstance(value.type, sa.Uuid) and not isinstance(target.type, sa.Uuid)
+    return sa.func.replace(value, "-", "") if shortened else value

@@ -1,0 +1,207 @@
+"""How a call reaches the LMS: the token, the throttle, connections, time-outs.
+
+Nothing of a request's or an answer's body is ever put into a message: bodies hold e-mail addresses.
+"""
+
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from io import BytesIO
+from typing import Any
+
+import requests
+
+from worker.clock import steady
+from worker.errors import LeaseLost, RunRefused, Unavailable
+from worker.lms.outcomes import CREDENTIALS_REMEDY, LOOK_AT_THE_LMS, date_of, judge, retry_after
+from worker.lms.patience import Patience, Pause
+
+TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
+CONNECT_TIMEOUT = 10.0
+TOKEN_LEEWAY = 30.0
+
+Guard = Callable[[], float]
+"""Asked right before anything is sent: until when, on clock.steady, the call must have ended. May raise to end it."""
+
+
+class TimedBody(BytesIO):
+    """The bytes of a call. They leave only in time: the process may have been frozen since its guard was asked."""
+
+    def __init__(self, data: bytes, until: float) -> None:
+        super().__init__(data)
+        self._until = until
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Give the next bytes. Raises LeaseLost when it is too late for the call to end in time."""
+        if steady() >= self._until:
+            raise LeaseLost("too little was left of the lease between its check and the call: nothing was sent")
+        return super().read(size)
+
+
+class _JwtAuth(requests.auth.AuthBase):
+    """Puts `Authorization: JWT <token>` on a request; the token is fetched when first needed and kept."""
+
+    def __init__(self, fetch: Callable[[], tuple[str, float]]) -> None:
+        self._fetch = fetch
+        self._lock = threading.Lock()
+        self._token = ""
+        self._expires = 0.0
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"JWT {self._token}"
+        return request
+
+    def ready(self) -> None:
+        """Fetch a token unless the one at hand will do; raises what fetching raises."""
+        with self._lock:
+            if time.monotonic() >= self._expires:
+                self._token, lifetime = self._fetch()
+                self._expires = time.monotonic() + lifetime - TOKEN_LEEWAY
+
+    def forget(self, response: requests.Response) -> None:
+        """Drop the token that this response refused, unless another thread already has a newer one."""
+        with self._lock:
+            if response.request.headers.get("Authorization") == f"JWT {self._token}":
+                self._expires = 0.0
+
+
+class _Session(requests.Session):
+    """A session that takes no answer for a redirect, and so follows none, wherever it points."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+class Transport:
+    """Sends calls as this worker's service user; safe to share between threads, one session for each.
+
+    Time-outs are in seconds. `observe` gets each HTTP call: its kind (or "token"), the outcome, its seconds.
+    `next_call_in` returns the seconds that the next call has to wait (for LMS_REQUESTS_PER_MINUTE). `sleep` spends all
+    waits; what it raises ends the call. `throttled` is the pause that an answer of 429 begins. `confirmed_at` has the
+    moment, on time.monotonic, of the last success of each path.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        oauth_url: str,
+        key: str,
+        secret: str,
+        *,
+        downgrade_timeout: float = 120,
+        unlink_timeout: float = 120,
+        observe: Callable[[str, str, float], None] = lambda *_: None,
+        next_call_in: Callable[[], float] = lambda: 0.0,
+        sleep: Callable[[float], None] | None = None,
+        throttled: Pause | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._url, self._token_url = url, oauth_url + TOKEN_PATH
+        self._credentials = {"client_id": key, "client_secret": secret}
+        self._timeouts = {"downgrade": downgrade_timeout, "unlink": unlink_timeout, "token": CONNECT_TIMEOUT}
+        self._observe, self._next_call_in, self._throttled = observe, next_call_in, throttled or Pause()
+        self.sleep, self.patience = sleep or time.sleep, patience or Patience()
+        self.confirmed_at: dict[str, float] = {}
+        self._auth = _JwtAuth(self._fetch_token)
+        self._local = threading.local()
+        self._sessions: list[requests.Session] = []
+        self._date: datetime | None = None
+
+    def post(self, kind: str, path: str, body: object, guard: Guard) -> None:
+        """Send one call; return when the LMS has confirmed it. Raises as `outcomes.judge` does, or as `guard`."""
+        data = json.dumps(body).encode()
+
+        def ready() -> dict[str, Any]:
+            self._auth.ready()
+            until = guard() - self._timeouts[kind]  # last, because a token may take its time
+            headers = {"Content-Type": "application/json"}
+            return {"data": TimedBody(data, until), "headers": headers, "auth": self._auth}
+
+        response = self._post_unless_throttled(kind, self._url + path, ready)
+        if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
+            self._auth.forget(response)
+            response = self._post_unless_throttled(kind, self._url + path, ready)
+        web_page = "html" in response.headers.get("Content-Type", "") and bool(response.content.strip())
+        judge(response.status_code, retry_after(response.headers), web_page)
+        self.confirmed_at[path] = time.monotonic()
+
+    def get_token(self) -> datetime | None:
+        """Get a token; return the LMS's clock at its answer, if it told. Raises RunRefused, Unavailable."""
+        self._auth.ready()
+        return self._date
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for session in self._sessions:
+            session.close()
+
+    def _post_unless_throttled(
+        self, kind: str, url: str, ready: Callable[[], dict[str, Any]], setting: str = "LMS_URL"
+    ) -> requests.Response:
+        """Post when no throttle stands in the way, and again for as long as the LMS answers 429, up to a cap.
+
+        `ready` is asked right before, for the options of requests' `post`. `setting` has the address.
+        """
+        deadline = time.monotonic() + self.patience.longest_throttle
+        while True:
+            self.sleep(self._next_call_in())
+            while pause := self._throttled.remaining():
+                if time.monotonic() + pause > deadline:
+                    remedy = "set LMS_REQUESTS_PER_MINUTE to its limit"
+                    raise Unavailable("throttled", "the LMS has throttled us for too long", remedy, pause)
+                self.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311, so that not all go at once
+            response = self._post(kind, url, ready(), setting)
+            if response.status_code != 429:
+                return response
+            self._throttled.extend(max(retry_after(response.headers) or 0.0, self.patience.first_wait))
+
+    def _post(self, kind: str, url: str, options: dict[str, Any], setting: str) -> requests.Response:
+        began, outcome = time.monotonic(), ""
+        try:
+            response = self._session().post(url, timeout=(CONNECT_TIMEOUT, self._timeouts[kind]), **options)
+            outcome = f"http_{response.status_code}"
+            return response
+        except requests.Timeout as error:
+            outcome = "timeout"
+            raise Unavailable(outcome, "the LMS did not answer in time", LOOK_AT_THE_LMS) from error
+        except requests.RequestException as error:
+            outcome = "connection_error"
+            what = f"the connection to the LMS failed ({type(error).__name__})"
+            raise Unavailable(outcome, what, f"check {setting}") from error
+        finally:
+            if outcome:  # else nothing was sent
+                self._observe(kind, outcome, time.monotonic() - began)
+
+    def _fetch_token(self) -> tuple[str, float]:
+        """Get a token and its lifetime in seconds by the client-credentials grant."""
+        form = {"grant_type": "client_credentials", "token_type": "jwt", **self._credentials}
+        options = {"data": form, "auth": lambda request: request}  # else a netrc file's
+        setting = "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)"
+        response = self._post_unless_throttled("token", self._token_url, lambda: options, setting)
+        self._date, status = date_of(response.headers), response.status_code
+        reason = f"token_http_{status}"
+        if status == 408 or status >= 500:
+            later = retry_after(response.headers)
+            raise Unavailable(reason, f"the LMS gave no token but {status}", LOOK_AT_THE_LMS, later)
+        if not 200 <= status < 300:
+            raise RunRefused(reason, "the LMS gives us no token", CREDENTIALS_REMEDY)
+        try:
+            answer = response.json()
+            token, lifetime = answer["access_token"], float(answer["expires_in"])
+            if not re.fullmatch(r"[!-~]+", token):
+                raise ValueError("no token")
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunRefused("bad_token", "what the LMS gave is not a token", CREDENTIALS_REMEDY) from error
+        return token, lifetime
+
+    def _session(self) -> requests.Session:
+        """This thread's session: connections are kept open and never shared between threads."""
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = _Session()
+            self._sessions.append(session)
+        return session

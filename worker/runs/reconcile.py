@@ -1,0 +1,42 @@
+"""Resumes what was abandoned: runs whose worker died or whose chain was lost, and nights that beat missed."""
+
+from datetime import datetime
+
+from worker.deps import Deps
+from worker.ledger import nights
+from worker.ledger.stalled import release_stalled
+from worker.logs import get_logger
+from worker.runs.start import Publish, start_scheduled_night
+
+log = get_logger(__name__)
+
+
+def republish_stalled_runs(deps: Deps, publish: Publish) -> dict[str, int]:
+    """Publish the rest of each abandoned chain; return how many were published and how many given up.
+
+    Raises what a publication raised, after the others were tried.
+    """
+    again, given_up = release_stalled(deps.database)
+    failure: Exception | None = None
+    for run in again:
+        log.warning(
+            "taking up a run that was let down", enterprise=run.enterprise_customer_uuid, run=run.id, phase=run.phase
+        )
+        try:
+            publish(run.enterprise_customer_uuid, run.id)
+        except Exception as error:
+            failure = error
+    for run_id in given_up:
+        log.error("run given up: license-expiry status tells why", run=run_id)
+    if failure:
+        raise failure
+    return {"published": len(again), "abandoned": len(given_up)}
+
+
+def start_overdue_nights(deps: Deps, latest: datetime, publish: Publish) -> int:
+    """Start the `latest` scheduled night if nobody has, and resume abandoned ones; return how many these were."""
+    begun = 0
+    for scheduled_for in nights.note_and_find_overdue(deps.database, latest):
+        log.warning("making good a night that was missed or let down", night=scheduled_for.isoformat())
+        begun += start_scheduled_night(deps, scheduled_for, publish) is not None
+    return begun

@@ -1,0 +1,102 @@
+"""What a trigger asks for, checked: its arguments by themselves, and against the database."""
+
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+
+from worker.db.transactions import Database
+from worker.due import enterprises
+from worker.errors import BadArgument
+from worker.settings import DatabaseSettings
+
+
+class Request(BaseModel):
+    """What a trigger asks for, checked. Date-times without a zone are UTC."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dry_run: StrictBool = False
+    plan_uuids: tuple[UUID, ...] | None = Field(None, min_length=1)
+    expired_after: datetime | None = None
+    expired_before: datetime | None = None
+    force: StrictBool = False
+    reason: str | None = Field(None, max_length=255)
+
+    @field_validator("expired_after", "expired_before", mode="before")
+    @classmethod
+    def _in_utc(cls, value: Any) -> datetime | None:
+        if value is None:
+            return None
+        try:  # not pydantic's reading, which takes numbers for seconds since 1970
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError("must be a date-time such as 2026-01-31T00:00:00Z") from None
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.force and not (self.reason and self.reason.strip()):
+            raise ValueError("force needs a reason, which is kept in the ledger: give reason")
+        if self.expired_after and self.expired_before and self.expired_after > self.expired_before:
+            raise ValueError("expired_after is later than expired_before: exchange them")
+        return self
+
+
+def parse_request(**arguments: Any) -> Request:
+    """Check a trigger's arguments. Raises BadArgument with one sentence that names each wrong one."""
+    try:
+        return Request(**arguments)
+    except ValidationError as error:
+        complaints = {str(wrong["loc"][:1]): _sentence(wrong) for wrong in reversed(error.errors())}
+        raise BadArgument("; ".join(reversed(complaints.values()))) from None
+
+
+def parse_uuid(name: str, value: Any) -> UUID:
+    """Read a UUID argument. Raises BadArgument with one sentence."""
+    try:
+        return value if isinstance(value, UUID) else UUID(str(value))
+    except ValueError:
+        raise BadArgument(f"{name} is not a UUID: {value!r}") from None
+
+
+def check_against_database(database: Database, request: Request, named: frozenset[UUID], as_of: datetime) -> None:
+    """Raise BadArgument for an unknown enterprise, a plan that is not of one of these, or a window in the future."""
+    for unknown in sorted(named - _known(database, named)):
+        raise BadArgument(_no_agreement(unknown), "check the UUID")
+    for name in ("expired_after", "expired_before"):
+        moment = getattr(request, name)
+        if moment and moment > as_of:
+            what = f"{name} {moment.isoformat()} is in the future"
+            raise BadArgument(what, "only expired plans can be processed")
+    if request.plan_uuids:
+        query = enterprises.plans_of(named, request.plan_uuids)
+        theirs = database.transact(lambda session: session.scalars(query).all())
+        for stray in sorted(set(request.plan_uuids) - set(theirs)):
+            whose = f"enterprise {', '.join(map(str, sorted(named)))}" if named else "any enterprise"
+            raise BadArgument(f"plan {stray} is not a plan of {whose}", "check its UUID")
+
+
+def unknown_enterprises(settings: DatabaseSettings, database: Database) -> dict[UUID, BadArgument]:
+    """The enterprises on the unlink list that have no customer agreement, each with an error about it."""
+    listed = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
+    remedy = "check the UUID, or take it off CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
+    return {
+        enterprise: BadArgument(_no_agreement(enterprise), remedy)
+        for enterprise in sorted(listed - _known(database, listed))
+    }
+
+
+def _known(database: Database, asked: frozenset[UUID]) -> frozenset[UUID]:
+    query = enterprises.known_enterprises(asked)
+    return frozenset(database.transact(lambda session: session.scalars(query).all())) if asked else frozenset()
+
+
+def _no_agreement(enterprise: UUID) -> str:
+    return f"enterprise {enterprise} has no customer agreement in license-manager"
+
+
+def _sentence(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{error['loc'][0]}: {message} (given {error['input']!r})" if error["loc"] else message
