@@ -45,7 +45,7 @@ class Step:
         return self.name
 
 
-STEPS = (
+STEPS: tuple[Step, ...] = (
     Step(
         name="downgrade",
         task="license_expiry.downgrade_enrollments",
