@@ -160,6 +160,19 @@ def test_wrong_settings_are_told_all_at_once_and_what_can_be_looked_at_is(
 
 
 @ON_SQLITE
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"])
+def test_tls_without_a_check_of_the_certificate_is_answered_with_the_remedy_that_keeps_tls(
+    name: str, engine: Engine, settings: dict[str, str]
+) -> None:
+    status, found = examine(settings | {name: "rediss://127.0.0.1:6379/5"})
+    assert status == 1
+    [(what, remedy)] = told(found["settings"], "wrong")
+    assert what == f"{name}: must say ?ssl_cert_reqs=required: without it no certificate is checked"
+    assert remedy.startswith("Keep TLS: rediss://:password@redis:6379/5?ssl_cert_reqs=required. ")
+    assert "redis://" not in remedy.replace("rediss://", "")
+
+
+@ON_SQLITE
 def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
     engine: Engine, settings: dict[str, str], redis_servers: tuple[int, int]
 ) -> None:

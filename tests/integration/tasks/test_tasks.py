@@ -1,0 +1,242 @@
+"""The bodies of the tasks, in this process: messages through Celery's own encoding, requests and tracing; no worker.
+
+Nobody waits for a message's time: it is read from the message.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import pytest
+from celery import Celery, current_app
+from celery.schedules import crontab
+from celery.worker.request import Request
+from kombu import Message
+from support.runs import (
+    ON_SQLITE,
+    Laid,
+    Make,
+    batches_of,
+    finish,
+    lay,
+    open_one,
+    rows,
+    run_of,
+    sent,
+    times_sent,
+    unlinking,
+)
+
+import tasks
+from simulator.lms.faults import Fault
+from simulator.lms.server import Simulator
+from worker.db.ledger_tables import Run
+from worker.deps import Deps
+from worker.ledger.order import DOWNGRADE, STEPS, UNLINK, Phase
+
+pytestmark = ON_SQLITE
+
+
+class Queue:
+    """The queue of the tasks, in memory; whoever takes a message from it carries it out."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._queue = app.connection_for_read().SimpleQueue("license_expiry")
+
+    def take(self) -> Message:
+        """The next message."""
+        message: Message = self._queue.get(block=False)
+        message.ack()
+        return message
+
+    def carry_out(self, message: Message) -> Any:
+        """Do what a message says, as a worker's child does; give the result that Celery keeps."""
+        request = Request(message, app=self._app, hostname="a-test")
+        result = self._app.AsyncResult(request.id)
+        result.forget()  # or what came of the same message before would be kept
+        request.execute()
+        return result
+
+    def next(self) -> Any:
+        """Carry the next message out."""
+        return self.carry_out(self.take())
+
+    def empty(self) -> bool:
+        """Is nothing left?"""
+        return bool(self._queue.qsize() == 0)
+
+
+@pytest.fixture
+def queue() -> Iterator[Queue]:
+    before = current_app._get_current_object()  # type: ignore[attr-defined]
+    app = Celery("a test", broker="memory://", backend="cache+memory://")
+    app.conf.update(task_default_queue="license_expiry", task_acks_late=True, result_extended=True)
+    app.conf.beat_schedule = {"nightly": {"schedule": crontab(minute="0", hour="2")}}
+    app.finalize()
+    app.set_current()
+    queue = Queue(app)
+    yield queue
+    while not queue.empty():
+        queue.take()
+    before.set_current()
+
+
+@pytest.fixture
+def wired(make_test_deps: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes the wiring that the tasks find."""
+
+    def make(**settings: Any) -> Deps:
+        deps = make_test_deps(**settings)
+        monkeypatch.setattr(tasks, "get_deps", lambda: deps)
+        return deps
+
+    return make
+
+
+def seconds_ahead(message: Message) -> float:
+    """How many seconds from now a message is to be carried out."""
+    return (datetime.fromisoformat(message.headers["eta"]) - datetime.now(UTC)).total_seconds()
+
+
+def names(laid: Laid, run_id: UUID) -> dict[str, str]:
+    return {"enterprise_customer_uuid": str(laid.enterprise), "run_id": str(run_id)}
+
+
+def test_the_waits_before_retries_double_and_are_used_up(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(TASK_RETRY_SECONDS=60, TASK_MAX_RETRIES=3, **unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    lms.faults(Fault(kind="downgrade", status=503))
+    tasks.publish(laid.enterprise, run_id)
+    message = queue.take()
+    for number, wait in enumerate((60, 120, 240), start=1):
+        assert queue.carry_out(message).state == "RETRY"
+        message = queue.take()
+        assert message.headers["task"] == DOWNGRADE.task
+        assert int(message.headers["retries"]) == number
+        assert wait - 10 <= seconds_ahead(message) <= wait * 1.2 + 1
+        assert run_of(deps.database, run_id).retries == number
+    last = queue.carry_out(message)
+    assert (last.state, run_of(deps.database, run_id).phase) == ("FAILURE", Phase.FAILED)
+    assert "the LMS answered 503" in str(last.result)
+    assert queue.empty(), "neither a retry nor the unlink"
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        pytest.param(1, 60, 72, id="sooner than our own wait"),
+        pytest.param(300, 300, 360, id="later: that is waited for"),
+        pytest.param(90_000, 1200, 1200, id="later than Redis keeps a message for us: capped"),
+    ],
+)
+def test_a_retry_comes_when_the_lms_asks_for_it_up_to_a_cap(
+    asked: int, least: int, most: int, queue: Queue, lms: Simulator, wired: Make
+) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(TASK_RETRY_SECONDS=60, VISIBILITY_TIMEOUT_SECONDS=4200, TASK_TIME_LIMIT_SECONDS=3000)
+    lms.faults(Fault(kind="downgrade", status=503, headers={"Retry-After": str(asked)}))
+    tasks.publish(laid.enterprise, open_one(deps, laid.enterprise))
+    assert queue.next().state == "RETRY"
+    assert least - 10 <= seconds_ahead(queue.take()) <= most + 1
+
+
+def test_a_retry_says_why_and_when_and_keeps_the_rest_of_its_chain(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(**unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    lms.faults(Fault(kind="downgrade", status=503, times=4))
+    tasks.publish(laid.enterprise, run_id)
+    shown = queue.next().result
+    assert f"{shown!r}".startswith("the LMS answered 503; comes again at 20")
+    assert f"{shown!r}".endswith(" UTC [http_503]")
+    assert [queue.next().state for _ in STEPS] == ["SUCCESS", "SUCCESS"]
+    assert run_of(deps.database, run_id).phase == Phase.FINISHED
+
+
+def test_a_downgrade_that_is_posted_alone_is_followed_by_its_unlink(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(**unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    tasks.downgrade_enrollments.apply_async(kwargs=names(laid, run_id))
+    assert queue.next().result["phase"] == Phase.DOWNGRADED
+    message = queue.take()
+    assert message.headers["task"] == UNLINK.task
+    assert queue.carry_out(message).result["phase"] == Phase.FINISHED
+    assert queue.empty()
+
+
+def test_an_unlink_that_is_posted_alone_does_not_begin(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(**unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    tasks.unlink_learners.apply_async(kwargs=names(laid, run_id))
+    assert queue.next().result == {
+        **names(laid, run_id),
+        "skipped": f"run {run_id} is queued: it is not ready for this step",
+    }
+    assert queue.empty()
+    assert lms.journal.entries == []
+
+
+def test_each_message_of_a_chain_may_come_twice(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=4)
+    deps = wired(**batches_of(2), **unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    tasks.publish(laid.enterprise, run_id)
+    told = []
+    while not queue.empty():
+        message = queue.take()
+        told += [queue.carry_out(message).result for _ in range(2)]
+    assert [each.get("phase", "skipped") for each in told[:2]] == [Phase.DOWNGRADED, "skipped"]
+    assert [each["phase"] for each in told if "phase" in each] == [Phase.DOWNGRADED, Phase.FINISHED]
+    kinds: tuple[Literal["downgrade", "unlink"], ...] = ("downgrade", "unlink")
+    for kind in kinds:
+        assert set(times_sent(lms, kind).values()) == {1}
+
+
+@pytest.mark.parametrize("task", [tasks.run_nightly, tasks.run_enterprise], ids=lambda task: task.name)
+def test_a_trigger_that_comes_twice_opens_one_run(task: Any, queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(**unlinking(laid.enterprise))
+    asked = {"enterprise_customer_uuid": str(laid.enterprise)} if task is tasks.run_enterprise else {}
+    task.apply_async(kwargs=asked)
+    message = queue.take()
+    first, second = (queue.carry_out(message).result for _ in range(2))
+    assert [run["already_live"] for told in (first, second) for run in told["runs"]] == [False, True]
+    assert second["detail"] == "0 published, 1 live already"
+    [run] = rows(deps.database.engine, Run)
+    assert queue.take().headers["task"] == DOWNGRADE.task
+    assert queue.empty()
+    assert finish(deps, laid.enterprise, run["id"]).phase == Phase.FINISHED
+
+
+def test_a_reconcile_that_comes_twice_publishes_nothing_twice(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired()
+    open_one(deps, laid.enterprise)
+    tasks.reconcile.apply_async()
+    message = queue.take()
+    for _ in range(2):
+        assert queue.carry_out(message).result == {"published": 0, "abandoned": 0, "nights": 0}
+    assert queue.empty()
+
+
+def test_a_step_whose_time_slice_is_over_is_posted_again_with_its_chain(
+    queue: Queue, lms: Simulator, wired: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid = lay(lms, licenses=4)
+    deps = wired(**batches_of(2), **unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    tasks.publish(laid.enterprise, run_id)
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.runs.attempt.SLICE_SECONDS", 0)
+        queue.next()
+    assert sent(lms, "downgrade") == []
+    for step in STEPS:
+        message = queue.take()
+        assert message.headers["task"] == step.task
+        assert queue.carry_out(message).state == "SUCCESS"
+    assert run_of(deps.database, run_id).phase == Phase.FINISHED
