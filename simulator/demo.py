@@ -5,12 +5,11 @@ embedded: fakeredis's TCP server, an SQLite file with invented data, the simulat
 """
 
 import json
-import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
 
 from simulator.data.rows import Data
 from simulator.data.schema import create_tables
 from simulator.data.showcase import Demo, demo, read_demo
 from simulator.processes import Processes, StartError, free_port, listens
-from worker import logs
-from worker.cli import watch
-from worker.cli.broker import publisher
-from worker.db.engine import make_engine
-from worker.db.ledger_tables import Run
-from worker.db.transactions import Database
-from worker.deps import make_deps
-from worker.errors import LicenseExpiryError, Unusable
-from worker.ledger import held as confirmations, migrations
-from worker.ledger.order import ENDED, Phase
-from worker.runs import request, start
+from worker.db.engine import cannot_be_used, make_engine
+from worker.errors import LicenseExpiryError, Unusable, WrongSetting
 from worker.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +35,7 @@ FLOWER_LOGIN = "demo:demo"
 # So that whoever breaks the LMS sees a step come again, and its run fail, within a minute or two.
 IMPATIENCE = {"TASK_RETRY_SECONDS": "5", "TASK_MAX_RETRIES": "3"}
 PYTHON = sys.executable
+COMMAND = [PYTHON, "-c", "from worker.cli.main import main; main(prog_name='license-expiry')"]
 out = Console(highlight=False)
 
 
@@ -54,7 +46,6 @@ def main(once: bool) -> None:
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, signal.default_int_handler)
     FOLDER.mkdir(exist_ok=True)
-    logs.configure("keyvalue", logging.WARNING)
     try:
         with Processes(FOLDER.absolute(), ROOT) as processes:
             status = _everything(processes, once)
@@ -73,7 +64,7 @@ def _everything(processes: Processes, once: bool) -> int:
     for name, (command, port) in embedded.items():
         processes.start(name.lower(), command, lambda port=port: listens(port))  # type: ignore[misc]
     flower = _start_celery(processes)
-    status = _night(load_settings(broker=True), shown)
+    status = _night(shown)
     if not once:
         pages = _start_serve(processes)
         prometheus = _start_prometheus(processes, pages, flower)
@@ -106,23 +97,27 @@ def _set_environment() -> dict[str, tuple[list[str], int]]:
 
 def _prepare_database(settings: Settings, real_lms: bool) -> Demo | None:
     """Make data in an empty database, and the ledger's tables; return what the data shows, if it is the demo's."""
-    database = Database(make_engine(settings.DATABASE_URL))
-    database.now()  # says so in a sentence when nothing answers
-    if not real_lms and not inspect(database.engine).has_table("subscriptions_license"):
-        out.print("Making the data of 15 enterprises ...")
-        create_tables(database.engine)
-        data = Data(database.engine)
-        demo(data, datetime.now(UTC))
-        data.flush()
-    database.require_schema(ledger=False)
-    shown = read_demo(database.engine)
+    engine = make_engine(settings.DATABASE_URL)
+    try:
+        if not real_lms and not inspect(engine).has_table("subscriptions_license"):
+            out.print("Making the data of 15 enterprises ...")
+            create_tables(engine)
+            data = Data(engine)
+            demo(data, datetime.now(UTC))
+            data.flush()
+        shown = read_demo(engine)
+    except DBAPIError as error:
+        raise Unusable(*cannot_be_used(engine, error)) from error
+    finally:
+        engine.dispose()
     if shown is None and not real_lms:
-        raise Unusable(
+        raise WrongSetting(
             "DATABASE_URL: this database holds data that the demo did not make, and with a simulated LMS it would "
-            "record downgrades that never happened. Set LMS_URL too, or point DATABASE_URL at an empty database"
+            "record downgrades that never happened",
+            "Set LMS_URL too, or point DATABASE_URL at an empty database",
         )
-    migrations.upgrade(database.engine)
-    database.engine.dispose()
+    if subprocess.run([*COMMAND, "init-db"], stdout=subprocess.DEVNULL, check=False).returncode:
+        raise StartError("license-expiry init-db has failed: see above")
     if shown is not None:
         listed = ",".join(map(str, shown.unlink_enabled))
         os.environ.setdefault("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", listed)
@@ -148,8 +143,7 @@ def _start_celery(processes: Processes) -> str:
 def _start_serve(processes: Processes) -> str:
     """Start license-expiry serve; return its address."""
     port = free_port(8001)
-    command = [PYTHON, "-c", "from worker.cli.main import main; main()", "serve", f"--port={port}"]
-    processes.start("serve", command, lambda: listens(port))
+    processes.start("serve", [*COMMAND, "serve", f"--port={port}"], lambda: listens(port))
     return f"http://127.0.0.1:{port}"
 
 
@@ -171,47 +165,45 @@ def _start_prometheus(processes: Processes, pages: str, flower: str) -> str | No
     return f"http://{address}"
 
 
-def _night(settings: Settings, shown: Demo | None) -> int:
-    deps = make_deps(settings)
-    try:
-        out.print("\n[bold]The night begins[/bold]")
-        started = start.start_runs(deps, request.Request(), (), publisher())
-        runs = watch.watch_runs(deps.database, [each.run_id for each in started], wait=True, quiet=False)
-        if not started:
-            out.print("Nothing is due: every enterprise is as it should be. (make clean makes new data.)")
-        else:
-            out.print(_summary(runs, shown))
-        held = deps.database.transact(confirmations.held_licenses)
-        for each in held:
-            out.print(
-                f"Held: license {each.license_uuid}, {each.step} refused by the LMS with {each.reason}, "
-                f"tried {each.tries}x; tried again next night.",
-                soft_wrap=True,
-            )
-        return _status(runs, {each.license_uuid for each in held}, shown)
-    finally:
-        deps.close()
+def _night(shown: Demo | None) -> int:
+    """Run the command license-expiry for a night, then tell what the data was there to show; return the exit status."""
+    out.print("\n[bold]The night begins:[/bold] license-expiry run")
+    if subprocess.run([*COMMAND, "run"], check=False).returncode == 2:
+        raise StartError("license-expiry run has failed: see above")
+    runs, held = _told("status")["runs"], _told("held")["held"]
+    if runs:
+        out.print(_summary(runs, shown))
+    for license in held:
+        out.print(
+            f"Held: license {license['license_uuid']}, {license['step']} refused by the LMS with {license['reason']}, "
+            f"tried {license['tries']}x; tried again next night.",
+            soft_wrap=True,
+        )
+    out.print("make clean makes new data.")
+    # What the demo's data plants to be held is no failure.
+    planted = shown.planted_held if shown else set()
+    unplanted = {UUID(license["license_uuid"]) for license in held} - planted
+    return 1 if unplanted or any(run["phase"] != "finished" for run in runs) else 0
 
 
-def _summary(runs: Sequence[Run], shown: Demo | None) -> Table:
-    names = {each.uuid: each for each in shown.enterprises} if shown else {}
-    table = Table(box=None, pad_edge=False)
+def _told(command: str) -> Any:
+    """What a command of license-expiry prints with --json."""
+    return json.loads(subprocess.run([*COMMAND, command, "--json"], capture_output=True, check=False).stdout)
+
+
+def _summary(runs: list[dict[str, Any]], shown: Demo | None) -> Table:
+    known = {str(enterprise.uuid): enterprise for enterprise in shown.enterprises} if shown else {}
+    table = Table(box=None, pad_edge=False, title="What this data is there to show", title_justify="left")
     for heading in ("enterprise", "down-\ngraded", "un-\nlinked", "pro-\ntected", "held", "why"):
         table.add_column(heading, justify="left" if heading in ("enterprise", "why") else "right")
-    for run in sorted(runs, key=lambda run: names[run.enterprise_customer_uuid].name if names else str(run.id)):
-        counts = (run.licenses_downgraded, run.learners_unlinked, run.learners_protected, run.licenses_held)
-        known = names.get(run.enterprise_customer_uuid)
-        name, why = (known.name, known.shows) if known else (str(run.enterprise_customer_uuid), "")
-        table.add_row(name, *map(str, counts), run.error or (why if run.phase == Phase.FINISHED else run.phase))
+    counts = ("licenses_downgraded", "learners_unlinked", "learners_protected", "licenses_held")
+    for run in runs:
+        uuid = run["enterprise_customer_uuid"]
+        run |= {"name": known[uuid].name, "why": known[uuid].shows} if uuid in known else {"name": uuid, "why": ""}
+    for run in sorted(runs, key=lambda run: run["name"]):
+        why = run["error"] or (run["why"] if run["phase"] == "finished" else run["phase"])
+        table.add_row(run["name"], *(str(run[count]) for count in counts), why)
     return table
-
-
-def _status(runs: Sequence[Run], held: set[UUID], shown: Demo | None) -> int:
-    """The night's exit status; what the demo's data plants to be held is no failure."""
-    if any(run.phase in ENDED and run.phase != Phase.FINISHED for run in runs):
-        return 1
-    unplanted = held - (shown.planted_held if shown else set())
-    return 1 if unplanted and any(run.licenses_held for run in runs) else 0
 
 
 def _invite(flower: str, pages: str, prometheus: str | None, simulated: bool) -> None:
