@@ -18,8 +18,8 @@ from chaos.faults import Scale, draw, to_json
 from chaos.keep_logs import keep
 from chaos.night import Night, Report, calibrate
 from chaos.servers import DATABASES, require
-from chaos.session import Stage
-from chaos.totals import Tally
+from chaos.session import ChaosSession
+from chaos.totals import Totals
 
 MOST_FAILURES = 5
 SLOW_SECONDS = 60  # such a night is kept too: something took long to recover
@@ -33,7 +33,7 @@ SLOW_SECONDS = 60  # such a night is kept too: something took long to recover
 @click.option("--points", type=int, help="The points of an undisturbed night, as a failed night was drawn on.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where logs are kept; a new one in /tmp by default.")
 def main(seed: int, faults: int, engine: str, night: int | None, points: int | None, folder: Path | None) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the stage's end, which stops what it started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the session's end, which stops what it started
     logging.getLogger("worker").setLevel(logging.CRITICAL)  # the undisturbed night's, in this process
     if folder is None:
         folder = Path(tempfile.mkdtemp(prefix=f"chaos-seed-{seed}-"))
@@ -63,9 +63,9 @@ def both(seed: int, faults: int, folder: Path) -> int:
         for process in playing:
             process.terminate()
             process.wait()
-    kept = [path for engine in DATABASES if (path := folder / engine / "tally.json").exists()]
-    whole = Tally.sum(kept)
-    whole.write(folder / "tally.json")
+    kept = [path for engine in DATABASES if (path := folder / engine / "totals.json").exists()]
+    whole = Totals.sum(kept)
+    whole.write(folder / "totals.json")
     click.echo(f"\nchaos: seed {seed}\n{whole.table()}")
     for sentence in whole.failed:
         click.echo(f"FAILED {sentence}")
@@ -76,36 +76,36 @@ def both(seed: int, faults: int, folder: Path) -> int:
 
 def one(engine: str, seed: int, faults: int, folder: Path, night: int | None, points: int | None) -> int:
     """Play on one engine; give the exit status."""
-    tally = Tally()
-    with Stage(engine, seed, folder) as stage:
-        report, scale = calibrate(stage)
+    totals = Totals()
+    with ChaosSession(engine, seed, folder) as session:
+        report, scale = calibrate(session)
         _tell(engine, report, "undisturbed")
         if report.broken:
-            tally.failed.append(_failed(stage, Night(stage, 0, []), report, scale))
+            totals.failed.append(_failed(session, Night(session, 0, []), report, scale))
         scale = Scale(points or scale.points, scale.downgrades, scale.unlinks, scale.enterprises)
         for number in [night] if night is not None else count(1):
-            _play(stage, number, scale, tally)
-            tally.write(folder / "tally.json")
-            if tally.struck >= faults or len(tally.failed) >= MOST_FAILURES:
+            _play(session, number, scale, totals)
+            totals.write(folder / "totals.json")
+            if totals.struck >= faults or len(totals.failed) >= MOST_FAILURES:
                 break
-    click.echo(f"{engine}: {tally.struck} faults struck in {tally.nights} nights")
-    if not tally.failed:
+    click.echo(f"{engine}: {totals.struck} faults struck in {totals.nights} nights")
+    if not totals.failed:
         for name in (engine, "redis"):
             shutil.rmtree(folder / name, ignore_errors=True)
-    return int(bool(tally.failed))
+    return int(bool(totals.failed))
 
 
-def _play(stage: Stage, number: int, scale: Scale, tally: Tally) -> None:
-    night = Night(stage, number, draw(stage.seed, stage.engine_name, number, scale))
+def _play(session: ChaosSession, number: int, scale: Scale, totals: Totals) -> None:
+    night = Night(session, number, draw(session.seed, session.engine_name, number, scale))
     report = night.play()
-    tally.add(report)
-    _tell(stage.engine_name, report)
+    totals.add(report)
+    _tell(session.engine_name, report)
     if report.broken:
-        tally.failed.append(_failed(stage, night, report, scale))
+        totals.failed.append(_failed(session, night, report, scale))
     elif report.seconds > SLOW_SECONDS:
-        click.echo(f"{stage.engine_name}, night {number} took long: {keep(stage, report, night.logs)}")
+        click.echo(f"{session.engine_name}, night {number} took long: {keep(session, report, night.logs)}")
     if any(sentence.startswith("Not settled") for sentence in report.broken):
-        stage.renew()
+        session.renew()
 
 
 def _tell(engine: str, report: Report, verdict: str = "") -> None:
@@ -117,16 +117,18 @@ def _tell(engine: str, report: Report, verdict: str = "") -> None:
     )
 
 
-def _failed(stage: Stage, night: Night, report: Report, scale: Scale) -> str:
+def _failed(session: ChaosSession, night: Night, report: Report, scale: Scale) -> str:
     """Keep what tells why, and print it; give one line that sums it up."""
-    folder = keep(stage, report, night.logs)
-    replay = f"make chaos SEED={stage.seed} ENGINE={stage.engine_name} NIGHT={report.number} POINTS={scale.points}"
-    click.echo(f"{stage.engine_name}, seed {stage.seed}, night {report.number}: {folder}; again: {shlex.quote(replay)}")
+    folder = keep(session, report, night.logs)
+    replay = f"make chaos SEED={session.seed} ENGINE={session.engine_name} NIGHT={report.number} POINTS={scale.points}"
+    click.echo(
+        f"{session.engine_name}, seed {session.seed}, night {report.number}: {folder}; again: {shlex.quote(replay)}"
+    )
     for sentence in report.broken[:20]:
         click.echo(f"  {sentence}")
     for fault in to_json(report.plan):
         click.echo(f"    {fault}")
-    return f"{stage.engine_name} night {report.number}: {report.broken[0]} ({len(report.broken)} in all; {folder})"
+    return f"{session.engine_name} night {report.number}: {report.broken[0]} ({len(report.broken)} in all; {folder})"
 
 
 if __name__ == "__main__":

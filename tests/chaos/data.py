@@ -12,8 +12,8 @@ from sqlalchemy import Engine, delete, make_url
 from support.runs import night
 from support.services import create_database, drop_database
 
-from chaos.enterprises import CASES, Site
-from chaos.snapshot import Picture, picture
+from chaos.enterprises import CASES, Enterprise
+from chaos.snapshot import Snapshot, take_snapshot
 from simulator.data.rows import ORDER, Data
 from simulator.data.schema import create_tables, table
 from simulator.lms.server import Simulator
@@ -29,7 +29,7 @@ from worker.ledger.order import Phase
 from worker.lms.patience import Patience
 from worker.settings import Settings
 
-__all__ = ["BATCHES", "Ground", "Picture", "due", "picture", "undisturbed"]
+__all__ = ["BATCHES", "LaidData", "Snapshot", "due", "take_snapshot", "undisturbed"]
 
 NAMESPACE = UUID("c4a05000-0000-4000-8000-11ce45e00000")
 BATCH_SIZE = 5
@@ -52,7 +52,7 @@ UNLINK_AFTER = timedelta(days=90)
 KEPT = ("license_expiry_night", "license_expiry_throttle")
 
 
-class Ground:
+class LaidData:
     """The enterprises of a chaos night: every rule of what is due, and learners whom the LMS refuses for good.
 
     The same seed gives the same UUIDs and sizes; dates are counted from the moment of laying. `processed` are the
@@ -83,7 +83,7 @@ class Ground:
         for case in CASES:
             slug = case.name.replace(" ", "-")
             agreement = data.agreement(self.by_name[case.name], name=case.name.title(), slug=slug)
-            site = Site(data, agreement, sizes)
+            site = Enterprise(data, agreement, sizes)
             case.lay(site)
             self.processed |= site.processed
             self.unlinked |= site.unlinked
@@ -123,16 +123,16 @@ def empty(engine: Engine) -> None:
                 connection.execute(delete(each))
 
 
-def due(ground: Ground, engine: Engine) -> int:
+def due(laid_data: LaidData, engine: Engine) -> int:
     """How many enterprises the policy calls due now."""
     database = Database(engine)
-    scope = Scope(database.now(), UNLINK_AFTER, ground.listed)
+    scope = Scope(database.now(), UNLINK_AFTER, laid_data.listed)
     return len(database.transact(lambda session: enterprises.find_due_enterprises(session, scope)))
 
 
-def undisturbed(ground: Ground, url: str) -> Picture:
+def undisturbed(laid_data: LaidData, url: str) -> Snapshot:
     """What a whole night comes to that nothing disturbs, in a database of its own on the server of this one."""
-    own = Ground(ground.seed)
+    own = LaidData(laid_data.seed)
     with _beside(url) as beside:
         engine = make_engine(beside)
         try:
@@ -141,12 +141,12 @@ def undisturbed(ground: Ground, url: str) -> Picture:
             with Simulator(engine) as lms:
                 own.restore(engine, lms)
                 run_night(own, beside, lms)
-                return picture(engine, lms)
+                return take_snapshot(engine, lms)
         finally:
             engine.dispose()
 
 
-def run_night(ground: Ground, url: str, lms: Simulator) -> None:
+def run_night(laid_data: LaidData, url: str, lms: Simulator) -> None:
     """Carry every enterprise that is due through a night, in this process, one after the other."""
     given: dict[str, Any] = {
         "DATABASE_URL": url,
@@ -155,14 +155,14 @@ def run_night(ground: Ground, url: str, lms: Simulator) -> None:
         "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
     }
     deps = make_deps(
-        Settings(**(given | UNHURRIED | BATCHES | ground.settings())),
+        Settings(**(given | UNHURRIED | BATCHES | laid_data.settings())),
         Patience(first_wait=0.01, longest_wait=0.05, longest_throttle=5.0),
     )
     try:
         runs = night(deps)
     finally:
         deps.close()
-    assert {enterprise: run.phase for enterprise, run in runs.items()} == dict.fromkeys(ground.due, Phase.FINISHED)
+    assert {enterprise: run.phase for enterprise, run in runs.items()} == dict.fromkeys(laid_data.due, Phase.FINISHED)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from simulator.lms.state import EnrollmentFault
 
 
 @dataclass
-class Site:
+class Enterprise:
     """One enterprise being laid: shorthands for its rows, and what is to be known of them besides."""
 
     data: Data
@@ -62,12 +62,12 @@ class Case:
     """An enterprise, whether it is on the unlink list, and whether anything of it is due."""
 
     name: str
-    lay: Callable[[Site], None]
+    lay: Callable[[Enterprise], None]
     unlinks: bool = True
     due: bool = True
 
 
-def chain(site: Site) -> None:
+def chain(site: Enterprise) -> None:
     """A is renewed into B and B into C, and all have expired: all are downgraded, who was not carried on unlinked."""
     first, second, last = (site.expired(days) for days in (750, 385, 100))
     site.data.renewal(first, second, effective=site.data.now - 750 * DAY)
@@ -82,7 +82,7 @@ def chain(site: Site) -> None:
     site.learners(first, 2, 4)
 
 
-def waiting(site: Site) -> None:
+def waiting(site: Enterprise) -> None:
     """A plan waits for its renewal, its learners' 90 days being over: downgraded one by one; and one is due."""
     waits, bridge, old = site.expired(120), site.current(), site.expired(200)
     site.data.renewal(waits, None, effective=site.data.now + 7 * DAY)
@@ -93,7 +93,7 @@ def waiting(site: Site) -> None:
     site.learners(old, 5, 8)
 
 
-def protected(site: Site) -> None:
+def protected(site: Enterprise) -> None:
     """Downgraded but not unlinked: the same address in other letters, the same user, a revoked licence."""
     old, current = site.expired(120), site.current()
     site.learner(old, email=site.email("Bob.Smith"))
@@ -105,7 +105,7 @@ def protected(site: Site) -> None:
     site.learners(old, 10, 20)
 
 
-def processed(site: Site) -> None:
+def processed(site: Enterprise) -> None:
     """Downgraded long ago, and one learner unlinked: the others are still to be."""
     plan = site.expired(150, processed=True)
     site.learners(plan, 12, 20)
@@ -114,17 +114,17 @@ def processed(site: Site) -> None:
     site.unlinked.add(gone)
 
 
-def recent(site: Site) -> None:
+def recent(site: Enterprise) -> None:
     """Expired ten days ago: downgraded, nobody is unlinked yet."""
     site.learners(site.expired(10), 12, 25)
 
 
-def unlisted(site: Site) -> None:
+def unlisted(site: Enterprise) -> None:
     """Not on the unlink list: downgraded, nobody is ever unlinked."""
     site.learners(site.expired(200), 12, 18)
 
 
-def no_address(site: Site) -> None:
+def no_address(site: Enterprise) -> None:
     """A licence without an e-mail is downgraded and nobody; and a plan of this very day is sent without a date."""
     old, today = site.expired(120), site.expired(0.5)
     site.learner(old, email=None)
@@ -132,12 +132,12 @@ def no_address(site: Site) -> None:
     site.learners(today, 4, 7)
 
 
-def large(site: Site) -> None:
+def large(site: Enterprise) -> None:
     """Enough for a dozen batches of each kind."""
     site.learners(site.expired(100), 60, 60)
 
 
-def locked(site: Site) -> None:
+def locked(site: Enterprise) -> None:
     """An enrolment that cannot be changed (422), a course without overview (500); the first's learner has two plans."""
     old, older = site.expired(120), site.expired(300)
     site.learners(old, 10, 18)
@@ -147,14 +147,14 @@ def locked(site: Site) -> None:
     site.learners(older, 3, 6)
 
 
-def no_history(site: Site) -> None:
+def no_history(site: Enterprise) -> None:
     """An enrolment without history: a 500 where a date is given."""
     plan = site.expired(100)
     site.learners(plan, 11, 20)
     site.learner(plan, "no_history")
 
 
-def refused(site: Site) -> None:
+def refused(site: Enterprise) -> None:
     """Downgraded; but the LMS unlinks neither a malformed address (400) nor one that two accounts have (500)."""
     plan, double = site.expired(110), site.email("two.accounts")
     site.learner(plan, email=MALFORMED_EMAIL)
@@ -163,7 +163,7 @@ def refused(site: Site) -> None:
     site.two_accounts.add(double)
 
 
-def twice(site: Site) -> None:
+def twice(site: Enterprise) -> None:
     """Learners with a licence in each of two expired plans."""
     old, older = site.expired(100), site.expired(200)
     for number in range(3):
@@ -174,12 +174,12 @@ def twice(site: Site) -> None:
     site.learners(older, 5, 8)
 
 
-def nobody(site: Site) -> None:
+def nobody(site: Enterprise) -> None:
     """A plan without licences: marked as processed, nothing is sent."""
     site.expired(40)
 
 
-def current(site: Site) -> None:
+def current(site: Enterprise) -> None:
     """Nothing is due."""
     site.learners(site.current(), 5, 5)
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Engine
 from support.runs import Row, rows
 
-from chaos.data import Ground
+from chaos.data import LaidData
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
 from simulator.lms.state import State
@@ -52,8 +52,8 @@ def named(entry: Entry) -> list[str]:
 class Evidence:
     """The rows and requests of a night, read once, and the questions that several promises ask of them."""
 
-    def __init__(self, ground: Ground, engine: Engine, lms: Simulator) -> None:
-        self.ground = ground
+    def __init__(self, laid_data: LaidData, engine: Engine, lms: Simulator) -> None:
+        self.laid_data = laid_data
         self.state: State = lms.state
         calls = lms.calls("downgrade") + lms.calls("unlink")
         self.entries = sorted((each for each in calls if not _concerns_nobody(each)), key=lambda entry: entry.start)
@@ -74,10 +74,10 @@ class Evidence:
                     self._confirmations[enterprise, name].append(entry)
 
     def _license(self, row: Row, enterprise: UUID) -> License:
-        assert self.ground.laid_at is not None
+        assert self.laid_data.laid_at is not None
         plan = self.plans[row["subscription_plan_id"]]
         learners = row["status"] in ("assigned", "activated")
-        expired = plan["expiration_date"] <= self.ground.laid_at
+        expired = plan["expiration_date"] <= self.laid_data.laid_at
         own = (row["user_email"], row["lms_user_id"])
         return License(row["uuid"], plan["uuid"], enterprise, *own, learners=learners, expired=expired)
 
@@ -119,7 +119,7 @@ class Evidence:
     def processed(self) -> list[UUID]:
         """The plans that were marked as processed in this night."""
         marked = (uuid for uuid, row in self.plans.items() if row["expiration_processed"])
-        return [uuid for uuid in marked if uuid not in self.ground.processed]
+        return [uuid for uuid in marked if uuid not in self.laid_data.processed]
 
     def enterprise_of_plan(self, plan: UUID) -> UUID | None:
         """The customer of a plan, as its licences tell it."""
@@ -131,7 +131,7 @@ class Evidence:
         return [
             (self.licenses[row["license_id"]], row["created"])
             for row in found
-            if row["license_id"] not in self.ground.unlinked
+            if row["license_id"] not in self.laid_data.unlinked
         ]
 
 

@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import DBAPIError
 
 from chaos.faults import Fault
-from chaos.session import Stage
+from chaos.session import ChaosSession
 from worker.ledger.order import Phase
 
 NEED_NO_SERVER = ("forget_tokens", "worker_term", "skewed_worker", "beat_kill", "two_beats")
@@ -18,15 +18,15 @@ NEED_NO_SERVER = ("forget_tokens", "worker_term", "skewed_worker", "beat_kill", 
 Later = Callable[[float, Callable[[], None]], None]
 
 
-class Hands:
-    """Does one fault at a time to a stage; what must be undone is handed to `later`."""
+class Inflict:
+    """Does one fault at a time to a session; what must be undone is handed to `later`."""
 
-    def __init__(self, stage: Stage, later: Later) -> None:
-        self.stage, self._later = stage, later
+    def __init__(self, session: ChaosSession, later: Later) -> None:
+        self.session, self._later = session, later
 
     def do(self, fault: Fault) -> bool:
         """Bring a fault about; False when there is nothing for it to strike now."""
-        up = self.stage.redis.up and self.stage.database.up
+        up = self.session.redis.up and self.session.database.up
         if not up and fault.kind not in NEED_NO_SERVER:
             return False  # what is frozen or down is not asked for anything
         try:
@@ -35,46 +35,46 @@ class Hands:
             return False  # what it needs is away by another fault: it is tried again
 
     def duplicate_message(self, times: int, pick: float) -> bool:
-        return self.stage.broker.duplicate(pick, times)
+        return self.session.broker.duplicate(pick, times)
 
     def replay_message(self, times: int, pick: float) -> bool:
-        return self.stage.broker.replay(pick, times)
+        return self.session.broker.replay(pick, times)
 
     def flushall(self) -> bool:
-        return bool(self.stage.redis.client.flushall())
+        return bool(self.session.redis.client.flushall())
 
     def redis_restart(self, seconds: float) -> bool:
-        self.stage.redis.kill()
+        self.session.redis.kill()
         self._later(seconds, self._start_redis)
         return True
 
     def _start_redis(self) -> None:
-        self.stage.redis.start()
-        self.stage.broker.reset()
+        self.session.redis.start()
+        self.session.broker.reset()
 
     def redis_freeze(self, seconds: float) -> bool:
-        self.stage.redis.freeze()
-        self._later(seconds, self.stage.redis.thaw)
+        self.session.redis.freeze()
+        self._later(seconds, self.session.redis.thaw)
         return True
 
     def redis_reset(self) -> bool:
-        self.stage.redis.reset()
-        self.stage.broker.reset()
+        self.session.redis.reset()
+        self.session.broker.reset()
         return True
 
     def database_restart(self, seconds: float) -> bool:
-        self.stage.database.kill()
-        self.stage.engine.dispose()
-        self._later(seconds, self.stage.database.start)
+        self.session.database.kill()
+        self.session.engine.dispose()
+        self._later(seconds, self.session.database.start)
         return True
 
     def database_reset(self) -> bool:
-        self.stage.database.reset()
-        self.stage.engine.dispose()
+        self.session.database.reset()
+        self.session.engine.dispose()
         return True
 
     def worker_term(self, worker: int) -> bool:
-        member = self.stage.crew.workers[worker]
+        member = self.session.processes.workers[worker]
         if not member.up:
             return False
         member.end()
@@ -83,23 +83,23 @@ class Hands:
     def skewed_worker(self, worker: int, hours: int) -> bool:
         struck = self.worker_term(worker)
         if struck:
-            self.stage.crew.workers[worker].hours = hours
+            self.session.processes.workers[worker].hours = hours
         return struck
 
     def beat_kill(self, seconds: float) -> bool:
-        beat = self.stage.crew.beat
+        beat = self.session.processes.beat
         if not beat.up:
             return False
         beat.kill(seconds)
-        self.stage.crew.forget_schedule(beat)
+        self.session.processes.forget_schedule(beat)
         return True
 
     def two_beats(self) -> bool:
-        self.stage.crew.two_beats()
+        self.session.processes.two_beats()
         return True
 
     def trigger_enterprise(self, times: int, pick: float) -> bool:
-        enterprise = str(Random(pick).choice(self.stage.ground.enterprises))
+        enterprise = str(Random(pick).choice(self.session.laid_data.enterprises))
         return self._post("run_enterprise", times, enterprise_customer_uuid=enterprise)
 
     def trigger_night(self, times: int, pick: float) -> bool:
@@ -109,7 +109,7 @@ class Hands:
         return self._post("reconcile", times)
 
     def trigger_step(self, step: str, times: int, pick: float) -> bool:
-        runs = self.stage.runs()
+        runs = self.session.runs()
         if not runs:
             return False
         busy = [run for run in runs if run.phase == Phase.DOWNGRADING]
@@ -117,11 +117,11 @@ class Hands:
         return self._post(step, times, enterprise_customer_uuid=str(run.enterprise_customer_uuid), run_id=str(run.id))
 
     def forget_tokens(self) -> bool:
-        self.stage.lms.forget_tokens()
+        self.session.lms.forget_tokens()
         return True
 
     def _post(self, task: str, times: int, **kwargs: Any) -> bool:
-        self.stage.broker.post(task, times, **kwargs)
+        self.session.broker.post(task, times, **kwargs)
         return True
 
 

@@ -15,9 +15,9 @@ from uuid import UUID
 from sqlalchemy import Engine
 from support.runs import scan
 
-from chaos.data import PARALLEL, Ground, due
+from chaos.data import PARALLEL, LaidData, due
 from chaos.evidence import Evidence, License, Step, confirms, named, numbers
-from chaos.snapshot import Picture, difference, picture
+from chaos.snapshot import Snapshot, difference, take_snapshot
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
@@ -55,9 +55,11 @@ class Strike(Protocol):
         """Whose task it struck; None when it may have struck anybody's."""
 
 
-def judge(ground: Ground, engine: Engine, lms: Simulator, undisturbed: Picture, struck: Sequence[Strike]) -> list[str]:
+def judge(
+    laid_data: LaidData, engine: Engine, lms: Simulator, undisturbed: Snapshot, struck: Sequence[Strike]
+) -> list[str]:
     """Say which promises were broken, one sentence for each time."""
-    night = Evidence(ground, engine, lms)
+    night = Evidence(laid_data, engine, lms)
     verdicts = [
         _order(night),
         _learner_by_learner(night),
@@ -85,10 +87,10 @@ def _order(night: Evidence) -> Verdict:
 
     No downgrade after it is legal, not even a later run's. That run could have one to send only for a licence that
     the first unlink's run had neither confirmed nor set aside: which breaks the promise; or for one that was not due
-    then: but all that this ground calls due was due before the night, and nobody narrows a run to some of the plans.
+    then: but all that this laid_data calls due was due before the night, and nobody narrows a run to some of the plans.
     Those held are not due again for twelve hours.
     """
-    for enterprise in night.ground.enterprises:
+    for enterprise in night.laid_data.enterprises:
         unlinks, downgrades = night.calls(enterprise, "unlink"), night.calls(enterprise, "downgrade")
         if not unlinks:
             continue
@@ -116,7 +118,7 @@ def _in_flight(night: Evidence, enterprise: UUID, call: Entry, first: int) -> Ve
 
 def _learner_by_learner(night: Evidence) -> Verdict:
     """Promise 2. All expired licences of learners here are due ones, or the learner is protected."""
-    for enterprise in night.ground.enterprises:
+    for enterprise in night.laid_data.enterprises:
         for call in night.calls(enterprise, "unlink"):
             told = f"Learner by learner: enterprise {enterprise}: unlink #{call.start}"
             for email in named(call):
@@ -124,7 +126,7 @@ def _learner_by_learner(night: Evidence) -> Verdict:
                 if not theirs:
                     yield f"{told} holds somebody without an expired license"
                 for license in theirs:
-                    done = license.plan in night.ground.processed or any(
+                    done = license.plan in night.laid_data.processed or any(
                         each.end is not None and each.end < call.start
                         for each in night.confirmations(enterprise, str(license.uuid))
                     )
@@ -132,11 +134,11 @@ def _learner_by_learner(night: Evidence) -> Verdict:
                         yield f"{told} holds the learner of license {license.uuid}, not confirmed downgraded by then"
 
 
-def _nothing_lost(night: Evidence, engine: Engine, lms: Simulator, undisturbed: Picture) -> Verdict:
+def _nothing_lost(night: Evidence, engine: Engine, lms: Simulator, undisturbed: Snapshot) -> Verdict:
     """Promise 3: in the end all is as after a night that nothing disturbed."""
-    for sentence in difference(picture(engine, lms), undisturbed):
+    for sentence in difference(take_snapshot(engine, lms), undisturbed):
         yield f"Nothing lost: {sentence}"
-    if left := due(night.ground, engine):
+    if left := due(night.laid_data, engine):
         yield f"Nothing lost: {left} enterprises still have something due"
     for run in night.runs:
         if run["live"] is not None or run["phase"] not in (Phase.FINISHED, Phase.FAILED, Phase.ABANDONED):
@@ -182,7 +184,7 @@ def _one_at_a_time(night: Evidence, struck: Sequence[Strike]) -> Verdict:
     """Promise 6. What a worker had in flight when it was killed or frozen the LMS has answered long before its lease
     ends, so that nobody who took the run over is excused by it.
     """
-    for enterprise in night.ground.enterprises:
+    for enterprise in night.laid_data.enterprises:
         runs = night.runs_of(enterprise)
         for earlier, later in pairwise(runs):
             if earlier["ended_at"] is None or earlier["ended_at"] > later["opened_at"] + TOLERANCE:
@@ -199,12 +201,12 @@ def _together(calls: list[Entry], call: Entry) -> list[Entry]:
 
 def _isolation(night: Evidence, struck: Sequence[Strike]) -> Verdict:
     """Promise 7: whom nothing struck has had a night like any other."""
-    for enterprise in night.ground.enterprises:
+    for enterprise in night.laid_data.enterprises:
         if _strikes(struck, enterprise):
             continue
         told = f"Isolation: enterprise {enterprise}, which nothing struck,"
         phases = [str(run["phase"]) for run in night.runs_of(enterprise)]
-        if phases != ([str(Phase.FINISHED)] if enterprise in night.ground.due else []):
+        if phases != ([str(Phase.FINISHED)] if enterprise in night.laid_data.due else []):
             yield f"{told} had these runs: {', '.join(phases) or 'none'}"
         if again := _sent_again(night, enterprise):
             yield f"{told} was sent again what was confirmed: {numbers(again)}"
@@ -216,7 +218,7 @@ def _repeats(night: Evidence, struck: Sequence[Strike]) -> Verdict:
     Counted are the confirmed requests of which anything was sent again, and not those that it was sent in: licences
     left over from two batches can come to lie in three.
     """
-    for enterprise in night.ground.enterprises:
+    for enterprise in night.laid_data.enterprises:
         crashes = len(_strikes(struck, enterprise, CRASHES))
         again = _sent_again(night, enterprise)
         if len(again) > PARALLEL * crashes:
@@ -244,7 +246,7 @@ def _any_after(call: Entry, last: dict[str, int]) -> bool:
 
 def _counts(night: Evidence) -> Verdict:
     """What the runs have counted is what the night has left, no more and no less."""
-    for enterprise in night.ground.enterprises:
+    for enterprise in night.laid_data.enterprises:
         downgraded = {license.uuid for license in _recorded_downgrades(night) if license.enterprise == enterprise}
         unlinked = [each for each, _ in night.of_the_night(UNLINKED_EVENT) if each.enterprise == enterprise]
         held = [row for row in night.held if row["enterprise_customer_uuid"] == enterprise]

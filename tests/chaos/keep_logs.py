@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chaos.faults import to_json
-from chaos.session import Stage
+from chaos.session import ChaosSession
 
 if TYPE_CHECKING:
     from chaos.night import Report
@@ -30,18 +30,18 @@ class Logs:
             return content.read().decode(errors="replace")
 
 
-def keep(stage: Stage, report: "Report", logs: Logs) -> Path:
+def keep(session: ChaosSession, report: "Report", logs: Logs) -> Path:
     """Write down all that tells why a night failed; give the folder."""
-    folder = stage.folder / f"night-{report.number:04}"
+    folder = session.folder / f"night-{report.number:04}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in logs.since().items():
         (folder / name).write_text(content)
-    shutil.copy(stage.counter.folder / "points.log", folder)
+    shutil.copy(session.counter.folder / "points.log", folder)
     _write(folder / "plan.json", to_json(report.plan))
     _write(folder / "struck.json", [asdict(each) for each in report.struck])
     _write(folder / "runs.json", report.runs)
-    _write(folder / "journal.json", [entry.to_json() for entry in stage.lms.calls()])
+    _write(folder / "journal.json", [entry.to_json() for entry in session.lms.calls()])
     (folder / "verdict.txt").write_text("\n".join(report.broken) + "\n")
     return folder
 

@@ -5,23 +5,23 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, delete, func, insert, select
 
-from chaos.session import Stage
+from chaos.session import ChaosSession
 from worker.db.ledger_tables import Night
 
 Wait = Callable[[Callable[[], bool], float, str], None]
 
 
-def miss_a_night(stage: Stage, wait: Wait) -> float:
+def miss_a_night(session: ChaosSession, wait: Wait) -> float:
     """Have beat be away over a scheduled moment; give the seconds from its return until the night is begun."""
-    stage.crew.beat.kill(None)
-    stage.crew.forget_schedule(stage.crew.beat)
-    wait(lambda: stage.broker.queued == 0 and stage.broker.taken == 0, 20, "reconciles that were sent before")
-    began = _forget_recent(stage.watching)
-    stage.crew.beat.start()
-    wait(lambda: stage.crew.beat.up, 20, "beat's return")
+    session.processes.beat.kill(None)
+    session.processes.forget_schedule(session.processes.beat)
+    wait(lambda: session.broker.queued == 0 and session.broker.taken == 0, 20, "reconciles that were sent before")
+    began = _forget_recent(session.watching)
+    session.processes.beat.start()
+    wait(lambda: session.processes.beat.up, 20, "beat's return")
     back = datetime.now(UTC)
-    wait(lambda: _newest(stage.watching) > began, 60, "the missed night to be begun by reconcile")
-    with stage.watching.connect() as connection:
+    wait(lambda: _newest(session.watching) > began, 60, "the missed night to be begun by reconcile")
+    with session.watching.connect() as connection:
         opened = connection.scalars(select(func.max(Night.opened_at))).one()
     return max(0.0, (opened - back).total_seconds())
 

@@ -14,10 +14,10 @@ from sqlalchemy.exc import DBAPIError
 from chaos import data, judge, missed
 from chaos.counter import Line
 from chaos.faults import AT_THE_LMS, BY_THE_DRIVER, IN_A_PROCESS, NIGHT_MISSED, Fault, Scale, Struck, order
-from chaos.inflict import Agenda, Hands
+from chaos.inflict import Agenda, Inflict
 from chaos.keep_logs import Logs
 from chaos.recovery import Blow, recovery
-from chaos.session import Stage
+from chaos.session import ChaosSession
 from chaos.struck import Noted, killed_by_celery, thaw, what_struck
 
 GIVE_UP_SECONDS = 150
@@ -49,14 +49,14 @@ class NotSettled(Exception):
 
 
 class Night:
-    """Plays one night on a stage, by a plan."""
+    """Plays one night on a session, by a plan."""
 
-    def __init__(self, stage: Stage, number: int, plan: list[Fault]) -> None:
-        self.stage = stage
+    def __init__(self, session: ChaosSession, number: int, plan: list[Fault]) -> None:
+        self.session = session
         self.report = Report(number, plan)
-        self.logs = Logs(stage.folder / "logs")
+        self.logs = Logs(session.folder / "logs")
         self._agenda = Agenda()
-        self._hands = Hands(stage, self._agenda.later)
+        self._hands = Inflict(session, self._agenda.later)
         self._pending = [fault for fault in plan if fault.kind in BY_THE_DRIVER]
         self._noted = [Noted.of(fault) for fault in plan if fault.kind in AT_THE_LMS]
         self._blows: list[Blow] = []
@@ -76,26 +76,26 @@ class Night:
         except NotSettled as error:
             self.report.broken.append(f"Not settled: {error}")
         finally:
-            self.stage.counter.disarm()
+            self.session.counter.disarm()
             self.report.seconds = time.time() - self.report.started
-            self.report.runs = [dict(run._mapping) for run in self._trying(self.stage.runs) or []]
+            self.report.runs = [dict(run._mapping) for run in self._trying(self.session.runs) or []]
         return self.report
 
     def _begin(self) -> None:
         self._wait(
-            lambda: self.stage.crew.up and 2 < time.time() % 60 < 50, 70, "everybody up"
+            lambda: self.session.processes.up and 2 < time.time() % 60 < 50, 70, "everybody up"
         )  # no minute's night now
         self.report.started = time.time()
-        self.stage.engine.dispose()
+        self.session.engine.dispose()
         self._wait(self._restored, 30, "the data laid anew")
         orders = [order(fault) for fault in self.report.plan if fault.kind in IN_A_PROCESS]
-        self.stage.counter.news()
-        self.stage.counter.arm(self.report.number + 1, orders)
-        self.stage.lms.faults(*self._noted)
+        self.session.counter.news()
+        self.session.counter.arm(self.report.number + 1, orders)
+        self.session.lms.faults(*self._noted)
         if any(fault.kind == NIGHT_MISSED for fault in self.report.plan):
             self._strike(Struck(NIGHT_MISSED, datetime.now(UTC)))
-            self._wait(lambda: self.stage.broker.queued == 0, 10, "an empty queue")
-            back = missed.miss_a_night(self.stage, self._wait)
+            self._wait(lambda: self.session.broker.queued == 0, 10, "an empty queue")
+            back = missed.miss_a_night(self.session, self._wait)
             self.report.recoveries.append((NIGHT_MISSED, back))
         else:
             self._post_night()
@@ -103,7 +103,7 @@ class Night:
 
     def _restored(self) -> bool:
         try:
-            self.stage.ground.restore(self.stage.engine, self.stage.lms)
+            self.session.laid_data.restore(self.session.engine, self.session.lms)
         except DBAPIError:  # a worker that looked for work meanwhile
             return False
         return True
@@ -112,9 +112,9 @@ class Night:
         """Let the night come to rest, and then a further one for as long as that leaves something to do."""
         while True:
             self._wait(self._quiet, GIVE_UP_SECONDS - (time.time() - self.report.started), "the night to settle")
-            self.report.points = self.report.points or self.stage.counter.value()
-            self.stage.engine.dispose()
-            if not data.due(self.stage.ground, self.stage.engine):
+            self.report.points = self.report.points or self.session.counter.value()
+            self.session.engine.dispose()
+            if not data.due(self.session.laid_data, self.session.engine):
                 return
             if self.report.extra == MOST_EXTRA_NIGHTS:
                 raise NotSettled(f"still due after {self.report.extra} further nights: {self._state()}")
@@ -123,40 +123,40 @@ class Night:
 
     def _once_more(self) -> None:
         """A last night with no faults, which has nothing to do and sends nothing."""
-        self.stage.counter.disarm()
+        self.session.counter.disarm()
         self._pending.clear()
-        self.stage.lms.faults()
-        self.stage.crew.back_to_normal()
+        self.session.lms.faults()
+        self.session.processes.back_to_normal()
         self._wait(self._quiet, 60, "everybody back to normal")
-        number = max((entry.start for entry in self.stage.lms.calls()), default=0)
+        number = max((entry.start for entry in self.session.lms.calls()), default=0)
         task_id = self._post_night()
         self._wait(
-            lambda: self._trying(lambda: self.stage.broker.result(task_id)) is not None, 30, "the last night's end"
+            lambda: self._trying(lambda: self.session.broker.result(task_id)) is not None, 30, "the last night's end"
         )
         self._wait(self._quiet, 60, "the last night to settle")
-        self.report.broken += judge.requests_since(self.stage.lms, number)
+        self.report.broken += judge.requests_since(self.session.lms, number)
 
     def _judge(self) -> None:
-        stage, report = self.stage, self.report
-        stage.engine.dispose()
+        session, report = self.session, self.report
+        session.engine.dispose()
         logs = self.logs.since()
         known = {line.pid for line in self._last.values() if line.order}
         struck = [*report.struck, *killed_by_celery(logs.values(), self._last, known)]
         if report.starved:  # a machine that stands still for so long is as a freeze of all
             struck.append(Struck("freeze_worker", datetime.now(UTC), None, "starved"))
-        report.broken += judge.judge(stage.ground, stage.engine, stage.lms, stage.undisturbed, struck)
-        texts = logs | {"Redis": b"\n".join(stage.broker.seen).decode()}
-        report.broken += [f"Privacy: an e-mail address in {place}" for place in judge.scan(texts, stage.engine)]
-        runs = stage.runs()
+        report.broken += judge.judge(session.laid_data, session.engine, session.lms, session.undisturbed, struck)
+        texts = logs | {"Redis": b"\n".join(session.broker.seen).decode()}
+        report.broken += [f"Privacy: an e-mail address in {place}" for place in judge.scan(texts, session.engine)]
+        runs = session.runs()
         for blow in self._blows:
-            if (seconds := recovery(blow, runs, stage.lms)) is not None:
+            if (seconds := recovery(blow, runs, session.lms)) is not None:
                 report.recoveries.append((blow.struck.kind, seconds))
 
     def _post_night(self) -> str:
         posted: list[str] = []
 
         def post() -> bool:
-            task_id = self._trying(lambda: self.stage.broker.post("run_nightly")) if self.stage.redis.up else None
+            task_id = self._trying(lambda: self.session.broker.post("run_nightly")) if self.session.redis.up else None
             posted.extend([task_id] if task_id else [])
             return bool(posted)
 
@@ -174,20 +174,20 @@ class Night:
             if time.monotonic() > deadline:
                 raise NotSettled(f"waited for {what}, {seconds:.0f} s: {self._state()}")
             before = time.monotonic()
-            with self.stage.lms.journal.changed:
-                self.stage.lms.journal.changed.wait(0.05)
+            with self.session.lms.journal.changed:
+                self.session.lms.journal.changed.wait(0.05)
             self.report.starved += time.monotonic() - before > STARVED_SECONDS
 
     def _tick(self) -> None:
-        stage = self.stage
+        session = self.session
         self._agenda.run()
-        self.report.broken += stage.crew.tend()
-        if stage.redis.up:
-            self._trying(stage.broker.look)
-        if stage.database.up:
-            live = self._trying(stage.live)
+        self.report.broken += session.processes.tend()
+        if session.redis.up:
+            self._trying(session.broker.look)
+        if session.database.up:
+            live = self._trying(session.live)
             self._live = self._live if live is None else frozenset(map(str, live))
-        for line in stage.counter.news():
+        for line in session.counter.news():
             self._last[line.pid] = line
             if line.order and line.night == self.report.number + 1:
                 self._strike(what_struck(line))
@@ -197,7 +197,7 @@ class Night:
             self._wake(line, fence)
         for struck in (each for noted in self._noted for each in noted.news()):
             self._strike(struck)
-        reached = stage.counter.value()
+        reached = session.counter.value()
         for fault in [fault for fault in self._pending if fault.at <= reached]:
             struck = Struck(fault.kind, datetime.now(UTC))
             if self._hands.do(fault):
@@ -206,12 +206,12 @@ class Night:
 
     def _freeze(self, line: Line) -> None:
         self._agenda.later(line.order["seconds"] - (time.time() - line.time), partial(thaw, line))
-        run = line.run if line.order["early"] and self.stage.database.up else None
-        if run and (taken := self._trying(lambda: self.stage.taken(run))):
+        run = line.run if line.order["early"] and self.session.database.up else None
+        if run and (taken := self._trying(lambda: self.session.taken(run))):
             self._asleep.append((line, taken[0]))
 
     def _wake(self, line: Line, fence: int) -> None:
-        taken = self._trying(lambda: self.stage.taken(line.run or "")) if self.stage.database.up else None
+        taken = self._trying(lambda: self.session.taken(line.run or "")) if self.session.database.up else None
         if taken and taken[0] > fence and taken[1]:
             thaw(line)
             self._asleep.remove((line, fence))
@@ -222,26 +222,28 @@ class Night:
 
     def _quiet(self) -> bool:
         """Has nothing been going on for a moment? Messages that nobody acknowledges any more are not waited for."""
-        stage, now = self.stage, time.monotonic()
-        up = stage.crew.up and stage.redis.up and stage.database.up and self._agenda.empty
-        if not up or self._live or stage.broker.queued or stage.lms.journal.in_flight:
+        session, now = self.session, time.monotonic()
+        up = session.processes.up and session.redis.up and session.database.up and self._agenda.empty
+        if not up or self._live or session.broker.queued or session.lms.journal.in_flight:
             self._restless = now
-        if not stage.broker.taken or not up or self._live:
+        if not session.broker.taken or not up or self._live:
             self._taken_since = now
-        idle = not stage.broker.taken or now - self._taken_since > TAKEN_SECONDS
+        idle = not session.broker.taken or now - self._taken_since > TAKEN_SECONDS
         return idle and now - self._restless > QUIET_SECONDS
 
     def _state(self) -> str:
-        stage = self.stage
-        runs = [run for run in self._trying(stage.runs) or [] if run.live]
+        session = self.session
+        runs = [run for run in self._trying(session.runs) or [] if run.live]
         told = "; ".join(
             f"run {run.id} of {run.enterprise_customer_uuid} is {run.phase}, owner {run.owner}, lease {run.lease_until}"
             f", publications {run.publications}, error {run.error}"
             for run in runs
         )
-        away = [member.name for member in stage.crew.members if not member.up]
-        messages = f"{stage.broker.queued} messages queued, {stage.broker.taken} taken"
-        return f"{messages}; not up: {', '.join(away) or 'none'}; in flight {stage.lms.journal.in_flight}; live: {told}"
+        away = [member.name for member in session.processes.members if not member.up]
+        messages = f"{session.broker.queued} messages queued, {session.broker.taken} taken"
+        return (
+            f"{messages}; not up: {', '.join(away) or 'none'}; in flight {session.lms.journal.in_flight}; live: {told}"
+        )
 
     @staticmethod
     def _trying(ask: Callable[[], Any]) -> Any:
@@ -252,9 +254,9 @@ class Night:
             return None
 
 
-def calibrate(stage: Stage) -> tuple[Report, Scale]:
+def calibrate(session: ChaosSession) -> tuple[Report, Scale]:
     """An undisturbed night, and the scale on which the others are drawn."""
-    report = Night(stage, 0, []).play()
-    calls = {kind: len(stage.lms.calls(kind)) for kind in ("downgrade", "unlink")}
-    due = tuple(sorted(map(str, stage.ground.due)))
+    report = Night(session, 0, []).play()
+    calls = {kind: len(session.lms.calls(kind)) for kind in ("downgrade", "unlink")}
+    due = tuple(sorted(map(str, session.laid_data.due)))
     return report, Scale(report.points, calls["downgrade"], calls["unlink"], due)

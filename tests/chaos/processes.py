@@ -92,7 +92,7 @@ class Member:
             self.start()
 
 
-class Crew:
+class Processes:
     """Two workers of two processes each, and one beat, or two."""
 
     def __init__(self, folder: Path, env: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""All that the nights of one engine share: servers, the LMS, the crew, the ground, and the folder of logs."""
+"""All that the nights of one engine share: servers, the LMS, the processes, the data, and the folder of logs."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from chaos import data
 from chaos.broker import Broker
 from chaos.counter import EPOCH_VARIABLE, FOLDER_VARIABLE, Counter
 from chaos.faults import LEASE_SECONDS
-from chaos.processes import ROOT, Crew
+from chaos.processes import ROOT, Processes
 from chaos.servers import DATABASES, DatabaseServer, Redis
 from simulator.data.schema import create_tables
 from simulator.lms.server import Simulator
@@ -39,7 +39,7 @@ SETTINGS = {
 }
 
 
-class Stage:
+class ChaosSession:
     """Everything up and running on one engine, with nothing laid yet; ends all of it on leaving."""
 
     def __init__(self, engine_name: str, seed: int, folder: Path) -> None:
@@ -71,8 +71,8 @@ class Stage:
         self.watching = create_engine(self.database.url, pool_pre_ping=True)  # looked through twenty times a second
         create_tables(self.engine)
         migrations.upgrade(self.engine)
-        self.ground = data.Ground(self.seed)
-        self.undisturbed = data.undisturbed(self.ground, self.database.url)
+        self.laid_data = data.LaidData(self.seed)
+        self.undisturbed = data.undisturbed(self.laid_data, self.database.url)
         self.lms = self._stack.enter_context(Simulator(self.engine, latency=LATENCY))
         self._staff()
 
@@ -85,11 +85,11 @@ class Stage:
         os.environ["CELERY_BROKER_URL"] = self.redis.url  # for celeryconfig, which the broker reads in this process
         self.broker = Broker(self.redis)
         env = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}", "PYTHONUNBUFFERED": "1"}
-        env |= SETTINGS | self.ground.settings() | self._addresses() | {FOLDER_VARIABLE: str(points)}
+        env |= SETTINGS | self.laid_data.settings() | self._addresses() | {FOLDER_VARIABLE: str(points)}
         env |= {EPOCH_VARIABLE: repr(time.time() - time.monotonic())}
-        self.crew = Crew(logs, env)
-        self._stack.callback(self.crew.stop)
-        self.crew.start()
+        self.processes = Processes(logs, env)
+        self._stack.callback(self.processes.stop)
+        self.processes.start()
 
     def _addresses(self) -> dict[str, str]:
         return {
@@ -104,14 +104,14 @@ class Stage:
 
     def renew(self) -> None:
         """Begin with fresh processes and no messages, after a night that did not come to rest."""
-        self.crew.stop()
+        self.processes.stop()
         self.redis.kill()
         self.redis.start()
         self.broker.reset()
         self.database.kill()
         self.database.start()
         self.engine.dispose()
-        self.crew.start()
+        self.processes.start()
 
     def runs(self) -> list[Any]:
         """All runs of the ledger, as rows."""

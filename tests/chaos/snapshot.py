@@ -21,7 +21,7 @@ ADDRESSES = ("user_email",)
 
 
 @dataclass(frozen=True)
-class Picture:
+class Snapshot:
     """Tables by name, and what the LMS holds: for each key (a UUID as text) the rows that it has, in order.
 
     Kept out of the repr, because of the e-mail addresses.
@@ -30,7 +30,7 @@ class Picture:
     tables: dict[str, Table] = field(repr=False)
 
 
-def picture(engine: Engine, lms: Simulator) -> Picture:
+def take_snapshot(engine: Engine, lms: Simulator) -> Snapshot:
     """Look at everything: license-manager's tables, the ledger's, and what the LMS holds.
 
     Moments are told as their distance from the moment of laying, which every agreement has; those of the night
@@ -48,10 +48,10 @@ def picture(engine: Engine, lms: Simulator) -> Picture:
         "confirmed downgrade of license": _only(rows(engine, Downgrade), "license_uuid"),
         "hold of license": _only(rows(engine, HeldLicense), "license_uuid", "step", "reason"),
     }
-    return Picture(tables | _at_the_lms(engine, lms))
+    return Snapshot(tables | _at_the_lms(engine, lms))
 
 
-def difference(found: Picture, wanted: Picture) -> list[str]:
+def difference(found: Snapshot, wanted: Snapshot) -> list[str]:
     """Name what differs, by UUIDs and columns; no e-mail address is among it."""
     return [
         f"{name} {key}: {sentence}"

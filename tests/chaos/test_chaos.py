@@ -44,7 +44,7 @@ def test_every_promise_holds_under_faults_drawn_at_random(engine: str, folder: P
         check=False,
     )
     assert played.returncode == 0, played.stdout + played.stderr
-    assert sum(json.loads((folder / engine / "tally.json").read_text())["faults"].values()) >= FAULTS_EACH
+    assert sum(json.loads((folder / engine / "totals.json").read_text())["faults"].values()) >= FAULTS_EACH
 
 
 def plans(scale: Scale = SCALE) -> list[list[Fault]]:

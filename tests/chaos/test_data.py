@@ -1,4 +1,4 @@
-"""The ground is the same for the same seed, and no change of what a night leaves escapes the picture of it."""
+"""The data are the same for the same seed, and no change of what a night leaves escapes the snapshot of it."""
 
 import re
 import time
@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, text, update
 from support.runs import ON_SQLITE, raw, rows
 
-from chaos.data import Ground, due, undisturbed
-from chaos.snapshot import difference, picture
+from chaos.data import LaidData, due, undisturbed
+from chaos.snapshot import difference, take_snapshot
 from simulator.data.rows import DOWNGRADED_EVENT, UNLINKED_EVENT
 from simulator.data.schema import table
 from simulator.lms.faults import Fault
@@ -23,7 +23,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 @pytest.mark.parametrize("engine_kind", ["mariadb"], indirect=True)
 def test_two_undisturbed_nights_of_one_seed_are_alike(database_url: str) -> None:
-    first, second = (undisturbed(Ground(3), database_url) for _ in range(2))
+    first, second = (undisturbed(LaidData(3), database_url) for _ in range(2))
     assert difference(first, second) == []
     tables = first.tables
     reasons = sorted((row["step"], row["reason"]) for [row] in tables["hold of license"].values())
@@ -36,11 +36,11 @@ def test_two_undisturbed_nights_of_one_seed_are_alike(database_url: str) -> None
 
 @ON_SQLITE
 def test_another_seed_is_another_ground(engine: Engine, lms: Simulator) -> None:
-    grounds = [Ground(seed) for seed in (1, 1, 2)]
+    grounds = [LaidData(seed) for seed in (1, 1, 2)]
     pictures = []
-    for ground in grounds:
-        ground.restore(engine, lms)
-        pictures.append(picture(engine, lms))
+    for laid_data in grounds:
+        laid_data.restore(engine, lms)
+        pictures.append(take_snapshot(engine, lms))
     assert difference(*pictures[:2]) == []
     assert difference(*pictures[1:])
     assert grounds[0].enterprises == grounds[1].enterprises
@@ -50,17 +50,17 @@ def test_another_seed_is_another_ground(engine: Engine, lms: Simulator) -> None:
 
 
 def test_a_restored_ground_is_as_it_was_laid(engine: Engine, lms: Simulator) -> None:
-    ground = Ground(5)
-    ground.restore(engine, lms)
-    laid = picture(engine, lms)
-    assert due(ground, engine) == len(ground.due) == 13
+    laid_data = LaidData(5)
+    laid_data.restore(engine, lms)
+    laid = take_snapshot(engine, lms)
+    assert due(laid_data, engine) == len(laid_data.due) == 13
     spoil(engine, lms)
     throttle = raw(engine, "SELECT * FROM license_expiry_throttle")
-    assert difference(picture(engine, lms), laid)
+    assert difference(take_snapshot(engine, lms), laid)
     began = time.monotonic()
-    ground.restore(engine, lms)
+    laid_data.restore(engine, lms)
     assert time.monotonic() - began < 1.0
-    assert difference(picture(engine, lms), laid) == []
+    assert difference(take_snapshot(engine, lms), laid) == []
     assert (rows(engine, Run), lms.journal.entries, lms.lms.faults) == ([], [], [])
     assert raw(engine, "SELECT * FROM license_expiry_throttle") == throttle
     assert len(raw(engine, "SELECT * FROM license_expiry_alembic_version")) == 1
@@ -81,13 +81,13 @@ def spoil(engine: Engine, lms: Simulator) -> None:
 
 
 def a_run(connection: Connection) -> None:
-    row: dict[str, Any] = {"id": Ground(9).enterprises[0], "enterprise_customer_uuid": Ground(9).enterprises[1]}
+    row: dict[str, Any] = {"id": LaidData(9).enterprises[0], "enterprise_customer_uuid": LaidData(9).enterprises[1]}
     row |= {"phase": "failed", "as_of": NOW, "force": False, "dry_run": False, "opened_at": NOW}
     connection.execute(insert(Run).values(row))
 
 
 def hold(connection: Connection, license: Any, **values: Any) -> None:
-    other = Ground(9).enterprises[0]
+    other = LaidData(9).enterprises[0]
     row = {"license_uuid": license, "enterprise_customer_uuid": other, "run_id": other, "step": "unlink"}
     row |= {"reason": "http_400", "tries": 1, "first_held_at": NOW, "as_of": NOW}
     connection.execute(insert(HeldLicense).values(row | values))
@@ -124,7 +124,7 @@ def a_license(connection: Connection, engine: Engine) -> Any:
 
 
 def a_confirmation(connection: Connection, engine: Engine, _: Simulator) -> None:
-    other = Ground(9).enterprises[0]
+    other = LaidData(9).enterprises[0]
     row = {"license_uuid": a_license(connection, engine), "run_id": other, "enterprise_customer_uuid": other}
     connection.execute(insert(Downgrade).values(confirmed_at=NOW, **row))
 
@@ -192,13 +192,13 @@ CASES: dict[str, tuple[Change, Change, str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_picture_shows_a_change(case: str, engine: Engine, lms: Simulator) -> None:
     before, change, sentence = CASES[case]
-    Ground(1).restore(engine, lms)
+    LaidData(1).restore(engine, lms)
     with engine.begin() as connection:
         before(connection, engine, lms)
-    was = picture(engine, lms)
+    was = take_snapshot(engine, lms)
     with engine.begin() as connection:
         change(connection, engine, lms)
-    found = difference(picture(engine, lms), was)
+    found = difference(take_snapshot(engine, lms), was)
     assert found
     wanted = re.compile(sentence.replace("UUID", "[0-9a-f]{8}-[0-9a-f-]{27}"))
     assert any(wanted.search(each) for each in found), found
@@ -207,27 +207,27 @@ def test_the_picture_shows_a_change(case: str, engine: Engine, lms: Simulator) -
 
 @ON_SQLITE
 def test_the_picture_leaves_out_what_differs_by_the_night(engine: Engine, lms: Simulator) -> None:
-    Ground(1).restore(engine, lms)
+    LaidData(1).restore(engine, lms)
     with engine.begin() as connection:
         hold(connection, a_license(connection, engine))
-    was = picture(engine, lms)
+    was = take_snapshot(engine, lms)
     with engine.begin() as connection:
         a_run(connection)
         connection.execute(
-            update(HeldLicense).values(tries=2, as_of=datetime.now(UTC), run_id=Ground(8).enterprises[0])
+            update(HeldLicense).values(tries=2, as_of=datetime.now(UTC), run_id=LaidData(8).enterprises[0])
         )
         connection.execute(text("UPDATE subscriptions_licenseevent SET created = '2026-01-01 00:00:00', id = id + 100"))
-    assert difference(picture(engine, lms), was) == []
+    assert difference(take_snapshot(engine, lms), was) == []
 
 
 @ON_SQLITE
 def test_history_rows_are_counted_and_compared(engine: Engine, lms: Simulator) -> None:
-    Ground(1).restore(engine, lms)
-    was = picture(engine, lms)
+    LaidData(1).restore(engine, lms)
+    was = take_snapshot(engine, lms)
     spoil(engine, lms)
-    once = picture(engine, lms)
+    once = take_snapshot(engine, lms)
     assert any("history of plan" in each and "1 rows, not 0" in each for each in difference(once, was))
     with engine.begin() as connection:
         connection.execute(text("UPDATE subscriptions_historicalsubscriptionplan SET title = 'x'"))
-    [sentence] = difference(picture(engine, lms), once)
+    [sentence] = difference(take_snapshot(engine, lms), once)
     assert "title is x" in sentence

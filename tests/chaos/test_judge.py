@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import Engine, Update, delete, insert, update
 from support.runs import rows
 
-from chaos.data import Ground, run_night
+from chaos.data import LaidData, run_night
 from chaos.evidence import Step, named
 from chaos.faults import Struck
 from chaos.judge import judge, requests_since, scan
-from chaos.snapshot import Picture, picture
+from chaos.snapshot import Snapshot, take_snapshot
 from simulator.data.schema import create_tables, table
 from simulator.data.showcase import MALFORMED_EMAIL
 from simulator.lms.journal import Entry
@@ -39,28 +39,28 @@ SPREAD = 100  # between two numbers of the journal, so that forged ones find roo
 class Done:
     """A night that was done once, to be copied for each test."""
 
-    ground: Ground
+    laid_data: LaidData
     path: Path
     entries: list[Entry]
     state: State
-    picture: Picture
+    snapshot: Snapshot
 
 
 @dataclass
 class Night:
     """A copy of it, to be forged: the database, and an LMS that is not served."""
 
-    ground: Ground
+    laid_data: LaidData
     engine: Engine
     lms: Simulator
-    picture: Picture
+    snapshot: Snapshot
     struck: list[Struck] = field(default_factory=list)
 
     def verdict(self) -> list[str]:
-        return judge(self.ground, self.engine, self.lms, self.picture, self.struck)
+        return judge(self.laid_data, self.engine, self.lms, self.snapshot, self.struck)
 
     def enterprise(self, name: str) -> UUID:
-        return self.ground.by_name[name]
+        return self.laid_data.by_name[name]
 
     def calls(self, name: str, step: Step) -> list[Entry]:
         return self.lms.calls(step, self.enterprise(name))
@@ -91,15 +91,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     engine = make_engine(f"sqlite:///{path}")
     create_tables(engine)
     migrations.upgrade(engine)
-    ground = Ground(1)
+    laid_data = LaidData(1)
     with Simulator(engine) as lms:
-        ground.restore(engine, lms)
-        run_night(ground, f"sqlite:///{path}", lms)
+        laid_data.restore(engine, lms)
+        run_night(laid_data, f"sqlite:///{path}", lms)
         entries = lms.journal.entries
         for entry in entries:
             entry.start *= SPREAD
             entry.end = (entry.end or 0) * SPREAD
-        made = Done(ground, path, entries, lms.state, picture(engine, lms))
+        made = Done(laid_data, path, entries, lms.state, take_snapshot(engine, lms))
     engine.dispose()
     return made
 
@@ -112,7 +112,7 @@ def night(done: Done, tmp_path: Path) -> Iterator[Night]:
     lms.lms.state = deepcopy(done.state)
     lms.journal._entries = deepcopy(done.entries)
     lms.journal._numbers = count(max(entry.end or 0 for entry in done.entries) + SPREAD)
-    yield Night(done.ground, engine, lms, done.picture)
+    yield Night(done.laid_data, engine, lms, done.snapshot)
     engine.dispose()
 
 
@@ -191,7 +191,7 @@ def unlink_events(night: Night, name: str) -> list[dict[str, Any]]:
     names = {email for call in night.calls(name, "unlink") for email in named(call)}
     own = {row["uuid"] for row in rows(night.engine, "license") if row["user_email"] in names}
     events = [row for row in rows(night.engine, "licenseevent") if row["event_name"] == UNLINKED_EVENT]
-    return [row for row in events if row["license_id"] in own and row["license_id"] not in night.ground.unlinked]
+    return [row for row in events if row["license_id"] in own and row["license_id"] not in night.laid_data.unlinked]
 
 
 def an_event_lost(night: Night) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Tally:
+class Totals:
     """What so many nights came to."""
 
     nights: int = 0
@@ -46,7 +46,7 @@ class Tally:
         path.write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
-    def sum(cls, paths: Iterable[Path]) -> "Tally":
+    def sum(cls, paths: Iterable[Path]) -> "Totals":
         """Several of them, as they were kept, in one."""
         whole = cls()
         for path in paths:
