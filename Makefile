@@ -36,7 +36,7 @@ test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails
 	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(T)
 
 test-engines: setup  ## Run the tests of the steps on each kind of database, not on SQLite alone
-	@EVERY_ENGINE=1 $(BIN)/python -m pytest -n auto tests/integration/runs/test_steps.py
+	@EVERY_ENGINE=1 $(BIN)/python -m pytest -n auto tests/integration/runs
 
 test-compose: setup  ## Run the image and docker-compose.yml on a Docker of its own (root; else it is skipped)
 	@PYTHONPATH=tests:. $(BIN)/python -m compose

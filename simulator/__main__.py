@@ -69,7 +69,7 @@ def serve(
 ) -> None:
     r"""Serve the LMS's token endpoint and its two enterprise calls until Ctrl-C.
 
-    With --database it knows that database's licences and learners; without, nobody, until it is told.
+    With --database it knows that database's licenses and learners; without, nobody, until it is told.
 
     \b
     Ask and tell it while it runs (JSON in, JSON out), under /_simulator/:
@@ -100,7 +100,7 @@ def serve(
 @database_option
 @click.option("--demo", "is_demo", is_flag=True, help="A dozen enterprises that show every rule.")
 @click.option("--enterprises", type=click.IntRange(1), help="How many plain enterprises to make instead.")
-@click.option("--licenses", type=click.IntRange(0), help="How many licences they have in all; half are due.")
+@click.option("--licenses", type=click.IntRange(0), help="How many licenses they have in all; half are due.")
 @click.option("--seed", default=1, show_default=True, help="The same seed gives the same UUIDs.")
 @click.option(
     "--uuid-form",
@@ -131,7 +131,7 @@ def make_data(
             _make_demo(data)
         else:
             bulk(data, enterprises or 0, licenses or 0)
-            click.echo(f"{enterprises} enterprises with {licenses} licences made.")
+            click.echo(f"{enterprises} enterprises with {licenses} licenses made.")
     except SQLAlchemyError as error:
         raise click.ClickException(f"cannot fill the database: {_reason(error)}") from None
 

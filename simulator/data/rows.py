@@ -148,7 +148,7 @@ class Data:
         renewed_to: UUID | None = None,
         **columns: Any,
     ) -> UUID:
-        """Add a licence of a plan; give its id.
+        """Add a license of a plan; give its id.
 
         Without an e-mail it gets one of its own, under the enterprise's domain, unless it is unassigned.
         """
@@ -179,7 +179,7 @@ class Data:
         return own
 
     def event(self, license: UUID, event_name: str = UNLINKED_EVENT, created: datetime | None = None) -> None:
-        """Add a licence's event, by default that its learner was unlinked."""
+        """Add a license's event, by default that its learner was unlinked."""
         created = created or self.now
         times = {"created": created, "modified": created}
         self._add("licenseevent", {}, license_id=license, event_name=event_name, **times)

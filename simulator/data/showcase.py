@@ -27,7 +27,7 @@ class DemoEnterprise:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo data holds: who, who is on the unlink list, and the licences that the LMS will refuse."""
+    """What the demo data holds: who, who is on the unlink list, and the licenses that the LMS will refuse."""
 
     enterprises: list[DemoEnterprise]
     unlink_enabled: list[UUID]
@@ -74,11 +74,11 @@ def read_demo(engine: Engine) -> Demo | None:
 
 
 def bulk(data: Data, enterprises: int, licenses: int, due_share: float = 0.5, expired_days: int = 100) -> list[UUID]:
-    """Insert enterprises with so many licences in all; give the enterprises' UUIDs.
+    """Insert enterprises with so many licenses in all; give the enterprises' UUIDs.
 
     Each has a plan that expired `expired_days` days before `data.now`, unprocessed, with `due_share` of its
-    licences, and a current plan with the others, of other learners. Rows are inserted as they are made, so
-    that a million licences need little memory.
+    licenses, and a current plan with the others, of other learners. Rows are inserted as they are made, so
+    that a million licenses need little memory.
     """
     made: list[UUID] = []
     user = 0
@@ -193,7 +193,7 @@ def _mixed(data: Data, agreement: Agreement) -> None:
 
 
 def _lay(days: float, licenses: int, processed: bool = False) -> Callable[[Data, Agreement], None]:
-    """Give the layer of one plan that expired so many days ago, with so many activated licences."""
+    """Give the layer of one plan that expired so many days ago, with so many activated licenses."""
 
     def lay(data: Data, agreement: Agreement) -> None:
         _many(data, _expired(data, agreement, days, processed), licenses)
@@ -221,24 +221,24 @@ CASES = [
     Case("Elm Changed Address", "A learner goes on under a changed e-mail: not unlinked.", _changed_email),
     Case(
         "Fir Revoked",
-        "A learner holds a revoked licence in a current plan: not unlinked, as license-manager has it.",
+        "A learner holds a revoked license in a current plan: not unlinked, as license-manager has it.",
         _revoked,
     ),
     Case(
         "Ginkgo No Address",
-        "A licence without an e-mail is downgraded and stays; the others are unlinked.",
+        "A license without an e-mail is downgraded and stays; the others are unlinked.",
         _null_email,
     ),
     Case(
         "Hazel Malformed",
-        "The LMS refuses one malformed e-mail: its licence is held, the others are unlinked.",
+        "The LMS refuses one malformed e-mail: its license is held, the others are unlinked.",
         _malformed,
     ),
     Case("Ilex Not Listed", "It is not on the unlink list: downgraded, nobody unlinked.", _lay(200, 6), False),
-    Case("Juniper Thousand", "A plan of 1,000 licences expired yesterday: ten batches.", _lay(20 / 24, 1000)),
+    Case("Juniper Thousand", "A plan of 1,000 licenses expired yesterday: ten batches.", _lay(20 / 24, 1000)),
     Case("Katsura Large", "450 learners expired 100 days ago: downgraded, then unlinked.", _lay(100, 450)),
-    Case("Larch Empty", "Its expired plan has no licences: marked processed, no LMS call.", _lay(40, 0)),
-    Case("Maple Mixed", "Of a plan's licences only the assigned and activated are downgraded.", _mixed),
+    Case("Larch Empty", "Its expired plan has no licenses: marked processed, no LMS call.", _lay(40, 0)),
+    Case("Maple Mixed", "Of a plan's licenses only the assigned and activated are downgraded.", _mixed),
     Case("Nutmeg Processed", "Downgraded long ago: its learners are unlinked.", _lay(150, 8, True)),
     Case("Oak Current", "Its only plan is current: nothing is due.", _current),
 ]

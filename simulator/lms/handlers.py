@@ -144,7 +144,7 @@ class DowngradeHandler(CallHandler):
     kind: Kind = "downgrade"
 
     def asked(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Give the licences, their enterprises and the date."""
+        """Give the licenses, their enterprises and the date."""
         licenses = _list(content.get("expired_license_uuids"))
         return {
             "licenses": licenses,
@@ -153,7 +153,7 @@ class DowngradeHandler(CallHandler):
         }
 
     def call(self) -> Answer:
-        """Downgrade the enrolments of the licences."""
+        """Downgrade the enrollments of the licenses."""
         return self.lms.state.downgrade(self.content)
 
 

@@ -14,12 +14,12 @@ from simulator.lms.state import Enrollment, State
 def seed_from_database(engine: Engine) -> State:
     """Give the state of an LMS that fits license-manager's database.
 
-    Every agreement makes a known enterprise. Every assigned or activated licence gets one or two enrolments,
+    Every agreement makes a known enterprise. Every assigned or activated license gets one or two enrollments,
     still verified unless its plan is processed or an event says that it was downgraded; its e-mail is linked
     to the enterprise unless an event says that it was unlinked.
     """
     state = State()
-    shared: dict[UUID, UUID] = {}  # one object for each enterprise, however many licences point at it
+    shared: dict[UUID, UUID] = {}  # one object for each enterprise, however many licenses point at it
     with engine.connect().execution_options(yield_per=10_000) as connection:
         agreements = table(engine, "customeragreement")
         for (enterprise,) in connection.execute(select(agreements.c.enterprise_customer_uuid)):
@@ -38,7 +38,7 @@ def seed_from_database(engine: Engine) -> State:
 
 
 def seed_from_json(state: State, content: Any) -> None:
-    """Add enterprises and licences to what an LMS knows.
+    """Add enterprises and licenses to what an LMS knows.
 
     Takes `{"enterprises": [{"uuid", "active", "linked": [e-mail]}], "licenses": [{"uuid", "enterprise",
     "enrollments": [{"mode", "fault", "modified"}]}], "two_accounts": [e-mail]}`, each part optional.

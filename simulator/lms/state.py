@@ -1,7 +1,7 @@
 """What the simulated LMS holds, and how its two calls change it: the tables of facts/lms_api.md as code.
 
-Built for a million licences: a licence that was seeded from a database costs a few words of memory, and its
-enrolments are worked out from its UUID. Only those set by hand are held one by one.
+Built for a million licenses: a license that was seeded from a database costs a few words of memory, and its
+enrollments are worked out from its UUID. Only those set by hand are held one by one.
 """
 
 import json
@@ -40,10 +40,10 @@ def json_answer(status: int, content: Any, **headers: str) -> Answer:
 
 @dataclass
 class Enrollment:
-    """One course enrolment under a licence.
+    """One course enrollment under a license.
 
     `fault` is what the LMS meets when it changes it: "locked" cannot be changed (422), "no_overview" is a
-    course without an overview (500), "no_history" an enrolment without history (500 when a date is given).
+    course without an overview (500), "no_history" an enrollment without history (500 when a date is given).
     """
 
     mode: Mode = "verified"
@@ -52,11 +52,11 @@ class Enrollment:
 
 
 class State:
-    """Licences with their enrolments, and enterprises with their linked e-mails."""
+    """Licenses with their enrollments, and enterprises with their linked e-mails."""
 
     def __init__(self) -> None:
         """Start with an LMS that knows nobody."""
-        self.licenses: dict[int, UUID] = {}  # a licence's UUID as a number, and its enterprise
+        self.licenses: dict[int, UUID] = {}  # a license's UUID as a number, and its enterprise
         self.downgraded: set[int] = set()
         self.special: dict[int, list[Enrollment]] = {}
         self.linked: dict[UUID, set[str]] = {}  # the key alone makes an enterprise known
@@ -76,7 +76,7 @@ class State:
         enrollments: list[Enrollment] | None = None,
         audit: bool = False,
     ) -> None:
-        """Make a licence known, with the enrolments given or one or two that follow from its UUID."""
+        """Make a license known, with the enrollments given or one or two that follow from its UUID."""
         self.licenses[license.int] = enterprise
         if enrollments is not None:
             self.special[license.int] = enrollments
@@ -84,7 +84,7 @@ class State:
             self.downgraded.add(license.int)
 
     def enrollments(self, license: UUID) -> list[Enrollment]:
-        """Give the enrolments of a licence, none for an unknown one."""
+        """Give the enrollments of a license, none for an unknown one."""
         if license.int in self.special:
             return self.special[license.int]
         if license.int not in self.licenses:
@@ -93,7 +93,7 @@ class State:
         return [Enrollment(mode) for _ in range(1 + license.int % 2)]
 
     def enterprises_of(self, licenses: Iterable[object]) -> list[str]:
-        """Give the enterprises that licences, written as UUIDs, belong to; unknown ones are passed over."""
+        """Give the enterprises that licenses, written as UUIDs, belong to; unknown ones are passed over."""
         found = {self.licenses.get(number) for number in map(_number, licenses) if number is not None}
         return sorted(str(enterprise) for enterprise in found if enterprise)
 
@@ -156,7 +156,7 @@ class State:
         return Answer(200)
 
     def to_json(self) -> dict[str, Any]:
-        """Give all of it; the enrolments one by one only where they were set by hand."""
+        """Give all of it; the enrollments one by one only where they were set by hand."""
         return {
             "enterprises": {
                 str(enterprise): {
@@ -176,7 +176,7 @@ class State:
         }
 
     def counts(self) -> dict[str, int]:
-        """Count licences, those wholly downgraded, and the e-mails linked and barred."""
+        """Count licenses, those wholly downgraded, and the e-mails linked and barred."""
         done = len(self.downgraded - self.special.keys())
         done += sum(all(one.mode == "audit" for one in many) for many in self.special.values())
         return {

@@ -35,7 +35,7 @@ class Size(click.ParamType[tuple[int, int]]):
 @click.command(context_settings={"show_default": True})
 @click.option("--night", "nights", multiple=True, type=Size(), default=["10x1000", "100x1000"], help="Repeatable.")
 @click.option(
-    "--large", default=0, help="Licences of the first enterprise of each night, if not as many as the others."
+    "--large", default=0, help="Licenses of the first enterprise of each night, if not as many as the others."
 )
 @click.option("--chains", default=10_000, help="Enterprises whose chains are published; 0: that is not measured.")
 @click.option(
@@ -59,12 +59,12 @@ def main(
     kinds: list[str],
     folder: Path,
 ) -> None:
-    """Measure whole nights, half of whose licences are due: what the LMS costs, and what we cost besides."""
+    """Measure whole nights, half of whose licenses are due: what the LMS costs, and what we cost besides."""
     folder = folder.resolve()
     results: dict[str, Figures] = {"nights": [], "chains": [], "due": []}
     for kind in kinds:
         for enterprises, licenses in nights:
-            click.echo(f"{kind}: a night of {enterprises} enterprises with {licenses} licences each ...")
+            click.echo(f"{kind}: a night of {enterprises} enterprises with {licenses} licenses each ...")
             at = folder / f"{kind}-{enterprises}x{licenses}"
             asked = Asked(kind, enterprises, licenses, latency, concurrency, in_flight, large, profiles)
             results["nights"].append(measure(asked, at))
@@ -74,7 +74,7 @@ def main(
             click.echo(f"{kind}: {chains} chains ...")
             results["chains"].append({"database": kind} | _chains(kind, chains, folder / f"{kind}-chains"))
         if of_due[0]:
-            click.echo(f"{kind}: what is due in {of_due[0]} enterprises with {of_due[1]} licences each ...")
+            click.echo(f"{kind}: what is due in {of_due[0]} enterprises with {of_due[1]} licenses each ...")
             results["due"] += [{"database": kind} | each for each in _due(kind, *of_due, folder / f"{kind}-due")]
         (folder / "bench.json").write_text(json.dumps(results, indent=2))
     for figures in results.values():

@@ -14,7 +14,7 @@ SECRET = {"client_id": "license-expiry", "client_secret": "not-a-secret", "grant
 
 
 def post(url: str, calls: int) -> float:
-    """Post so many downgrades of 100 licences that nobody knows; give the seconds of processor time that it took."""
+    """Post so many downgrades of 100 licenses that nobody knows; give the seconds of processor time that it took."""
     session = requests.Session()
     token = session.post(url + TOKEN_PATH, data=SECRET | {"token_type": "jwt"}, timeout=10).json()["access_token"]
     headers = {"Content-Type": "application/json", "Authorization": f"JWT {token}"}

@@ -8,7 +8,7 @@ from support.million_licenses import analyze, in_bulk, numbering
 
 from simulator.data.rows import DAY, UNLINKED_EVENT, Data
 
-# `n` counts the licences of a plan; each is another learner's.
+# `n` counts the licenses of a plan; each is another learner's.
 LICENSES = """
 INSERT INTO subscriptions_license
   (uuid, created, modified, status, subscription_plan_id, user_email, lms_user_id)
@@ -30,7 +30,7 @@ DONE = (
 
 
 def lay_down(engine: Engine, enterprises: int, licenses: int, *, large: int = 0, protected: bool = False) -> list[UUID]:
-    """Give each enterprise so many licences: half in a plan that expired 100 days ago, half in a current one.
+    """Give each enterprise so many licenses: half in a plan that expired 100 days ago, half in a current one.
 
     One has `large` ones instead, if given. When `protected`, the learners of both plans are the same, and the expired
     plans are processed.

@@ -1,4 +1,4 @@
-"""How long it takes to find what is due, beside one full scan of the table of licences."""
+"""How long it takes to find what is due, beside one full scan of the table of licenses."""
 
 import time
 from collections.abc import Callable

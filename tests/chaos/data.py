@@ -56,7 +56,7 @@ class LaidData:
     """The enterprises of a chaos night: every rule of what is due, and learners whom the LMS refuses for good.
 
     The same seed gives the same UUIDs and sizes; dates are counted from the moment of laying. `processed` are the
-    plans, and `unlinked` the licences, that are done before the night begins.
+    plans, and `unlinked` the licenses, that are done before the night begins.
     """
 
     def __init__(self, seed: int) -> None:

@@ -37,7 +37,7 @@ class Enterprise:
         return self.data.plan(self.agreement, title="Current")
 
     def learner(self, plan: UUID, fault: EnrollmentFault | None = None, **columns: Any) -> UUID:
-        """Add a licence, now and then with a user's number or not yet activated; or one that the LMS refuses."""
+        """Add a license, now and then with a user's number or not yet activated; or one that the LMS refuses."""
         user = self.sizes.choice([None, self.sizes.getrandbits(31)])
         columns = {"status": self.sizes.choice(["assigned", "activated"]), "lms_user_id": user, **columns}
         license = self.data.license(plan, **columns)
@@ -46,7 +46,7 @@ class Enterprise:
         return license
 
     def learners(self, plan: UUID, least: int, most: int) -> None:
-        """Add so many licences, and beside them one that is nobody's and one that was revoked."""
+        """Add so many licenses, and beside them one that is nobody's and one that was revoked."""
         for _ in range(self.sizes.randint(least, most)):
             self.learner(plan)
         self.data.license(plan, status="unassigned")
@@ -94,7 +94,7 @@ def waiting(site: Enterprise) -> None:
 
 
 def protected(site: Enterprise) -> None:
-    """Downgraded but not unlinked: the same address in other letters, the same user, a revoked licence."""
+    """Downgraded but not unlinked: the same address in other letters, the same user, a revoked license."""
     old, current = site.expired(120), site.current()
     site.learner(old, email=site.email("Bob.Smith"))
     site.learner(current, email=site.email("bob.smith"))
@@ -125,7 +125,7 @@ def unlisted(site: Enterprise) -> None:
 
 
 def no_address(site: Enterprise) -> None:
-    """A licence without an e-mail is downgraded and nobody; and a plan of this very day is sent without a date."""
+    """A license without an e-mail is downgraded and nobody; and a plan of this very day is sent without a date."""
     old, today = site.expired(120), site.expired(0.5)
     site.learner(old, email=None)
     site.learners(old, 5, 9)
@@ -138,7 +138,7 @@ def large(site: Enterprise) -> None:
 
 
 def locked(site: Enterprise) -> None:
-    """An enrolment that cannot be changed (422), a course without overview (500); the first's learner has two plans."""
+    """A fixed enrollment (422), a course without overview (500); the first learner has two plans."""
     old, older = site.expired(120), site.expired(300)
     site.learners(old, 10, 18)
     site.learner(old, "locked", email=site.email("two.plans"))
@@ -148,7 +148,7 @@ def locked(site: Enterprise) -> None:
 
 
 def no_history(site: Enterprise) -> None:
-    """An enrolment without history: a 500 where a date is given."""
+    """An enrollment without history: a 500 where a date is given."""
     plan = site.expired(100)
     site.learners(plan, 11, 20)
     site.learner(plan, "no_history")
@@ -164,7 +164,7 @@ def refused(site: Enterprise) -> None:
 
 
 def twice(site: Enterprise) -> None:
-    """Learners with a licence in each of two expired plans."""
+    """Learners with a license in each of two expired plans."""
     old, older = site.expired(100), site.expired(200)
     for number in range(3):
         email = site.email(f"twice-{number}")
@@ -175,7 +175,7 @@ def twice(site: Enterprise) -> None:
 
 
 def nobody(site: Enterprise) -> None:
-    """A plan without licences: marked as processed, nothing is sent."""
+    """A plan without licenses: marked as processed, nothing is sent."""
     site.expired(40)
 
 

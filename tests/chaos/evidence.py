@@ -23,7 +23,7 @@ REFUSALS = (400, 422, 500)
 
 @dataclass(frozen=True)
 class License:
-    """A licence with what it takes to tell whose it is."""
+    """A license with what it takes to tell whose it is."""
 
     uuid: UUID
     plan: UUID
@@ -45,7 +45,7 @@ def confirms(entry: Entry) -> bool:
 
 
 def named(entry: Entry) -> list[str]:
-    """The licences, or the e-mails, that a request is about."""
+    """The licenses, or the e-mails, that a request is about."""
     return list(map(str, entry.licenses if entry.kind == "downgrade" else entry.emails))
 
 
@@ -86,13 +86,13 @@ class Evidence:
         return [each for each in self.entries if step in (None, each.kind) and str(enterprise) in each.enterprises]
 
     def confirmations(self, enterprise: UUID, name: str) -> list[Entry]:
-        """The checked successes for a licence (a UUID as text) or an e-mail address, by their start."""
+        """The checked successes for a license (a UUID as text) or an e-mail address, by their start."""
         return self._confirmations.get((str(enterprise), name), [])
 
     def settled(self, enterprise: UUID, license: str, before: int, since: int = 0) -> bool:
-        """Was a downgrade that began after `since` confirmed, or its licence held, before a number of the journal?
+        """Was a downgrade that began after `since` confirmed, or its license held, before a number of the journal?
 
-        That a licence was held by then shows in its having been refused alone; the ledger has no such moment.
+        That a license was held by then shows in its having been refused alone; the ledger has no such moment.
         """
         confirmed = self.confirmations(enterprise, license)
         if any(each.start > since and each.end is not None and each.end < before for each in confirmed):
@@ -102,14 +102,14 @@ class Evidence:
         return on_list and any(named(each) == [license] and (each.end or before) < before for each in refused)
 
     def learners_licenses(self, enterprise: UUID, email: str) -> list[License]:
-        """All licences of the learner with this address, found by it or by the user's number, under this customer."""
+        """All licenses of the learner with this address, found by it or by the user's number, under this customer."""
         own = [each for each in self.licenses.values() if each.enterprise == enterprise]
         mailbox = email.strip().lower()
         users = {each.lms_user_id for each in own if each.mailbox == mailbox} - {None}
         return [each for each in own if each.mailbox == mailbox or each.lms_user_id in users]
 
     def of_plan(self, plan: UUID) -> list[License]:
-        """The licences of a plan that learners have: those that a downgrade is about."""
+        """The licenses of a plan that learners have: those that a downgrade is about."""
         return [each for each in self.licenses.values() if each.plan == plan and each.learners]
 
     def runs_of(self, enterprise: UUID) -> list[Row]:
@@ -122,11 +122,11 @@ class Evidence:
         return [uuid for uuid in marked if uuid not in self.laid_data.processed]
 
     def enterprise_of_plan(self, plan: UUID) -> UUID | None:
-        """The customer of a plan, as its licences tell it."""
+        """The customer of a plan, as its licenses tell it."""
         return next((each.enterprise for each in self.licenses.values() if each.plan == plan), None)
 
     def of_the_night(self, event_name: str) -> list[tuple[License, datetime]]:
-        """The licences with such an event that were laid without one, each with the event's moment."""
+        """The licenses with such an event that were laid without one, each with the event's moment."""
         found = [row for row in self.events if row["event_name"] == event_name]
         return [
             (self.licenses[row["license_id"]], row["created"])

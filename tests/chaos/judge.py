@@ -1,6 +1,6 @@
 """The judge: every promise of the design, held against the LMS's journal and the database after a night.
 
-A verdict is a list of sentences, one for each broken promise found; they name enterprises, licences and runs by their
+A verdict is a list of sentences, one for each broken promise found; they name enterprises, licenses and runs by their
 UUIDs and requests by their number in the journal (#12), and hold no e-mail address.
 """
 
@@ -85,7 +85,7 @@ def requests_since(lms: Simulator, number: int) -> list[str]:
 def _order(night: Evidence) -> Verdict:
     """Promise 1. Whichever unlink comes first, all downgrades lie before it, so no other unlink need be looked at.
 
-    No downgrade after it is legal, not even a later run's. That run could have one to send only for a licence that
+    No downgrade after it is legal, not even a later run's. That run could have one to send only for a license that
     the first unlink's run had neither confirmed nor set aside: which breaks the promise; or for one that was not due
     then: but all that this laid_data calls due was due before the night, and nobody narrows a run to some of the plans.
     Those held are not due again for twelve hours.
@@ -117,7 +117,7 @@ def _in_flight(night: Evidence, enterprise: UUID, call: Entry, first: int) -> Ve
 
 
 def _learner_by_learner(night: Evidence) -> Verdict:
-    """Promise 2. All expired licences of learners here are due ones, or the learner is protected."""
+    """Promise 2. All expired licenses of learners here are due ones, or the learner is protected."""
     for enterprise in night.laid_data.enterprises:
         for call in night.calls(enterprise, "unlink"):
             told = f"Learner by learner: enterprise {enterprise}: unlink #{call.start}"
@@ -171,7 +171,7 @@ def _nothing_invented(night: Evidence) -> Verdict:
 
 
 def _recorded_downgrades(night: Evidence) -> Iterator[License]:
-    """The licences that this night's records call downgraded, by their plan or by themselves."""
+    """The licenses that this night's records call downgraded, by their plan or by themselves."""
     for plan in night.processed():
         yield from night.of_plan(plan)
     by_plan = {license.uuid for plan in night.processed() for license in night.of_plan(plan)}
@@ -215,7 +215,7 @@ def _isolation(night: Evidence, struck: Sequence[Strike]) -> Verdict:
 def _repeats(night: Evidence, struck: Sequence[Strike]) -> Verdict:
     """Promise 8. What a worker had in flight when it crashed, and no more, may have to be sent again.
 
-    Counted are the confirmed requests of which anything was sent again, and not those that it was sent in: licences
+    Counted are the confirmed requests of which anything was sent again, and not those that it was sent in: licenses
     left over from two batches can come to lie in three.
     """
     for enterprise in night.laid_data.enterprises:
@@ -229,7 +229,7 @@ def _repeats(night: Evidence, struck: Sequence[Strike]) -> Verdict:
 def _sent_again(night: Evidence, enterprise: UUID) -> list[Entry]:
     """The confirmed requests of an enterprise of which anything was sent again after their answer.
 
-    The learners of two licences are left out: each of the two may be sent in a batch of its own.
+    The learners of two licenses are left out: each of the two may be sent in a batch of its own.
     """
     emails = Counter(each.email for each in night.licenses.values() if each.enterprise == enterprise and each.learners)
     steps: tuple[Step, ...] = ("downgrade", "unlink")

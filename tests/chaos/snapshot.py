@@ -101,7 +101,7 @@ def _keyed(found: list[Row], key: str, told: Callable[[Row], Row]) -> Table:
 
 
 def _at_the_lms(engine: Engine, lms: Simulator) -> dict[str, Table]:
-    """What the LMS holds; linked learners are named by their licences."""
+    """What the LMS holds; linked learners are named by their licenses."""
     state = lms.state.to_json()
     names = learners(engine)
     linked: Table = defaultdict(list)
@@ -118,7 +118,7 @@ def _at_the_lms(engine: Engine, lms: Simulator) -> dict[str, Table]:
 
 
 def learners(engine: Engine) -> dict[tuple[str, str], list[str]]:
-    """The licences of each learner, by enterprise and e-mail address."""
+    """The licenses of each learner, by enterprise and e-mail address."""
     customers = {row["uuid"]: row["enterprise_customer_uuid"] for row in rows(engine, "customeragreement")}
     plans: dict[UUID, UUID] = {
         row["uuid"]: customers[row["customer_agreement_id"]] for row in rows(engine, "subscriptionplan")

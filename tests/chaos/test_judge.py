@@ -293,7 +293,10 @@ CASES: dict[str, tuple[Callable[[Night], None], str]] = {
     "an event lost": (an_event_lost, r"Nothing lost: events of license UUID: 0 rows, not 1"),
     "something due": (an_event_lost, r"Nothing lost: 1 enterprises still have something due"),
     "a live run": (a_live_run, r"Nothing lost: run UUID is still live, unlinking"),
-    "an enrolment": (an_enrollment, r"Nothing invented: license UUID is recorded as downgraded, but is not at the LMS"),
+    "an enrollment": (
+        an_enrollment,
+        r"Nothing invented: license UUID is recorded as downgraded, but is not at the LMS",
+    ),
     "a 503": (a_confirmation(status=503), r"Nothing invented: license UUID .* downgraded, which no request had conf"),
     "a cut answer": (a_confirmation(dropped="truncated"), r"Nothing invented: .* which no request had confirmed"),
     "nobody there": (a_confirmation(gone=1), r"Nothing invented: .* which no request had confirmed"),

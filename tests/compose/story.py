@@ -51,7 +51,7 @@ class Stack:
         return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in each}
 
     def license_expiry(self, *command: str) -> Any:
-        """Run the command in the worker's container; give what it prints as JSON. Status 1 tells of a held licence."""
+        """Run the command in the worker's container; give what it prints as JSON. Status 1 tells of a held license."""
         told = f"license-expiry {' '.join(command)} --json || [ $? = 1 ]"
         return json.loads(self.compose("exec", "-T", "worker", "sh", "-c", told))
 

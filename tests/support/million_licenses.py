@@ -1,7 +1,7 @@
-"""A license-manager's database of 1,000,000 licences, made within the database: for the tests that read its plans.
+"""A license-manager's database of 1,000,000 licenses, made within the database: for the tests that read its plans.
 
-Of 400 customers one has 60,000 licences. Most plans are current, or expired and processed; a few are due, some wait for
-their renewal. Learner `n` of a customer is the same person in each plan that has as many licences. Of those whose plan
+Of 400 customers one has 60,000 licenses. Most plans are current, or expired and processed; a few are due, some wait for
+their renewal. Learner `n` of a customer is the same person in each plan that has as many licenses. Of those whose plan
 was processed, three in four are unlinked.
 """
 
@@ -41,7 +41,7 @@ OF_ALL = (OLDEST, OLD, RENEWED, CURRENT, CURRENT, LATER)
 OF_GONE = (OLDEST, OLD, ENDED, ENDED, ENDED, ENDED)  # every fourth customer has no current plan
 MORE = {1: (PRIOR, DUE), 2: (DUE,), 3: (WAITING,)}  # of every twentieth customer
 
-# One row for each licence: `n` counts those of a plan. Of ten, one is nobody's and one is revoked; the others of a
+# One row for each license: `n` counts those of a plan. Of ten, one is nobody's and one is revoked; the others of a
 # renewed plan go on in the next one, as far as that has as many.
 EACH = """
 FROM subscriptions_subscriptionplan plan
@@ -162,7 +162,7 @@ def fill(connection: Connection, as_of: datetime) -> None:
 
 
 def numbering(dialect: str, most: int) -> tuple[str, str]:
-    """SQL for the uuid of licence `n` of a plan (whose table is to be named), and for a table of `n` up to so many."""
+    """SQL for the uuid of license `n` of a plan (whose table is to be named), and for a table of `n` up to so many."""
     if dialect == "postgresql":
         return "md5(concat({}.uuid, n))::uuid", "LATERAL generate_series(1, plan.desired_num_licenses) numbers(n)"
     # MariaDB's own uuid type takes no digits without a version and a variant.

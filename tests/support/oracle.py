@@ -107,14 +107,14 @@ class World:
         status: Status = "activated",
         renewed: bool = False,
     ) -> License:
-        """Add a licence; a `renewed` one is carried on by one that is nobody's yet, in the same plan."""
+        """Add a license; a `renewed` one is carried on by one that is nobody's yet, in the same plan."""
         on = self.license(plan, None, None, "unassigned") if renewed else None
         uuid = self.data.license(plan.uuid, email, lms_user_id, status, on.uuid if on else None)
         self.licenses[uuid] = License(uuid, plan, email, lms_user_id, status, renewed)
         return self.licenses[uuid]
 
     def event(self, license: License, name: str, after: timedelta = DAY) -> None:
-        """Add an event of a licence, so long after its plan's expiration date."""
+        """Add an event of a license, so long after its plan's expiration date."""
         self.data.event(license.uuid, name, license.plan.expires + after)
         self.events.append((license.uuid, name, license.plan.expires + after))
 
@@ -228,7 +228,7 @@ class Reading:
         return license.plan.processed or self._was_downgraded(license)
 
     def is_protected(self, license: License) -> bool:
-        """By any licence, of whatever status, of an active, current plan; it is current at its very last date too."""
+        """By any license, of whatever status, of an active, current plan; it is current at its very last date too."""
         return any(
             other.is_same_learners(license)
             and other.plan.is_active

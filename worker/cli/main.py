@@ -31,7 +31,7 @@ from worker.settings_sources import load
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="license-expiry")
 def main() -> None:
-    """Downgrade the enrolments of expired licenses, then unlink their learners, enterprise by enterprise.
+    """Downgrade the enrollments of expired licenses, then unlink their learners, enterprise by enterprise.
 
     Settings come from the environment, or from the YAML file that LICENSE_EXPIRY_CFG names. Exit status: 0 all
     done, 1 something failed or is held, 2 wrong usage or settings.

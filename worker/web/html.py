@@ -39,7 +39,7 @@ _REASONS = {
 _GROUPS = {
     "failed": "Failed or given up",
     "live": "Live",
-    "marked": "Finished, with retries or held licences",
+    "marked": "Finished, with retries or held licenses",
     "quiet": "Finished without trouble",
 }
 
@@ -150,7 +150,7 @@ def _line(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: dateti
         if mark.retry:
             why, again = in_words(mark.retry.reason), clock(mark.retry.again_at)
             return f"retry: at {clock(mark.at)} {why}, to {mark.step} again at {again}"
-        return f"{plural(mark.count, 'licence')} held" if mark.count else f"{run.phase} {clock(mark.at)}"
+        return f"{plural(mark.count, 'license')} held" if mark.count else f"{run.phase} {clock(mark.at)}"
 
     pieces, marks = timeline.pieces(run, retries, now), timeline.marks(run, retries, now)
     told = sorted([(piece.begin, of_piece(piece)) for piece in pieces] + [(mark.at, of_mark(mark)) for mark in marks])
@@ -172,7 +172,7 @@ def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
         reasons = ", ".join(dict.fromkeys(in_words(retry.reason) for retry in retries))
         retried = plural(run.retries, "retry", "retries") + (f": {reasons}" if reasons else "")
         said = [retried] if run.retries else []
-        return "; ".join(said + ([f"{plural(run.licenses_held, 'licence')} held"] if run.licenses_held else []))
+        return "; ".join(said + ([f"{plural(run.licenses_held, 'license')} held"] if run.licenses_held else []))
     since = {phase: moment for _, phase, moment in moments(run) if moment}.get(run.phase)
     what = f"{str(run.phase).capitalize()} for {span(now - (since or run.opened_at))}"
     what += f", by {run.owner}" if run.owner else ", no worker has it now"
@@ -192,7 +192,7 @@ def moments(run: Run) -> list[tuple[str, str, datetime | None]]:
 
 
 def plural(number: int, one: str, more: str | None = None) -> str:
-    """A number with its noun: 1 licence, 1,000 licences."""
+    """A number with its noun: 1 license, 1,000 licenses."""
     return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 

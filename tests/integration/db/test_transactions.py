@@ -336,7 +336,7 @@ def test_every_table_and_column_that_is_missing_is_named_with_its_remedy(engine:
         connection.execute(text("ALTER TABLE subscriptions_customeragreement DROP COLUMN enterprise_customer_name"))
         connection.execute(text("ALTER TABLE subscriptions_historicalsubscriptionplan DROP COLUMN history_type"))
     database = Database(engine)
-    licence_managers = {
+    license_managers = {
         f"  table subscriptions_licenseevent is missing: {WHOSE}",
         f"  table subscriptions_customeragreement lacks column enterprise_customer_name: {WHOSE}",
         f"  table subscriptions_historicalsubscriptionplan lacks column history_type: {WHOSE}",
@@ -349,10 +349,10 @@ def test_every_table_and_column_that_is_missing_is_named_with_its_remedy(engine:
     for attempt in attempts:
         with pytest.raises(Unusable) as caught:
             attempt()
-        assert set(str(caught.value).splitlines()) == {"The database cannot be used:"} | licence_managers | ours
+        assert set(str(caught.value).splitlines()) == {"The database cannot be used:"} | license_managers | ours
     with pytest.raises(Unusable) as caught:
         database.require_schema(ledger=False)
-    assert set(str(caught.value).splitlines()) == {"The database cannot be used:"} | licence_managers
+    assert set(str(caught.value).splitlines()) == {"The database cannot be used:"} | license_managers
 
 
 def test_the_wrong_database_is_recognised(plain: Engine) -> None:

@@ -1,6 +1,6 @@
 """The policy is the same whatever the collation of the tables and the locale of the database.
 
-Who would be protected from the unlink, by another licence under an e-mail that some databases take for the same one.
+Who would be protected from the unlink, by another license under an e-mail that some databases take for the same one.
 """
 
 from collections.abc import Iterator
@@ -79,7 +79,7 @@ def administer(url: str, statement: str) -> None:
 
 
 def with_both(world: World, expired: str, current: str) -> None:
-    """A customer of whom a learner has an expired licence under one e-mail, and one a current licence under another."""
+    """A customer of whom a learner has an expired license under one e-mail, and one a current license under another."""
     customer = world.customer()
     world.license(world.plan(customer, processed=True), expired)
     world.license(world.plan(customer, -10 * DAY), current)

@@ -90,7 +90,7 @@ class DrawnPlan(Terse):
 
 @dataclass(frozen=True, repr=False)
 class DrawnCustomer(Terse):
-    """Licences and renewals name their plans by number."""
+    """Licenses and renewals name their plans by number."""
 
     plans: list[DrawnPlan]
     licenses: list[DrawnLicense]
@@ -169,7 +169,7 @@ licenses = with_oddities(
 
 @st.composite
 def databases(draw: st.DrawFn) -> Drawn:
-    """Of each customer an old plan and a current one at least, and learners who may hold licences of both."""
+    """Of each customer an old plan and a current one at least, and learners who may hold licenses of both."""
     customers = []
     for _ in range(draw(st.integers(2, CUSTOMERS))):
         drawn_plans = [draw(old_plans), draw(current_plans), *draw(more_plans)]
@@ -300,7 +300,7 @@ def check_relations(found: Answers, world: World, scope: Scope) -> None:
 
 
 def kept_linked(world: World, undowngraded: set[UUID]) -> set[UUID]:
-    """The licences of all learners of whom one is on the list as not downgraded."""
+    """The licenses of all learners of whom one is on the list as not downgraded."""
     held = [world.licenses[uuid] for uuid in undowngraded]
     return {each.uuid for each in world.licenses.values() if any(each == h or each.is_same_learners(h) for h in held)}
 
@@ -353,7 +353,7 @@ def test_a_night_that_is_done_leaves_nothing_to_do(engine: Engine, database: Dra
         again = answers_of(laid.connection, replace(scope, force=False), *REQUESTS, "due_enterprises")
         assert [again[name] for name in REQUESTS] == [[], [], []]
         # A forced run may hold what an earlier one confirmed, whose plan is then still to be marked; and who is kept
-        # linked by a licence that is not due any more is due until a full run has dropped that from the list.
+        # linked by a license that is not due any more is due until a full run has dropped that from the list.
         assert again["due_enterprises"] == [] or scope.force or kept
 
 

@@ -1,4 +1,4 @@
-"""At 1,000,000 licences every named query uses license-manager's own indexes: what the database says of its plan.
+"""At 1,000,000 licenses every named query uses license-manager's own indexes: what the database says of its plan.
 
 Each query is explained for a night with every customer on the unlink list, and for a run of the biggest one. For a
 shorter list it is carried out too: a plan can go through a whole table in an index as well.
@@ -42,7 +42,7 @@ Queries = dict[str, sql.Rows]
 
 @dataclass(frozen=True)
 class Million:
-    """A database of a million licences."""
+    """A database of a million licenses."""
 
     engine: Engine
     customers: list[Customer]

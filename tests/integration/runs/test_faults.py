@@ -10,8 +10,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from click.testing import CliRunner
 from sqlalchemy import Engine, event, update
+from support.command_line import command
 from support.runs import (
     ON_SQLITE,
     Make,
@@ -44,7 +44,6 @@ from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.lms.state import Enrollment, EnrollmentFault
 from worker import deps as deps_module
-from worker.cli import main
 from worker.db.ledger_tables import Run
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 from worker.deps import Deps
@@ -60,17 +59,6 @@ def purge(engine: Engine, *licenses: UUID, status: str = "revoked") -> None:
     with engine.begin() as connection:
         cleared = {"user_email": None, "lms_user_id": None, "status": status}
         connection.execute(update(license).where(license.c.uuid.in_(licenses)).values(cleared))
-
-
-def command(lms: Simulator, deps: Any, *arguments: str, **settings: Any) -> Any:
-    """Run the command in this process, as an operator does."""
-    environment = {
-        "DATABASE_URL": deps.settings.DATABASE_URL,
-        "LMS_URL": lms.url,
-        "BACKEND_SERVICE_EDX_OAUTH2_KEY": lms.client_id,
-        "BACKEND_SERVICE_EDX_OAUTH2_SECRET": lms.client_secret,
-    }
-    return CliRunner().invoke(main.main, arguments, env=environment | settings)
 
 
 @ON_SQLITE
@@ -231,7 +219,7 @@ def test_fault_05_a_prior_plan_whose_call_failed_is_lost(parallel: int, lms: Sim
 
 @ON_SQLITE
 @pytest.mark.parametrize("fault", ["locked", "no_overview", "no_history"])
-def test_fault_06_one_bad_enrolment_blocks_its_plan_for_ever(
+def test_fault_06_one_bad_enrollment_blocks_its_plan_for_ever(
     fault: EnrollmentFault, lms: Simulator, make_test_deps: Make
 ) -> None:
     laid, other = lay(lms, licenses=20, seed=1), lay(lms, licenses=2, seed=2)
@@ -415,7 +403,7 @@ def night_of_batches(lms: Simulator, make_test_deps: Make, batches: int, waiting
 
 @ON_SQLITE
 @pytest.mark.parametrize("waiting", [False, True])
-def test_fault_10_there_is_one_query_per_licence(waiting: bool, lms: Simulator, make_test_deps: Make) -> None:
+def test_fault_10_there_is_one_query_per_license(waiting: bool, lms: Simulator, make_test_deps: Make) -> None:
     few, many = (len(night_of_batches(lms, make_test_deps, batches, waiting)) for batches in (2, 8))
     assert (many - few) / (2 * 8 - 2 * 2) <= 6
     assert few <= 6 * 2 * 2 + 29
@@ -430,7 +418,7 @@ BY_LICENSE = re.compile(
 
 @ON_SQLITE
 @pytest.mark.parametrize("waiting", [False, True])
-def test_fault_10_every_licence_is_loaded_into_memory(waiting: bool, lms: Simulator, make_test_deps: Make) -> None:
+def test_fault_10_every_license_is_loaded_into_memory(waiting: bool, lms: Simulator, make_test_deps: Make) -> None:
     statements = night_of_batches(lms, make_test_deps, 3, waiting)
     by_license = [each for each in statements if BY_LICENSE.search(each)]
     assert len(by_license) >= 2, "a page of each step"

@@ -91,7 +91,7 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     assert "#failed" in shown[str(failing.enterprise)]
     assert "#retry" in shown[str(retried.enterprise)]
     assert "the LMS answered 503, to downgrade again at" in shown[str(retried.enterprise)]
-    assert "1 licence held" in shown[str(holding.enterprise)]
+    assert "1 license held" in shown[str(holding.enterprise)]
     assert "Downgraded for" in shown[str(live.enterprise)]
     assert 'http-equiv="refresh"' in html
     report = pages.night_file(deps.database, None)
@@ -109,7 +109,7 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     assert "http_503" in texts[str(runs[retried.enterprise])]
     assert re.search(r"http_200</code></td>", texts[str(runs[fine.enterprise])])
     assert "1 enterprise</b> failed" in texts["nights"]
-    assert "1 licence held" in texts["nights"]
+    assert "1 license held" in texts["nights"]
     now = deps.database.now()
     with deps.database.engine.begin() as connection:
         night_without_it = {"scheduled_for": now, "opened_at": now, "lease_until": None, "tries": 1}

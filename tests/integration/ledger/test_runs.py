@@ -1,0 +1,74 @@
+"""Opening runs: one live run an enterprise, whoever comes first."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine
+from support.claims import AS_OF, ENDS, open_run, seconds_left
+from support.runs import ON_EACH, ON_SQLITE, lost_commit_answer, opened_run, rows, run_of, together
+
+from worker.db.ledger_tables import Run
+from worker.db.transactions import Database
+from worker.errors import LicenseExpiryError
+from worker.ledger import runs as opening, stalled
+from worker.ledger.order import Phase
+from worker.ledger.runs import QUEUED_SECONDS, Opened
+from worker.runs import request as start
+
+# Opening
+
+
+def test_twenty_triggers_at_once_open_one_run_and_all_are_told_its_id(database: Database, engine: Engine) -> None:
+    enterprise = uuid4()
+    opened = together(20, lambda _: opened_run(database, enterprise, AS_OF))
+    [run] = rows(engine, Run)
+    assert [each for each in opened if isinstance(each, LicenseExpiryError)] == []
+    assert {each.run_id for each in opened if isinstance(each, Opened)} == {run["id"]}
+    assert sum(each.new for each in opened if isinstance(each, Opened)) == 1
+
+
+def test_an_opened_run_holds_what_was_asked_for(database: Database) -> None:
+    plan, enterprise = uuid4(), uuid4()
+    request = start.parse_request(
+        force=True, reason="restored — Ærø", plan_uuids=[plan], expired_after="2025-01-01"
+    ).model_dump() | {"plan_uuids": [str(plan)], "expired_before": AS_OF.astimezone(timezone(5 * timedelta(hours=1)))}
+    run = open_run(database, enterprise, **request)
+    assert (run.phase, run.live, run.as_of) == (Phase.QUEUED, enterprise, AS_OF)
+    assert (run.dry_run, run.force, run.reason, run.plan_uuids) == (False, True, "restored — Ærø", [str(plan)])
+    assert (run.expired_after, run.expired_before) == (datetime(2025, 1, 1, tzinfo=UTC), AS_OF)
+    assert (run.owner, run.fence, run.publications, run.retries, run.recorded) == (None, 0, 0, 0, 0)
+    assert abs((run.opened_at - database.now()).total_seconds()) < 60
+    assert seconds_left(database, run) == pytest.approx(QUEUED_SECONDS, abs=60)
+
+
+@ON_EACH
+def test_an_ended_run_makes_room_for_the_next_one(database: Database, engine: Engine) -> None:
+    enterprise = uuid4()
+    for phase, end in ENDS.items():
+        run = open_run(database, enterprise)
+        assert opened_run(database, enterprise, AS_OF) == Opened(enterprise, run.id, new=False)
+        end(database, run)
+        ended = run_of(database, run.id)
+        assert (ended.phase, ended.live, ended.owner, ended.lease_until) == (phase, None, None, None)
+        assert ended.ended_at is not None
+    assert len(rows(engine, Run)) == len(ENDS)
+    assert opened_run(database, enterprise, AS_OF).new
+
+
+@ON_EACH
+def test_a_run_is_new_although_the_answer_to_its_commit_was_lost(database: Database, engine: Engine) -> None:
+    with lost_commit_answer(engine) as lost:
+        opened = opened_run(database, uuid4(), AS_OF)
+    assert lost
+    assert [(row["id"], opened.new) for row in rows(engine, Run)] == [(opened.run_id, True)]
+
+
+@ON_SQLITE
+def test_a_refusal_is_a_failed_run_that_stands_in_nobodys_way(database: Database) -> None:
+    enterprise = uuid4()
+    run = run_of(database, opening.record_refusal(database, enterprise, AS_OF, "no agreement"))
+    assert (run.phase, run.live, run.error, run.lease_until) == (Phase.FAILED, None, "no agreement", None)
+    assert run.ended_at is not None
+    assert opened_run(database, enterprise, AS_OF).new
+    assert stalled.release_stalled(database) == ([], [])
