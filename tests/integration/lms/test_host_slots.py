@@ -4,18 +4,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support.eventually import eventually
-from support.runs import ON_SQLITE, Make, batches_of, finish, lay, start, unlinking
 
-from simulator.lms.faults import Fault
-from simulator.lms.server import Simulator
-from worker.deps import Deps
 from worker.errors import Unusable
-from worker.ledger.order import Phase
 from worker.lms.host_slots import HostSlots, folder_of
 
 HOLD = """
@@ -64,43 +58,3 @@ def test_no_folder_for_temporary_files_is_told_with_the_remedy(monkeypatch: pyte
     monkeypatch.setattr(tempfile, "gettempdir", none)
     with pytest.raises(Unusable, match="no folder for temporary files: let TMPDIR name one"):
         folder_of("https://one.example")
-
-
-@ON_SQLITE
-def test_the_limit_holds_over_the_workers_of_a_host_and_is_used_to_the_full(
-    lms: Simulator, make_test_deps: Make
-) -> None:
-    """Two workers, each with more to send than the host may have in flight."""
-    laid = [lay(lms, licenses=12, seed=seed) for seed in (1, 2)]
-    many = batches_of(1, parallel=6) | unlinking(*(each.enterprise for each in laid))
-    workers = [make_test_deps(LMS_PARALLEL_REQUESTS_PER_HOST=4, **many) for _ in laid]
-    runs = start(workers[0])
-    lms.faults(Fault(kind="downgrade", delay=60))
-    with ThreadPoolExecutor() as threads:
-        nights = [
-            threads.submit(finish, deps, run.enterprise, run.run_id) for deps, run in zip(workers, runs, strict=True)
-        ]
-        eventually(lambda: lms.journal.in_flight == 4)
-        lms.faults()
-        lms.lms.latency = 0.01
-        lms.release()
-        assert [each.result(60).phase for each in nights] == [Phase.FINISHED] * 2
-    assert lms.journal.most_in_flight == 4
-
-
-@ON_SQLITE
-def test_a_large_enterprise_does_not_hold_up_a_small_one(lms: Simulator, make_test_deps: Make) -> None:
-    """While the calls of a large one, as many as a run may have, are answered by nobody, a small one is done."""
-    large, small = lay(lms, licenses=40, seed=1), lay(lms, licenses=2, seed=2)
-    settings = batches_of(1, parallel=2) | unlinking(large.enterprise, small.enterprise)
-    workers: list[Deps] = [make_test_deps(LMS_PARALLEL_REQUESTS_PER_HOST=3, **settings) for _ in range(2)]
-    runs = {run.enterprise: run.run_id for run in start(workers[0])}
-    lms.faults(Fault(kind="downgrade", enterprise=str(large.enterprise), delay=600))
-    with ThreadPoolExecutor() as threads:
-        held_up = threads.submit(finish, workers[0], large.enterprise, runs[large.enterprise])
-        eventually(lambda: lms.journal.in_flight == 2)
-        assert finish(workers[1], small.enterprise, runs[small.enterprise]).phase == Phase.FINISHED
-        assert not held_up.done()
-        lms.faults()
-        lms.release()
-        assert held_up.result(60).phase == Phase.FINISHED
