@@ -168,11 +168,8 @@ def _start_prometheus(processes: Processes, pages: str, flower: str) -> str | No
 def _night(shown: Demo | None) -> int:
     """Run the command license-expiry for a night, then tell what the data was there to show; return the exit status."""
     out.print("\n[bold]The night begins:[/bold] license-expiry run")
-    if subprocess.run([*COMMAND, "run"], check=False).returncode == 2:
-        raise StartError("license-expiry run has failed: see above")
-    runs, held = _told("status")["runs"], _told("held")["held"]
-    if runs:
-        out.print(_summary(runs, shown))
+    runs, held = _told("run")["runs"], _told("held")["held"]
+    out.print(_summary(runs, shown) if runs else "Nothing is due.")
     for license in held:
         out.print(
             f"Held: license {license['license_uuid']}, {license['step']} refused by the LMS with {license['reason']}, "
@@ -187,8 +184,11 @@ def _night(shown: Demo | None) -> int:
 
 
 def _told(command: str) -> Any:
-    """What a command of license-expiry prints with --json."""
-    return json.loads(subprocess.run([*COMMAND, command, "--json"], capture_output=True, check=False).stdout)
+    """What a command of license-expiry prints with --json; its progress and its errors are shown. Raises StartError."""
+    told = subprocess.run([*COMMAND, command, "--json"], stdout=subprocess.PIPE, check=False).stdout
+    if not told:
+        raise StartError(f"license-expiry {command} has failed: see above")
+    return json.loads(told)
 
 
 def _summary(runs: list[dict[str, Any]], shown: Demo | None) -> Table:

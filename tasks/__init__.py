@@ -10,6 +10,7 @@ from celery.canvas import Signature
 from kombu.exceptions import OperationalError
 
 from tasks.schedule import latest_night
+from worker.clock import BEAT_AHEAD
 from worker.deps import Deps, get_deps
 from worker.errors import LicenseExpiryError, Unavailable
 from worker.ledger import nights, order, runs
@@ -23,9 +24,6 @@ from worker.runs.start import start_runs, start_scheduled_night
 log = get_logger(__name__)
 
 _BROKER_RETRY_SECONDS = 30
-# How far beat's clock may be ahead of the database's without its night being taken for that of the day before; less
-# than the minute that the nights of the tightest schedule are apart.
-BEAT_AHEAD = timedelta(seconds=30)
 
 
 class Trigger(Task[Any, Any]):
@@ -105,13 +103,13 @@ def run_enterprise(
 @shared_task(name=DOWNGRADE.task, **STEP)
 def downgrade_enrollments(self: Task[Any, Any], enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
     """Do the first step of a run: downgrade the enrollments of licenses whose plan has expired."""
-    return do_step(self, DOWNGRADE, enterprise_customer_uuid, run_id)
+    return run_step(self, DOWNGRADE, enterprise_customer_uuid, run_id)
 
 
 @shared_task(name=UNLINK.task, **STEP)
 def unlink_learners(self: Task[Any, Any], enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
     """Do the second step of a run: unlink the learners who are due."""
-    return do_step(self, UNLINK, enterprise_customer_uuid, run_id)
+    return run_step(self, UNLINK, enterprise_customer_uuid, run_id)
 
 
 @shared_task(name="license_expiry.reconcile", base=Trigger, throws=(LicenseExpiryError,))
@@ -127,7 +125,7 @@ def reconcile() -> dict[str, int]:
     return counts | {"nights": late}
 
 
-def do_step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
+def run_step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
     """Do one step of a run as this task; return the run's counts, or why it was skipped."""
     deps = get_deps()
     enterprise, run = parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid), parse_uuid("run_id", run_id)
@@ -174,5 +172,5 @@ def _start(task: Task[Any, Any], request: Request, *enterprises: UUID, scheduled
 def _shown(retry: Retry) -> Unavailable:
     """The error as Flower is to show it of a retry: with its reason, and when the step is tried again."""
     when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
-    what = f"{retry.error.what}; comes again at {when:%Y-%m-%d %H:%M:%S} UTC"
-    return Unavailable(retry.error.reason, what, retry_after=retry.error.retry_after)
+    remedy = f"{retry.error.remedy}; comes again at {when:%Y-%m-%d %H:%M:%S} UTC"
+    return Unavailable(retry.error.reason, retry.error.what, remedy, retry.error.retry_after)

@@ -1,1 +1,1 @@
-"""What the Celery tasks call: settings, policy, LMS client, ledger, steps."""
+"""The worker, package by package: docs/architecture.md has one row for each."""

@@ -65,17 +65,18 @@ def make_deps(settings: Settings, patience: Patience | None = None, shared: Shar
         observe=calls.observe,
         next_call_in=partial(rate_limit.book_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
     )
+    # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
+    seconds = settings.TASK_TIME_LIMIT_SECONDS / 4
     return Deps(
-        settings,
-        database,
-        lms,
-        ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms"),
-        calls,
-        PlanHistory(database),
-        # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
-        Lifecycle(settings.SEGMENT_KEY, settings.SEGMENT_INCLUDE_EMAIL, settings.TASK_TIME_LIMIT_SECONDS / 4),
-        HostSlots(folder_of(settings.LMS_URL), settings.LMS_PARALLEL_REQUESTS_PER_HOST),
-        shared.shutdown,
+        settings=settings,
+        database=database,
+        lms=lms,
+        executor=ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms"),
+        calls=calls,
+        plan_history=PlanHistory(database),
+        lifecycle=Lifecycle(settings.SEGMENT_KEY, settings.SEGMENT_INCLUDE_EMAIL, seconds),
+        slots=HostSlots(folder_of(settings.LMS_URL), settings.LMS_PARALLEL_REQUESTS_PER_HOST),
+        shutdown=shared.shutdown,
     )
 
 

@@ -23,18 +23,17 @@ from collections.abc import Sequence
 class LicenseExpiryError(Exception):
     """Base of every error that this package raises on purpose.
 
-    `what` says what happened, `remedy` what to do about it; neither ends with a full stop. `parts` are the errors that
-    it consists of, mostly itself. The errors that only steer a
-    worker (NotClaimed, Stopping, LeaseLost, BatchRefused) have no remedy: nobody needs to do anything.
+    `what` says what happened, `remedy` what to do about it; neither ends with a full stop. The errors that only steer a
+    worker (NotClaimed, Stopping, LeaseLost, BatchRefused) have no remedy: nobody needs to do anything. `args` are
+    plain, because Celery may pickle an error or write it as JSON.
     """
 
     joint = ": "
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(what, remedy)  # both, so that it survives pickling
+        super().__init__(what, remedy)
         self.what = what
         self.remedy = remedy
-        self.parts: Sequence[LicenseExpiryError] = (self,)
 
     def __str__(self) -> str:
         return self.joint.join(part for part in (self.what, self.remedy) if part)
@@ -44,7 +43,11 @@ class LicenseExpiryError(Exception):
 
 
 class Unusable(LicenseExpiryError):
-    """Settings, database or broker cannot be used as they are."""
+    """Settings, database or broker cannot be used as they are; `table` is the table that this is about, if any."""
+
+    def __init__(self, what: str, remedy: str = "", table: str = "") -> None:
+        super().__init__(what, remedy)
+        self.table = table
 
 
 class WrongSetting(Unusable):
@@ -56,9 +59,10 @@ class WrongSetting(Unusable):
 class SeveralWrong(Unusable):
     """Several things are wrong at once: a heading, and an error for each in `parts`."""
 
-    def __init__(self, what: str, parts: Sequence[Unusable]) -> None:
+    def __init__(self, what: str, parts: Sequence[Unusable | Sequence[str]]) -> None:
         super().__init__(what)
-        self.args, self.parts = (what, parts), parts
+        self.parts = [part if isinstance(part, Unusable) else Unusable(*part) for part in parts]
+        self.args = (what, [(part.what, part.remedy) for part in self.parts])
 
     def __str__(self) -> str:
         return "\n".join([f"{self.what}:", *(f"  {part}" for part in self.parts)])

@@ -76,7 +76,7 @@ def _who_may(given: list[str], *, by_oauth: bool) -> list[str]:
     that is not ASCII cannot be compared.
     """
     pairs = list(filter(None, given)) or list(filter(None, load(FlowerSettings).FLOWER_BASIC_AUTH.split(",")))
-    if (pairs or by_oauth) and all(re.fullmatch("[ -9;-~]+:[ -~]+", each) for each in pairs):
+    if (pairs or by_oauth) and all(re.fullmatch("[ -9;-~]+:[ -~]+", pair) for pair in pairs):
         return pairs
     raise WrongSetting(
         "FLOWER_BASIC_AUTH is not set, or is not user:password in ASCII: Flower does not start without authentication",

@@ -44,7 +44,7 @@ def test_flower_and_the_log_tell_each_retry_and_its_reason_and_the_waits_grow(
     [task_id] = eventually(retrying, what="a task that Flower shows as RETRY")
     eventually(lambda: runs(engine, Phase.FINISHED), what="the other enterprise, meanwhile")
     shown = eventually(lambda: info_of_retry(flower, task_id), what="RETRY once more")
-    assert re.search(r"the LMS answered 503; comes again at 20.* UTC \[http_503\]", shown["exception"])
+    assert re.search(r"the LMS answered 503: look at the LMS; comes again at 20.* UTC \[http_503\]", shown["exception"])
     assert shown["name"] == "license_expiry.downgrade_enrollments"
     assert str(away) in shown["kwargs"]
     assert [run.enterprise_customer_uuid for run in runs(engine, Phase.FINISHED)] == [well]

@@ -104,12 +104,14 @@ def a_retried_task(page: Page, flower: str, task: str, enterprise: UUID) -> str:
     page.get_by_role("button", name="Retried").click()
     row = page.locator("#tasks-table tbody tr")
     expect(row).to_have_count(1)
-    expect(row).to_contain_text(re.compile(rf"{enterprise}/.*503; comes again at \d{{4}}-\d\d-\d\d .* UTC"))
+    expect(row).to_contain_text(re.compile(rf"{enterprise}/.*look at the LMS; comes again at \d{{4}}-\d\d-\d\d .* UTC"))
     row.get_by_role("link", name=task).click()
     details = page.locator("#task-page")
     expect(details).to_contain_text(str(enterprise))
     expect(details).to_contain_text(
-        re.compile(r"the LMS answered 503; comes again at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \[http_503\]")
+        re.compile(
+            r"the LMS answered 503: look at the LMS; comes again at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \[http_503\]"
+        )
     )
     screenshot(page, "flower-retry")
     return page.content()

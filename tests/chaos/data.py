@@ -124,7 +124,7 @@ def empty(engine: Engine) -> None:
 
 
 def due(laid_data: LaidData, engine: Engine) -> int:
-    """How many enterprises the policy calls due now."""
+    """How many enterprises are due now by our queries."""
     database = Database(engine)
     scope = Scope(database.now(), UNLINK_AFTER, laid_data.listed)
     return len(database.transact(lambda session: enterprises.find_due_enterprises(session, scope)))

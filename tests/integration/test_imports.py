@@ -43,15 +43,15 @@ def of(packages: tuple[str, ...], modules: frozenset[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        pytest.param("worker.due.conditions", CELERY + HTTP, id="policy: what is due knows no Celery and no HTTP"),
+        pytest.param("worker.due.conditions", CELERY + HTTP, id="due: what is due knows no Celery and no HTTP"),
         pytest.param("worker.lms.client", CELERY + DATABASE, id="lms: the client knows no Celery and no database"),
         pytest.param("worker.runs.steps", CELERY, id="steps: what a task calls knows no task"),
-        pytest.param("worker.runs.start", CELERY, id="dispatch: nor does what opens runs"),
+        pytest.param("worker.runs.start", CELERY, id="start: nor does what opens runs"),
         pytest.param("worker.deps", CELERY, id="deps: nor what wires it up"),
         pytest.param(
             "worker.license_manager.segment",
             (*CELERY, *HTTP, "segment"),
-            id="lifecycle: its library only when it is used",
+            id="segment: its library only when it is used",
         ),
         pytest.param("worker.settings", (*CELERY, *HTTP, "segment"), id="settings"),
         pytest.param("worker.errors", CELERY + HTTP + DATABASE, id="errors"),
@@ -69,7 +69,7 @@ def test_celery_settings_load_our_settings_and_errors_alone() -> None:
     assert modules == {"celeryconfig", "worker", "worker.settings", "worker.settings_sources", "worker.errors"}
 
 
-def test_policy_and_the_client_know_nothing_of_each_other() -> None:
+def test_what_is_due_and_the_client_know_nothing_of_each_other() -> None:
     assert "worker.lms.client" not in loaded_by("worker.due.conditions")
     client = {f"worker.lms.{name}" for name in ("client", "transport", "outcomes", "patience")}
     assert (

@@ -1,8 +1,8 @@
 """What is due, read a second time: plain Python, to hold worker/due/conditions.py against.
 
-Written from DESIGN ("What is due") and the facts about license-manager, object by object, and not from the policy's
+Written from DESIGN ("What is due") and the facts about license-manager, object by object, and not from the
 selects. A `World` keeps rows as objects and lays them down in a database; a `Reading` of it answers every question
-of the policy; `answers_of` and `pages_of` put the same questions to the policy itself.
+of what is due; `answers_of` and `pages_of` put the same questions to the queries themselves.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -319,7 +319,7 @@ COLUMNS = (
 
 
 def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
-    """Put these questions, or every one, to the policy; the answers as sorted rows, repeats and all."""
+    """Put these questions, or every one, to the queries; the answers as sorted rows, repeats and all."""
     answers = {}
     for name in names or (*QUERIES, *LICENSE_QUERIES, "due_enterprises"):
         if name == "due_enterprises":  # not one query

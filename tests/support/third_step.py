@@ -43,4 +43,4 @@ WORK["survey"] = (lambda *_: True, lambda *_: {})
 @shared_task(name=SURVEY.task, **tasks.STEP)
 def survey(self: Task[Any, Any], enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
     """Do the third step of a run: nothing."""
-    return tasks.do_step(self, SURVEY, enterprise_customer_uuid, run_id)
+    return tasks.run_step(self, SURVEY, enterprise_customer_uuid, run_id)

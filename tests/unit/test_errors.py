@@ -2,15 +2,24 @@
 
 import json
 import pickle
+import weakref
 from types import SimpleNamespace
 
 import pytest
-from support.wire import (
-    subclasses,
-)
+from support.wire import subclasses
 
 from worker import errors
-from worker.errors import BatchRefused, ReasonedError, RunRefused, Unavailable
+from worker.errors import (
+    BadArgument,
+    BatchRefused,
+    LicenseExpiryError,
+    ReasonedError,
+    RunRefused,
+    SeveralWrong,
+    Unavailable,
+    Unusable,
+    WrongSetting,
+)
 from worker.lms.client import LmsClient
 
 # The errors themselves
@@ -23,6 +32,31 @@ def test_an_error_survives_the_ways_that_celery_carries_it(kind: type[ReasonedEr
         assert type(carried) is kind
         assert (carried.reason, carried.what, carried.retry_after) == ("http_503", "the LMS answered 503", 7.0)
         assert str(carried) == "the LMS answered 503 [http_503]"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unusable("table a is missing", "run license-expiry init-db", "a"),
+        WrongSetting("LMS_URL: is not set", "Set it"),
+        BadArgument("no such run", "license-expiry status lists them"),
+        SeveralWrong(
+            "These are wrong", [WrongSetting("A: is not set", "Set it"), Unusable("table b is missing", "make it")]
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_so_does_one_without_a_reason(error: LicenseExpiryError) -> None:
+    for carried in (pickle.loads(pickle.dumps(error)), type(error)(*json.loads(json.dumps(error.args)))):
+        assert type(carried) is type(error)
+        assert (carried.what, carried.remedy) == (error.what, error.remedy)
+        assert str(carried).splitlines()[-1].split()[-1] == str(error).split()[-1]
+
+
+def test_a_caught_error_is_gone_at_once() -> None:
+    """It would keep the request's body, with e-mail addresses in it, until the next collection of garbage."""
+    gone = weakref.ref(BatchRefused("http_422", "the LMS answered 422"))
+    assert gone() is None
 
 
 def test_the_tree_is_as_its_docstring_draws_it() -> None:

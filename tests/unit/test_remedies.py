@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# How many arguments come before the remedy. BadArgument is not here: what it says is what the argument must be.
-BEFORE_THE_REMEDY = {"Unusable": 1, "WrongSetting": 1, "WrongValue": 1, "Unavailable": 2, "RunRefused": 2}
-# Read by the log of a courtesy alone, or shown with the moment of the next try in the remedy's place.
-EXCEPT = {"worker/license_manager/segment.py", "tasks/__init__.py"}
+# How many arguments come before the remedy.
+OF_ONE = dict.fromkeys(("Unusable", "WrongSetting", "WrongValue", "BadArgument"), 1)
+BEFORE_THE_REMEDY = OF_ONE | dict.fromkeys(("Unavailable", "RunRefused"), 2)
+# The one is read by the log of a courtesy alone; the other's sentences say what an argument must be.
+EXCEPT = {"worker/license_manager/segment.py", "worker/runs/request.py"}
 
 
 def raised() -> Iterator[tuple[str, ast.Call]]:

@@ -20,7 +20,9 @@ def celery_app() -> Any:
         try:
             _ = app.conf.beat_schedule
         except SystemExit as end:  # of celeryconfig.py, which has printed the error
-            raise (end.__cause__ or end) from None
+            if isinstance(end.__cause__, Unusable):
+                raise end.__cause__ from None
+            raise
     return app
 
 

@@ -13,12 +13,13 @@ from sqlalchemy.exc import DBAPIError
 from worker.cli import rights
 from worker.cli.broker import celery_app, connected
 from worker.cli.rights import Right
+from worker.clock import BEAT_AHEAD
 from worker.db.engine import address_of, cannot_be_used, make_engine
 from worker.db.license_manager_tables import CustomerAgreement
 from worker.db.transactions import Database
 from worker.deps import make_lms_client
 from worker.due import enterprises
-from worker.errors import LicenseExpiryError, Unusable, WrongSetting
+from worker.errors import LicenseExpiryError, SeveralWrong, Unusable, WrongSetting
 from worker.ledger import migrations
 from worker.lms.patience import Patience
 from worker.runs.request import unknown_enterprises
@@ -26,8 +27,6 @@ from worker.settings import CelerySettings, DatabaseSettings, Settings, load_set
 from worker.settings_sources import load
 
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
-# As far as beat's clock may be ahead of the database's without its night being taken for that of the day before.
-CLOCK_AHEAD = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def _explained(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
 
 def _wrong(subject: str, error: LicenseExpiryError) -> Iterator[Finding]:
     """A finding for an error; for each of its parts, if it has any."""
-    for part in error.parts:
+    for part in getattr(error, "parts", [error]):
         about = "settings" if isinstance(part, WrongSetting) else subject
         yield Finding(about, "wrong", part.what, part.remedy)
 
@@ -112,17 +111,18 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
 def _tables(database: Database, settings: DatabaseSettings, level: str | None, unseen: set[str]) -> Iterator[Finding]:
     """The faults of tables that can be seen, and of what is in them."""
     hidden = {table for table in unseen if rights.of_ledger(table)}
-    theirs = []
-    if unseen == hidden:
-        theirs = _lacking(database, ledger=False)
-        yield from theirs or [Finding("database", "ok", "license-manager's tables have every column that is used")]
+    bad = _bad_tables(database, ledger=False) if unseen == hidden else []
+    for table in bad:
+        yield from _wrong("database", table)
+    if unseen == hidden and not bad:
+        yield Finding("database", "ok", "license-manager's tables have every column that is used")
     if migrations.VERSION_TABLE not in unseen:
-        yield from _ledger(database, level, theirs, look=not unseen)
-    if unseen == hidden and not any(CustomerAgreement.__tablename__ in finding.what for finding in theirs):
+        yield from _ledger(database, level, look=not unseen)
+    if unseen == hidden and CustomerAgreement.__tablename__ not in [error.table for error in bad]:
         yield from _unlinking(settings, database)
 
 
-def _ledger(database: Database, level: str | None, theirs: list[Finding], look: bool) -> Iterator[Finding]:
+def _ledger(database: Database, level: str | None, look: bool) -> Iterator[Finding]:
     head = migrations.revisions()[0]
     if level is None:
         yield Finding("ledger", "wrong", "its tables are not made", "run license-expiry init-db")
@@ -131,8 +131,8 @@ def _ledger(database: Database, level: str | None, theirs: list[Finding], look: 
         remedy = "install the release that made it" if newer else "run license-expiry init-db"
         yield Finding("ledger", "wrong", f"its tables are at {level}, and this release has {head}", remedy)
     elif look:
-        ours = [finding for finding in _lacking(database, ledger=True) if finding not in theirs]
-        ours = ours or list(_forms(database))
+        bad = [error for error in _bad_tables(database, ledger=True) if rights.of_ledger(error.table)]
+        ours = [finding for error in bad for finding in _wrong("ledger", error)] or list(_forms(database))
         yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
 
 
@@ -151,13 +151,12 @@ def _forms(database: Database) -> Iterator[Finding]:
             yield Finding("ledger", "wrong", what, "stop the workers and run license-expiry init-db")
 
 
-def _lacking(database: Database, ledger: bool) -> list[Finding]:
+def _bad_tables(database: Database, ledger: bool) -> list[Unusable]:
     try:
         database.require_schema(ledger=ledger)
         return []
-    except Unusable as error:
-        about = [("ledger" if "license_expiry_" in part.what else "database", part) for part in error.parts]
-        return [finding for subject, part in about for finding in _wrong(subject, part)]
+    except SeveralWrong as error:
+        return error.parts
 
 
 def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
@@ -201,7 +200,7 @@ def _clock(whose: str, clock: Callable[[], datetime]) -> Finding:
     there = clock()
     ahead = before + (datetime.now(UTC) - before) / 2 - there
     told = f"this machine's is {abs(ahead.total_seconds()):.1f} s {'ahead of' if ahead > timedelta() else 'behind'}"
-    if abs(ahead) <= CLOCK_AHEAD:
+    if abs(ahead) <= BEAT_AHEAD:
         return Finding("clock", "ok", f"{told} {whose}")
     return Finding("clock", "warning", f"{told} {whose}", "let NTP keep both clocks")
 

@@ -152,7 +152,7 @@ def run(
     \b
     The whole night:       license-expiry run
     One enterprise:        license-expiry run --enterprise 378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772
-    A rehearsal:           license-expiry run --dry-run
+    Sending nothing:       license-expiry run --dry-run
     A plan, once more:     license-expiry run --plan UUID --force --reason "restored from backup"
     """  # noqa: D301, click's own mark
     deps = _deps(with_broker=not here)

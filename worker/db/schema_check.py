@@ -46,8 +46,8 @@ def _lacking(inspector: Inspector, name: str, wanted: set[str], remedy: str) -> 
     try:
         there = {column["name"] for column in inspector.get_columns(name)}
     except NoSuchTableError:
-        return [Unusable(f"table {name} is missing", remedy)]
-    return [Unusable(f"table {name} lacks column {column}", remedy) for column in sorted(wanted - there)]
+        return [Unusable(f"table {name} is missing", remedy, name)]
+    return [Unusable(f"table {name} lacks column {column}", remedy, name) for column in sorted(wanted - there)]
 
 
 def _unknown(connection: Connection, inspector: Inspector, name: str, known: set[str]) -> list[Unusable]:
@@ -56,6 +56,7 @@ def _unknown(connection: Connection, inspector: Inspector, name: str, known: set
         Unusable(
             f"table {name} has column {column['name']}, which must be given a value that this release does not know",
             "install a release of license-expiry that does, or give the column a default",
+            name,
         )
         for column in inspector.get_columns(name)
         if column["name"] not in known and not _filled_without_us(connection, name, column)

@@ -19,6 +19,7 @@ from worker.db.sql import Among, Mailbox, Rows
 from worker.due import conditions
 from worker.due.learners import KNOWN_BY, learner_among
 from worker.due.scope import Scope
+from worker.ledger.order import DOWNGRADE
 
 
 def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
@@ -26,7 +27,7 @@ def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
     if not downgraded:
         return unlinkable(scope, *columns)
     # Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner.
-    held = or_(conditions.holds(scope), HeldLicense.step == "downgrade")
+    held = or_(conditions.holds(scope), HeldLicense.step == DOWNGRADE.name)
     return unlinkable(scope, *columns, held=held).where(conditions.confirmed())
 
 

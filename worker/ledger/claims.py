@@ -29,17 +29,11 @@ CHECKED_SECONDS = 0.5
 class Claim:
     """One worker's hold on one run for one step. Its methods raise LeaseLost once it is not the newest claim.
 
-    `run` is as the ledger has it; `held` counts the licenses that this claim put on the held list.
+    `run` is as the ledger has it; `held_count` counts the licenses that this claim put on the held list.
     """
 
     def __init__(
-        self,
-        database: Database,
-        run: Run,
-        step: Step,
-        lease_seconds: int,
-        calls: CallTimings | None,
-        asked: float,
+        self, database: Database, run: Run, step: Step, lease_seconds: int, calls: CallTimings | None, asked: float
     ) -> None:
         self.run = run
         self.step = step
@@ -49,7 +43,7 @@ class Claim:
         self._lease_seconds = lease_seconds
         self._recorded = run.recorded
         self._asked, self._until = asked, asked + lease_seconds
-        self.held = 0
+        self.held_count = 0
         self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as}
 
     def guard(self, known_for: float = 0.0) -> float:
@@ -91,7 +85,7 @@ class Claim:
         self._transact(work)
         self._recorded += 1
         self._note({name: getattr(self.run, name) + count for name, count in counts.items()})
-        self.held += counts.get("licenses_held", 0)
+        self.held_count += counts.get("licenses_held", 0)
 
     def advance(self, **values: Any) -> None:
         """End the step: the run moves on to the next phase. `values` are last columns to set."""
@@ -125,7 +119,7 @@ class Claim:
         if error:
             given |= {"retries": self.run.retries + 1, "error": str(error)[:500]}
 
-        def keep_retry(session: Session) -> None:
+        def tidy(session: Session) -> None:
             lms_calls.drop_calls(session, self.run)  # when only the answer to the commit was lost
             if error:
                 of_claim = {"run_id": self.run.id, "fence": self.run.fence}
@@ -133,7 +127,7 @@ class Claim:
                 row = {**of_claim, "step": self.step.name, "reason": error.reason}
                 session.execute(insert(Retry).values(row | {"at": DatabaseNow(), "again_at": DatabaseNow(seconds)}))
 
-        self._leave(keep_retry, **given)
+        self._leave(tidy, **given)
         self._note({"owner": None})
 
     def _leave(self, last: Callable[[Session], None], **values: Any) -> None:

@@ -1,7 +1,11 @@
 """The order of this project, as one table: downgrade, then unlink.
 
-A step can claim a run only in the phase that it starts from, which is the phase that the step before it ends in. The
-chain, the claims, the counts, the pages and the metrics all read this table; nothing else knows which step is next.
+A step can begin a run only in the phase that it starts from, which is the phase that the step before it ends in; after
+that it can take the run up again once its worker let the lease lapse. The chain, the claims, the timeline and the
+metrics read this table: nothing else knows which step is next.
+
+A new step is a row here with its phases (and the row before it no longer ends in `finished`), its work in
+`runs.steps.WORK`, its task in `tasks`, two columns of `db.ledger_tables.Run` and a migration.
 """
 
 from dataclasses import dataclass
@@ -67,7 +71,7 @@ STEPS: tuple[Step, ...] = (
         counts="learners_unlinked",
     ),
 )
-DOWNGRADE, UNLINK = STEPS
+DOWNGRADE, UNLINK, *_ = STEPS
 
 
 def row_of(name: str) -> int:

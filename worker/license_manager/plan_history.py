@@ -1,7 +1,8 @@
 """Marks plans as processed as license-manager does it: the plan's mark, and a copy of the plan in its history."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,7 +17,14 @@ from worker.db.types import DjangoUUID
 # No row, but the names of all columns of both tables.
 _COLUMNS = sa.select(sa.text("*")).select_from(sa.table(PLAN_TABLE).join(sa.table(PLAN_HISTORY_TABLE), sa.false()))
 
-Found: TypeAlias = tuple[sa.TableClause, sa.TableClause, dict[str, sa.ColumnElement[Any]]]
+
+@dataclass(frozen=True)
+class Found:
+    """Both tables, and the value that each column of a history row gets from its plan."""
+
+    plan: sa.TableClause
+    history: sa.TableClause
+    copied: dict[str, sa.ColumnElement[Any]]
 
 
 class PlanHistory:
@@ -32,7 +40,7 @@ class PlanHistory:
         self._found: Found | None = None
 
     def look(self) -> Found:
-        """Return both tables, and the value that each column of a history row gets from its plan."""
+        """Read the columns' names; return the tables with these."""
 
         def work(session: Session) -> Found:
             names = tuple(session.execute(_COLUMNS).keys())
@@ -45,12 +53,11 @@ class PlanHistory:
 
 def mark_processed(session: Session, found: Found, plans: Sequence[UUID]) -> None:
     """Mark these plans as processed, and add a row to the history of each; `found` is what `look` has found."""
-    plan, history, copied = found
     values = {"expiration_processed": True, "modified": DatabaseNow()}
     session.execute(sa.update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(plans)).values(values))
-    rows = sa.select(*copied.values(), sa.literal("~"), plan.c.modified)
-    rows = rows.where(sa.type_coerce(plan.c.uuid, DjangoUUID()).in_(plans))
-    session.execute(sa.insert(history).from_select([*copied, "history_type", "history_date"], rows))
+    rows = sa.select(*found.copied.values(), sa.literal("~"), found.plan.c.modified)
+    rows = rows.where(sa.type_coerce(found.plan.c.uuid, DjangoUUID()).in_(plans))
+    session.execute(sa.insert(found.history).from_select([*found.copied, "history_type", "history_date"], rows))
 
 
 def _reflect(connection: sa.Connection) -> Found:
@@ -67,7 +74,7 @@ def _reflect(connection: sa.Connection) -> Found:
         for name in of_plan
         if name in of_history and not is_generated(of_history[name])
     }
-    return plan, history, copied
+    return Found(plan, history, copied)
 
 
 def _in_form_of(target: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:

@@ -33,12 +33,8 @@ _LIMITS = {"timeout": 4, "max_retries": 2, "max_total_backoff_duration": 3, "max
 _OPTIONS: dict[str, Any] = {"upload_size": UPLOAD_SIZE, "upload_interval": 0.05, **_LIMITS}
 # Columns that nothing else here needs and that a release of license-manager may lack.
 _EXTRA: dict[Any, dict[str, Any]] = {
-    License: {
-        "activation_key": DjangoUUID(),
-        "assigned_date": UTCDateTime(),
-        "activation_date": UTCDateTime(),
-        "auto_applied": Boolean(),
-    },
+    License: {"activation_key": DjangoUUID(), "auto_applied": Boolean()}
+    | dict.fromkeys(("assigned_date", "activation_date"), UTCDateTime()),
     CustomerAgreement: {"enterprise_customer_slug": String()},
 }
 

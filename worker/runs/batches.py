@@ -74,7 +74,7 @@ class BatchReader:
 
     def has_next(self) -> bool:
         """Is there another batch? Reads a page where none is at hand."""
-        if self._rows and (time.monotonic() > self._fresh_until or self._held != self._claim.held):
+        if self._rows and (time.monotonic() > self._fresh_until or self._held != self._claim.held_count):
             self._read()
         while not self._rows:
             if self._last:
@@ -92,7 +92,7 @@ class BatchReader:
         return batch
 
     def _read(self) -> None:
-        began, self._held, limit = time.monotonic(), self._claim.held, self._batches * self._size
+        began, self._held, limit = time.monotonic(), self._claim.held_count, self._batches * self._size
         self._rows = self._read_page(self._after, limit)
         self._last = len(self._rows) < limit
         took = time.monotonic() - began

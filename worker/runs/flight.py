@@ -45,8 +45,7 @@ class Flight:
         self._in_flight: dict[Future[None], Batch] = {}
         self._split: deque[Batch] = deque()
         self._answered: list[tuple[Batch, Future[None]]] = []
-        self._short_of_slots = self._stopped = False
-        self._used_up = False
+        self._short_of_slots = self._stopped = self._used_up = False
         self._failure: Exception | None = None
 
     def send_all(self) -> bool:

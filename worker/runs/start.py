@@ -26,11 +26,7 @@ Publish = Callable[[UUID, UUID], None]
 
 
 def start_runs(
-    deps: Deps,
-    request: Request,
-    enterprises: Iterable[UUID],
-    publish: Publish,
-    scheduled_for: datetime | None = None,
+    deps: Deps, request: Request, enterprises: Iterable[UUID], publish: Publish, scheduled_for: datetime | None = None
 ) -> list[runs.Opened]:
     """Open and publish a run for each of these enterprises (or for all, when none is named) that has work due.
 

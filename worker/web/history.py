@@ -22,6 +22,7 @@ from worker.db.transactions import Database
 from worker.errors import BadArgument, Unavailable, Unusable
 from worker.ledger import migrations, order, runs
 
+START_FROM_THE_LIST = "start from the list of nights"
 MONTH = timedelta(days=31)
 MOST_NIGHTS = 400
 MOST_TROUBLES = 10
@@ -108,7 +109,7 @@ def night_of(key: str) -> datetime:
             return datetime.strptime(key + "+0000", form + "%z")
         except ValueError:
             pass
-    raise BadArgument("A night is named by its moment, such as 2026-01-31T020000Z")
+    raise BadArgument("A night is named by its moment, such as 2026-01-31T020000Z", START_FROM_THE_LIST)
 
 
 def check_ledger(database: Database) -> None:
@@ -152,7 +153,7 @@ def one_night(database: Database, key: str | None) -> OneNight:
         runs = session.scalars(_of_night(select(Run), of).order_by(Run.opened_at, Run.id)).all()
         night = session.get(Night, of)
         if not runs and not (night and night.tries):
-            raise BadArgument("The ledger has no night of this moment")
+            raise BadArgument("The ledger has no night of this moment", START_FROM_THE_LIST)
         retries: dict[UUID, list[Retry]] = {}
         for retry in session.scalars(_of_night(select(Retry).join(Run, Run.id == Retry.run_id), of).order_by(Retry.at)):
             retries.setdefault(retry.run_id, []).append(retry)
@@ -168,7 +169,7 @@ def one_run(database: Database, run_id: UUID) -> OneRun:
     def work(session: Session) -> OneRun:
         run = session.get(Run, run_id)
         if run is None:
-            raise BadArgument("The ledger has no run of this id")
+            raise BadArgument("The ledger has no run of this id", "license-expiry status lists them")
         enterprise, held = run.enterprise_customer_uuid, select(HeldLicense)
         held = held.where(HeldLicense.run_id == run_id, HeldLicense.enterprise_customer_uuid == enterprise)
         calls = select(LmsCall.step, LmsCall.outcome, func.sum(LmsCall.calls), func.sum(LmsCall.seconds))

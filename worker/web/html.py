@@ -86,7 +86,7 @@ def run_page(database: Database, run_id: str) -> str:
     try:
         seen = history.one_run(database, UUID(run_id))
     except ValueError:
-        raise BadArgument("A run is named by its id, a UUID") from None
+        raise BadArgument("A run is named by its id, a UUID", "license-expiry status lists them") from None
     axis = timeline.axis_of([seen.run], seen.now)
     line = _line(seen.run, seen.name, seen.retries, axis, seen.now)
     return _page("run", seen.now, seen.run.phase not in ENDED, seen=seen, axis=axis, line=line, run=seen.run)

@@ -79,17 +79,21 @@ class _Answer(RequestHandler):
 
 
 def application(
-    database: Database, settings: DatabaseSettings, next_night: NextNight, *executors: Executor
+    database: Database,
+    settings: DatabaseSettings,
+    next_night: NextNight,
+    threads: Executor,
+    scrapes: Executor,
+    health: Executor,
 ) -> Application:
     """The pages, the metrics and the health check, each on an executor of its own, so that none waits for another."""
-    threads, scrapes, health = executors
 
     def healthy() -> str:
         history.check_ledger(database)
         return "ok\n"
 
     def nothing() -> str:
-        raise BadArgument("There is no such page")
+        raise BadArgument("There is no such page", history.START_FROM_THE_LIST)
 
     def route(path: str, make: Make, executor: Executor = threads, **more: Any) -> tuple[str, Any, dict[str, Any]]:
         return path, _Answer, {"executor": executor, "make": make, **more}

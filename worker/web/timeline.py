@@ -68,7 +68,7 @@ def axis_of(runs: Sequence[Run], now: datetime) -> Axis:
 def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
     """The run's segments in order. Empty for runs recorded before step times were stored (migration 0003)."""
     end, waits_since = run.ended_at or now, run.opened_at
-    if run.downgrade_began_at is None and run.phase not in (Phase.QUEUED, Phase.ABANDONED):
+    if getattr(run, order.STEPS[0].began_at) is None and run.phase not in (Phase.QUEUED, Phase.ABANDONED):
         return []
     found: list[Piece] = []
     for step in order.STEPS:

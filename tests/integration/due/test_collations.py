@@ -1,4 +1,4 @@
-"""The policy is the same whatever the collation of the tables and the locale of the database.
+"""What is due is the same whatever the collation of the tables and the locale of the database.
 
 Who would be protected from the unlink, by another license under an e-mail that some databases take for the same one.
 """
@@ -85,7 +85,7 @@ def with_both(world: World, expired: str, current: str) -> None:
     world.license(world.plan(customer, -10 * DAY), current)
 
 
-def test_the_policy_is_the_same(collated: Engine, request: pytest.FixtureRequest) -> None:
+def test_what_is_due_is_the_same(collated: Engine, request: pytest.FixtureRequest) -> None:
     world = World(Data(collated, now=NOW), NOW)
     for expired, current in [*SAME, *ANOTHER]:
         with_both(world, expired, current)

@@ -251,7 +251,7 @@ CHAINS = [
 
 
 class Asker:
-    """Puts the policy's questions for one case after another; the same question only once."""
+    """Puts our questions for one case after another; the same question only once."""
 
     def __init__(self, connection: Connection, situations: Sequence[Situation]) -> None:
         self.connection = connection
@@ -264,7 +264,7 @@ class Asker:
         return self.known[repr(scope)]
 
     def answers(self, case: Case, situation: Situation) -> tuple[Answers, Answers]:
-        """The policy's and the reading's, as far as they concern the case's customers."""
+        """The queries' answers and the reading's, as far as they concern the case's customers."""
         asked = {name: part(situation) if callable(part) else part for name, part in case.asked.items()}
         scope = scope_of(situation.world, **({"unlink_enabled": self.everybody} | asked))
         found = {

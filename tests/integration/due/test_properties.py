@@ -1,4 +1,4 @@
-"""Small databases drawn at random: every query of the policy answers, row by row, as the plain-Python reading does.
+"""Small databases drawn at random: every query of what is due answers, row by row, as the plain-Python reading does.
 
 The dates are drawn on and around the boundaries, the learners from a handful, so that rules meet each other as they do
 not in a table of cases. A failure prints the smallest `Drawn` database and the scope that show it.

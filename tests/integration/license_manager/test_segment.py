@@ -349,7 +349,7 @@ def test_a_large_plan_is_told_of_page_by_page(
     assert max(map(len, segment.batches)) <= UPLOAD_SIZE
     assert sorted(segment.properties()) == sorted(map(str, laid.licenses))
     assert len(segment.events) == len(laid.licenses), "each once"
-    assert sorted(set(leases)) == leases
+    assert sorted(leases) == leases
     assert len(set(leases)) >= 3, "the lease is renewed before each page"
     [line] = told()
     assert f"'events': {2 * UPLOAD_SIZE + 1}" in line.getMessage()

@@ -150,7 +150,7 @@ def test_a_retry_says_why_and_when_and_keeps_the_rest_of_its_chain(queue: Queue,
     lms.faults(Fault(kind="downgrade", status=503, times=4))
     tasks.publish(laid.enterprise, run_id)
     shown = queue.next().result
-    assert f"{shown!r}".startswith("the LMS answered 503; comes again at 20")
+    assert f"{shown!r}".startswith("the LMS answered 503: look at the LMS; comes again at 20")
     assert f"{shown!r}".endswith(" UTC [http_503]")
     assert [queue.next().state for _ in STEPS] == ["SUCCESS", "SUCCESS"]
     assert run_of(deps.database, run_id).phase == Phase.FINISHED

@@ -26,7 +26,7 @@ from worker.ledger.order import DOWNGRADE, STEPS, Phase
 from worker.runs import request, start
 from worker.web import history, html as pages
 
-BAR = re.compile(r'<rect class="(d|u)" x="([\d.]+)%"')
+BAR = re.compile(r'<rect class="(s0|s1)" x="([\d.]+)%"')
 
 
 def never(_: Any) -> None:
@@ -83,10 +83,10 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     assert list(shown)[-1] == str(fine.enterprise)
     for each in (fine, retried, holding):
         bars = BAR.findall(shown[str(each.enterprise)])
-        assert [lane for lane, _ in bars if lane == "u"] == ["u"], "one unlink"
-        assert max(float(x) for lane, x in bars if lane == "d") <= float(bars[-1][1])
-        assert bars[-1][0] == "u"
-    assert BAR.findall(shown[str(failing.enterprise)])[-1][0] == "d"
+        assert [lane for lane, _ in bars if lane == "s1"] == ["s1"], "one unlink"
+        assert max(float(x) for lane, x in bars if lane == "s0") <= float(bars[-1][1])
+        assert bars[-1][0] == "s1"
+    assert BAR.findall(shown[str(failing.enterprise)])[-1][0] == "s0"
     assert "Failed: the LMS answered 403" in shown[str(failing.enterprise)]
     assert "#failed" in shown[str(failing.enterprise)]
     assert "#retry" in shown[str(retried.enterprise)]

@@ -49,13 +49,18 @@ DOCS = Path(__file__).parents[3] / "docs/metrics.md"
 Samples = dict[tuple[Any, ...], float]
 
 
-@pytest.fixture
-def deps(make_test_deps: Make) -> Iterator[Deps]:
-    """Its wiring; no thread is left behind with a connection of deps that are closed."""
-    yield make_test_deps()
+@pytest.fixture(autouse=True)
+def _all_counted(make_test_deps: Make) -> Iterator[None]:
+    """No thread is left behind that counts what is due, with a connection of deps that are closed."""
+    yield
     for thread in threading.enumerate():
         if thread.name == "due":
             thread.join(30)
+
+
+@pytest.fixture
+def deps(make_test_deps: Make) -> Deps:
+    return make_test_deps()
 
 
 @pytest.fixture

@@ -55,13 +55,14 @@ def unlike(connection: sa.Connection) -> list[sa.Column[Any]]:
         "WHERE table_schema = DATABASE() AND table_name = :table AND column_name = :column"
     )
     form = ("uuid", None) if isinstance(wanted, _NativeUUID) else ("char", wanted.collation)  # type: ignore[attr-defined]
-    columns = (each for table in Ledger.metadata.sorted_tables for each in table.columns)
-    return [
-        each
-        for each in columns
-        if isinstance(each.type, DjangoUUID)
-        and tuple(connection.execute(question, {"table": each.table.name, "column": each.name}).one()) != form
+    uuids = [
+        column
+        for table in Ledger.metadata.sorted_tables
+        for column in table.columns
+        if isinstance(column.type, DjangoUUID)
     ]
+    asked = {column: {"table": column.table.name, "column": column.name} for column in uuids}
+    return [column for column in uuids if tuple(connection.execute(question, asked[column]).one()) != form]
 
 
 @cache
@@ -70,7 +71,7 @@ def revisions() -> tuple[str, ...]:
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(Path(__file__).parent)).walk_revisions()
-    return tuple(each.revision for each in scripts)
+    return tuple(script.revision for script in scripts)
 
 
 def level(connection: sa.Connection) -> str | None:

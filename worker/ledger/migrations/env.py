@@ -6,9 +6,7 @@ from worker.db.ledger_tables import Ledger
 from worker.ledger.migrations import VERSION_TABLE
 
 context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=Ledger.metadata,
-    version_table=VERSION_TABLE,
+    connection=context.config.attributes["connection"], target_metadata=Ledger.metadata, version_table=VERSION_TABLE
 )
 with context.begin_transaction():
     context.run_migrations()
