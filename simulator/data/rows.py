@@ -24,7 +24,15 @@ DAY = timedelta(days=1)
 CHUNK = 5_000
 
 # The order of the foreign keys: what is pointed at goes in first.
-ORDER = ("customeragreement", "subscriptionplan", "subscriptionplanrenewal", "license", "licenseevent")
+ORDER = (
+    "customeragreement",
+    "subscriptionplan",
+    "subscriptionplanrenewal",
+    "license",
+    "licenseevent",
+    "historicalsubscriptionplan",
+    "historicallicense",
+)
 
 
 @dataclass(frozen=True)
@@ -184,13 +192,21 @@ class Data:
         times = {"created": created, "modified": created}
         self._add("licenseevent", {}, license_id=license, event_name=event_name, **times)
 
+    def plan_history(self, plan: UUID, moment: datetime, processed: bool, **columns: Any) -> None:
+        """Add a row to the history of a plan that is not flushed yet: how it was from this moment on."""
+        self._add_history("subscriptionplan", plan, moment, {"expiration_processed": processed, **columns})
+
+    def license_history(self, license: UUID, moment: datetime, plan: UUID, **columns: Any) -> None:
+        """Add a row to the history of a license that is not flushed yet: in which plan it was from this moment on."""
+        self._add_history("license", license, moment, {"subscription_plan_id": plan, **columns})
+
     def flush(self) -> None:
         """Insert all rows added since the last flush, in one transaction."""
         with self.engine.begin() as connection:
             for name in ORDER:
                 rows, into = self._rows[name], table(self.engine, name)
                 # As Django does it: every column is named, but for the number that the database gives.
-                blank = {column.name: None for column in into.c if column.name != "id"}
+                blank = {column.name: None for column in into.c if column.name not in ("id", "history_id")}
                 for start in range(0, len(rows), CHUNK):
                     chunk = [blank | row for row in rows[start : start + CHUNK]]
                     connection.execute(into.insert(), chunk)
@@ -201,6 +217,11 @@ class Data:
         drawn = self.uuid()
         given: UUID = columns.get("uuid", drawn)
         return given
+
+    def _add_history(self, table_name: str, own: UUID, moment: datetime, changed: Row) -> None:
+        row = next(row for row in reversed(self._rows[table_name]) if row["uuid"] == own)
+        of_history = {"history_type": "~", "history_date": moment}
+        self._rows[f"historical{table_name}"].append(row | of_history | changed)
 
     def _add(self, table_name: str, given: Row, **usual: Any) -> None:
         since = self.now - 365 * DAY

@@ -20,54 +20,24 @@ from support.oracle import (
 from worker.due.scope import Scope
 
 WHOLE_SECOND = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
-
-
 US = timedelta(microseconds=1)
-
-
 HOUR = timedelta(hours=1)
-
-
 NOW = timedelta()
-
-
 STRANGER = UUID("0000cccc-0000-4000-8000-00000000cccc")
-
 
 # What can become of the license that a case is about, and of its plan: the queries that name them.
 Fate = frozenset[str]
-
-
 NOTHING: Fate = frozenset()
-
-
 DOWNGRADE: Fate = frozenset({"due_plans", "due_downgrades"})
-
-
 PLAN_ONLY: Fate = frozenset({"due_plans"})
-
-
 DONE: Fate = frozenset({"due_plans", "done_plans"})
-
-
 ALONE: Fate = frozenset({"waiting_plans", "waiting_downgrades", "rehearsed_unlinks"})
-
-
 DOWNGRADE_FIRST: Fate = DOWNGRADE | {"rehearsed_unlinks"}
-
-
 UNLINK: Fate = frozenset({"due_unlinks", "rehearsed_unlinks"})
-
-
 KEPT: Fate = frozenset({"rehearsed_unlinks"})  # unless this very run downgrades what keeps the learner linked
-
-
 PROTECTED: Fate = frozenset({"protected"})
 
-
 OF_PLAN = ("ago", "since", "is_active", "processed")
-
-
 OF_LICENSE = ("email", "lms_user_id", "status", "renewed")
 
 
@@ -173,8 +143,6 @@ EXPIRED = [
     Case("no e-mail: it cannot be unlinked, and is downgraded all the same", DOWNGRADE, email=None),
     Case("a blank e-mail: likewise", DOWNGRADE, email=""),
 ]
-
-
 WAITING = [
     waiting("the plan waits for its renewal; the learner's 90 days do not", ALONE),
     waiting("exactly 90 days: too young to unlink, so it waits with its plan", NOTHING, ago=90 * DAY),
@@ -197,8 +165,6 @@ WAITING = [
     Case("renewed by a current plan, but not carried on into it", ALONE, renew(-100 * DAY)),
     Case("renewed by a plan that has expired: nothing to wait for", DOWNGRADE_FIRST, renew(NOW)),
 ]
-
-
 HELD = [
     Case("just now, and nothing else is left of its plan", NOTHING, hold()),
     Case("eleven hours ago: a second run straight after sends nothing", NOTHING, hold(11 * HOUR)),
@@ -248,8 +214,6 @@ HELD = [
     waiting("kept linked by it, so nothing to downgrade one by one", NOTHING, hold_other()),
     processed("and protected: counted as neither", NOTHING, hold(), other()),
 ]
-
-
 FORCED = [
     forced("a processed plan's licenses again", DOWNGRADE | UNLINK),
     forced("a processed plan's that has just expired", DOWNGRADE, ago=NOW),
@@ -286,6 +250,7 @@ def scope_of(world: World, **asked: Any) -> Scope:
         "unlink_after": 90 * DAY,
         "unlink_enabled": frozenset(world.agreements),
         "run_id": RUN,
+        "now": world.as_of,
     }
     return Scope(**(usual | asked))
 

@@ -8,7 +8,6 @@ of what is due; `answers_of` and `pages_of` put the same questions to the querie
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -17,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Agreement, Data, Status
 from worker.db import ledger_tables, license_manager_tables, sql
-from worker.due import downgrades, enterprises, plans as conditions_plans, unlinks
+from worker.due import downgrades, enterprises, plans, unlinks
 from worker.due.scope import Scope
+from worker.due.statements import fetch
 
 Row = tuple[Any, ...]
 Answers = dict[str, list[Row]]
@@ -40,6 +40,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Renewal:
+    """Of a plan by another, or by none yet; `effective` is when it is to be processed."""
+
+    following: UUID | None
+    effective: datetime
+    processed: bool
+
+
+@dataclass(frozen=True)
 class License:
     uuid: UUID
     plan: Plan
@@ -47,6 +56,8 @@ class License:
     lms_user_id: int | None
     status: Status
     renewed: bool
+    assigned: datetime | None
+    revoked: datetime | None
 
     @property
     def mailbox(self) -> str:
@@ -55,9 +66,11 @@ class License:
 
     def is_same_learners(self, other: "License") -> bool:
         """Same e-mail, or same user; what is not known matches nothing."""
-        by_email = self.mailbox != "" and self.mailbox == other.mailbox
         by_user = self.lms_user_id is not None and self.lms_user_id == other.lms_user_id
-        return self.plan.customer == other.plan.customer and (by_email or by_user)
+        return self.plan.customer == other.plan.customer and (by_user or self.has_address_of(other))
+
+    def has_address_of(self, other: "License") -> bool:
+        return self.mailbox != "" and self.mailbox == other.mailbox and self.plan.customer == other.plan.customer
 
 
 @dataclass
@@ -68,8 +81,10 @@ class World:
     as_of: datetime
     agreements: dict[UUID, Agreement] = field(default_factory=dict)
     plans: dict[UUID, Plan] = field(default_factory=dict)
-    renewals: dict[UUID, UUID | None] = field(default_factory=dict)
+    renewals: dict[UUID, Renewal] = field(default_factory=dict)
     licenses: dict[UUID, License] = field(default_factory=dict)
+    marks: list[tuple[UUID, datetime, bool]] = field(default_factory=list)
+    moves: list[tuple[UUID, datetime, UUID]] = field(default_factory=list)
     events: list[tuple[UUID, str, datetime]] = field(default_factory=list)
     confirmations: list[tuple[UUID, UUID, datetime]] = field(default_factory=list)
     holds: dict[UUID, tuple[UUID, datetime]] = field(default_factory=dict)
@@ -95,9 +110,24 @@ class World:
         self.plans[uuid] = Plan(uuid, customer, starts, expires, is_active, processed)
         return self.plans[uuid]
 
-    def renew(self, prior: Plan, renewed: Plan | None = None) -> None:
-        self.data.renewal(prior.uuid, renewed.uuid if renewed else None)
-        self.renewals[prior.uuid] = renewed.uuid if renewed else None
+    def show_mark(self, plan: Plan, after: timedelta, processed: bool = True) -> None:
+        """Let the plan's history show it as marked (or not) so long after its expiration date, as that is today."""
+        moment = self._at(plan, after)
+        self.data.plan_history(plan.uuid, moment, processed)
+        self.marks.append((plan.uuid, moment, processed))
+
+    def renew(
+        self,
+        prior: Plan,
+        renewed: Plan | None = None,
+        effective_ago: timedelta = -DAY,
+        processed: bool | None = None,
+    ) -> None:
+        """Add a renewal of a plan, to be processed `effective_ago`; it is when the next plan is there, unless given."""
+        following, effective = renewed.uuid if renewed else None, self.as_of - effective_ago
+        done = renewed is not None if processed is None else processed
+        self.data.renewal(prior.uuid, following, effective, processed=done)
+        self.renewals[prior.uuid] = Renewal(following, effective, done)
 
     def license(
         self,
@@ -106,12 +136,26 @@ class World:
         lms_user_id: int | None = None,
         status: Status = "activated",
         renewed: bool = False,
+        assigned_after: timedelta | None = -300 * DAY,
+        revoked_after: timedelta | None = None,
     ) -> License:
-        """Add a license; a `renewed` one is carried on by one that is nobody's yet, in the same plan."""
+        """Add a license; a `renewed` one is carried on by one that is nobody's yet, in the same plan.
+
+        When it was assigned and revoked is counted from its plan's expiration date.
+        """
         on = self.license(plan, None, None, "unassigned") if renewed else None
-        uuid = self.data.license(plan.uuid, email, lms_user_id, status, on.uuid if on else None)
-        self.licenses[uuid] = License(uuid, plan, email, lms_user_id, status, renewed)
+        dated = (assigned_after, revoked_after)
+        assigned, revoked = (None if after is None else self._at(plan, after) for after in dated)
+        dates = {"assigned_date": assigned, "revoked_date": revoked}
+        uuid = self.data.license(plan.uuid, email, lms_user_id, status, on.uuid if on else None, **dates)
+        self.licenses[uuid] = License(uuid, plan, email, lms_user_id, status, renewed, assigned, revoked)
         return self.licenses[uuid]
+
+    def show_plan(self, license: License, after: timedelta, plan: Plan) -> None:
+        """Let the license's history show it in this plan, so long after its plan's expiration date."""
+        moment = self._at(license.plan, after)
+        self.data.license_history(license.uuid, moment, plan.uuid)
+        self.moves.append((license.uuid, moment, plan.uuid))
 
     def event(self, license: License, name: str, after: timedelta = DAY) -> None:
         """Add an event of a license, so long after its plan's expiration date."""
@@ -126,6 +170,10 @@ class World:
         self.holds[license.uuid] = (run, self.as_of - ago)
         if step == "downgrade":
             self.undowngraded.add(license.uuid)
+
+    def _at(self, plan: Plan, after: timedelta) -> datetime:
+        """So long after the plan's expiration date; not in the future, which nobody can have written."""
+        return min(plan.expires + after, self.as_of)
 
     def confirmation_rows(self) -> list[dict[str, Any]]:
         return [
@@ -166,20 +214,23 @@ class Reading:
 
     def answers(self) -> Answers:
         """Every question's answer, as sorted rows."""
-        plans = {"due_plans": self.due_plans, "done_plans": self.done_plans, "waiting_plans": self.waiting_plans}
-        licenses = {
+        of_plans = {"due_plans": self.due_plans, "done_plans": self.done_plans, "waiting_plans": self.waiting_plans}
+        of_licenses = {
             "due_downgrades": self.due_downgrades,
             "waiting_downgrades": self.waiting_downgrades,
             "due_unlinks": self.due_unlinks,
             "rehearsed_unlinks": self.rehearsed_unlinks,
             "protected": self.protected,
+            "without_email": self.without_email,
         }
-        return (
-            {name: sorted((plan.uuid, plan.expires, plan.customer) for plan in ask()) for name, ask in plans.items()}
-            | {name: sorted((each.uuid, each.plan.uuid, each.plan.customer) for each in ask())
-               for name, ask in licenses.items()}
-            | {"due_enterprises": sorted((customer,) for customer in self.due_enterprises())}
-        )  # fmt: skip
+        found: dict[str, Iterable[Row]] = {
+            name: ((plan.uuid, plan.expires, plan.customer) for plan in ask()) for name, ask in of_plans.items()
+        }
+        for name, ask in of_licenses.items():
+            found[name] = ((license.uuid, license.plan.uuid, license.plan.customer) for license in ask())
+        found["due_enterprises"] = ((customer,) for customer in self.due_enterprises())
+        found["plans_waiting"] = self.plans_waiting()
+        return {name: sorted(answer, key=str) for name, answer in found.items()}
 
     def due_plans(self) -> set[Plan]:
         return {plan for plan in self.world.plans.values() if self.is_ripe(plan) and not self._only_held_left(plan)}
@@ -204,8 +255,7 @@ class Reading:
         return {
             license
             for license in self.rehearsed_unlinks()
-            if self.is_confirmed(license)
-            and not any(held == license or held.is_same_learners(license) for held in kept)
+            if self.is_confirmed(license) and not self.is_of_one_who_has(license, kept)
         }
 
     def rehearsed_unlinks(self) -> set[License]:
@@ -221,27 +271,53 @@ class Reading:
 
     def is_ripe(self, plan: Plan) -> bool:
         """Expired, asked for, not processed, and nothing of its renewal chain is to come."""
-        fresh = self.scope.force or not plan.processed
+        fresh = self.scope.force or not self.is_marked(plan)
         return plan.expires <= self.scope.as_of and fresh and self._is_asked_for(plan) and self._chain_ended(plan)
 
+    def is_marked(self, plan: Plan) -> bool:
+        """A mark of before the plan's present expiration date attests an earlier one; a pruned history nothing else."""
+        shown = [at for uuid, at, marked in self.world.marks if uuid == plan.uuid and marked]
+        return plan.processed and (not shown or max(shown) >= plan.expires)
+
     def is_confirmed(self, license: License) -> bool:
-        return license.plan.processed or self._was_downgraded(license)
+        by_mark = self.is_marked(license.plan) and not self._came_after_mark(license)
+        return by_mark or self._was_downgraded(license)
 
     def is_protected(self, license: License) -> bool:
-        """By any license, of whatever status, of an active, current plan; it is current at its very last date too."""
-        return any(
-            other.is_same_learners(license)
-            and other.plan.is_active
-            and other.plan.starts <= self.scope.as_of <= other.plan.expires
+        """By any license, of whatever status, of an active, current plan; it is current at its very last date too.
+
+        And at most a day before its first.
+        """
+        assert self.scope.now is not None
+        now = self.scope.now
+        current = [
+            other
             for other in self.world.licenses.values()
-        )
+            if other.plan.is_active and other.plan.starts - DAY <= now <= other.plan.expires
+        ]
+        return self.is_of_one_who_has(license, current)
+
+    def is_of_one_who_has(self, license: License, those: Iterable[License]) -> bool:
+        """Is the address, or any user id that goes with it, of somebody who has one of those licenses?"""
+        same_address = [other for other in self.world.licenses.values() if other.has_address_of(license)]
+        ids = {other.lms_user_id for other in same_address} - {None}
+        by_id = [
+            other
+            for other in self.world.licenses.values()
+            if other.plan.customer == license.plan.customer and other.lms_user_id in ids
+        ]
+        return any(mine == that or mine.is_same_learners(that) for mine in [*same_address, *by_id] for that in those)
 
     def is_held(self, license: License) -> bool:
-        """Held by this very run, or in the last twelve hours; who forces it wants the older ones tried again."""
+        """Held by this very run, or in the last twelve hours; who forces it wants the older ones tried again.
+
+        A hold of the future is one of a clock that was wrong.
+        """
         run, held_at = self.world.holds.get(license.uuid, (None, None))
         if held_at is None:
             return False
-        return run == self.scope.run_id or (not self.scope.force and self.scope.as_of - held_at < HELD_FOR)
+        young = timedelta(minutes=-10) <= self.scope.as_of - held_at < HELD_FOR
+        return run == self.scope.run_id or (not self.scope.force and young)
 
     def _is_asked_for(self, plan: Plan) -> bool:
         scope = self.scope
@@ -254,16 +330,36 @@ class Reading:
 
     def _chain_ended(self, plan: Plan) -> bool:
         seen = set()
-        while plan.uuid in self.world.renewals:
-            following = self.world.renewals[plan.uuid]
+        while (renewal := self._renewal_of(plan)) is not None:
+            following = renewal.following
             if following is None or following in seen:
                 return False
             seen.add(following)
             plan = self.world.plans[following]
         return plan.expires <= self.scope.as_of
 
+    def _renewal_of(self, plan: Plan) -> Renewal | None:
+        """Who names plans and forces them ends a chain at a renewal that nobody has processed."""
+        renewal = self.world.renewals.get(plan.uuid)
+        ends = self.scope.force and self.scope.plan_uuids is not None
+        return None if renewal and ends and self._is_stale(renewal) else renewal
+
+    def _is_stale(self, renewal: Renewal) -> bool:
+        return not renewal.processed and renewal.effective <= self.scope.as_of
+
+    def _came_after_mark(self, license: License) -> bool:
+        """It was in another plan, or in none, when its plan was marked; not one of which nothing is known."""
+        moves = enumerate(self.world.moves)
+        shown = sorted((at, number, plan) for number, (uuid, at, plan) in moves if uuid == license.uuid)
+        if not shown or not self.scope.license_history:
+            return False
+        plan = license.plan
+        marks = [at for uuid, at, marked in self.world.marks if uuid == plan.uuid and marked and at >= plan.expires]
+        marked_at = min(marks, default=plan.expires)
+        return [in_plan for at, _, in_plan in shown if at <= marked_at][-1:] != [plan.uuid]
+
     def _to_send(self, plan: Plan) -> set[License]:
-        learners = {each for each in self.world.licenses.values() if each.plan == plan and _is_a_learners(each)}
+        learners = {each for each in self.world.licenses.values() if each.plan == plan and _was_a_learners(each)}
         if self.scope.force:
             sent = {uuid for uuid, run, _ in self.world.confirmations if run == self.scope.run_id}
             return {license for license in learners if license.uuid not in sent}
@@ -279,38 +375,45 @@ class Reading:
         return any(at >= license.plan.expires for at in told)
 
     def _unlinkable(self) -> set[License]:
-        unlinked = {uuid for uuid, name, _ in self.world.events if name == UNLINKED_EVENT}
-        kept = [license for license in self.world.licenses.values() if self.is_held(license)]
+        held = [license for license in self.world.licenses.values() if self.is_held(license)]
+        return {it for it in self._left() if it.mailbox and not self.is_of_one_who_has(it, held)}
+
+    def without_email(self) -> set[License]:
+        return {license for license in self._left() if not license.mailbox}
+
+    def plans_waiting(self) -> Iterator[Row]:
+        for plan in self.world.plans.values():
+            expired = plan.expires <= self.scope.as_of and not self.is_marked(plan) and self._is_asked_for(plan)
+            if expired and not self._chain_ended(plan):
+                renewal = self.world.renewals.get(plan.uuid)
+                since = renewal.effective if renewal and self._is_stale(renewal) else None
+                yield plan.uuid, plan.expires, plan.customer, since
+
+    def _left(self) -> set[License]:
+        """Those of learners whose time has come and who were not unlinked since."""
         return {
             license
             for license in self.world.licenses.values()
             if license.plan.customer in self.scope.unlink_enabled
             and self._is_asked_for(license.plan)
             and self.scope.as_of - license.plan.expires > self.scope.unlink_after
-            and _is_a_learners(license)
+            and license.status in ("assigned", "activated")
             and not license.renewed
-            and license.mailbox
-            and license.uuid not in unlinked
-            and not any(held == license or held.is_same_learners(license) for held in kept)
+            and not self._was_unlinked(license)
         }
 
+    def _was_unlinked(self, license: License) -> bool:
+        """Since its plan expired, and since this learner has it."""
+        told = [at for uuid, name, at in self.world.events if (uuid, name) == (license.uuid, UNLINKED_EVENT)]
+        return any(at >= license.plan.expires and (not license.assigned or at >= license.assigned) for at in told)
 
-def _is_a_learners(license: License) -> bool:
-    return license.status in ("assigned", "activated")
+
+def _was_a_learners(license: License) -> bool:
+    """Who had it when the plan expired; that it was revoked since, the LMS was not told."""
+    revoked_since = license.status == "revoked" and license.revoked and license.revoked >= license.plan.expires
+    return license.status in ("assigned", "activated") or bool(revoked_since)
 
 
-LICENSE_QUERIES: dict[str, Callable[..., sql.Rows]] = {
-    "due_downgrades": downgrades.due_downgrades,
-    "waiting_downgrades": downgrades.waiting_downgrades,
-    "due_unlinks": unlinks.due_unlinks,
-    "rehearsed_unlinks": partial(unlinks.due_unlinks, downgraded=False),
-    "protected": unlinks.protected,
-}
-QUERIES: dict[str, Callable[[Scope], sql.Rows]] = {
-    "due_plans": conditions_plans.due_plans,
-    "done_plans": conditions_plans.done_plans,
-    "waiting_plans": downgrades.waiting_plans,
-}
 COLUMNS = (
     license_manager_tables.License.uuid,
     license_manager_tables.SubscriptionPlan.uuid,
@@ -318,21 +421,34 @@ COLUMNS = (
 )
 
 
+def _of_licenses(question: Callable[..., sql.Rows], **more: Any) -> Callable[[Scope], sql.Rows]:
+    return lambda scope: question(scope, *COLUMNS, **more)
+
+
+# Each is built once for each shape of a scope, as the product does it: building takes longer than asking.
+QUESTIONS: dict[str, Callable[[Scope], sql.Rows]] = {
+    "due_plans": plans.due_plans,
+    "done_plans": plans.done_plans,
+    "waiting_plans": downgrades.waiting_plans,
+    "plans_waiting": plans.plans_waiting_for_renewal,
+    "due_downgrades": _of_licenses(downgrades.due_downgrades),
+    "waiting_downgrades": _of_licenses(downgrades.waiting_downgrades),
+    "due_unlinks": _of_licenses(unlinks.due_unlinks),
+    "rehearsed_unlinks": _of_licenses(unlinks.due_unlinks, downgraded=False),
+    "protected": _of_licenses(unlinks.protected),
+    "without_email": _of_licenses(unlinks.unlink_candidates, addressed=False),
+}
+
+
 def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
     """Put these questions, or every one, to the queries; the answers as sorted rows, repeats and all."""
-    answers = {}
-    for name in names or (*QUERIES, *LICENSE_QUERIES, "due_enterprises"):
+    answers, session = {}, Session(connection)
+    for name in names or (*QUESTIONS, "due_enterprises"):
         if name == "due_enterprises":  # not one query
-            answers[name] = [(customer,) for customer in enterprises.find_due_enterprises(Session(connection), scope)]
+            answers[name] = [(customer,) for customer in enterprises.find_due_enterprises(session, scope)]
         else:
-            answers[name] = sorted(rows(connection, _query(name, scope)))
+            answers[name] = sorted((tuple(row) for row in fetch(session, QUESTIONS[name], scope)), key=str)
     return answers
-
-
-@cache
-def _query(name: str, scope: Scope) -> sql.Rows:
-    """A query is a function of its scope; and building it takes SQLAlchemy far longer than asking it here."""
-    return QUERIES[name](scope) if name in QUERIES else LICENSE_QUERIES[name](scope, *COLUMNS)
 
 
 def pages_of(connection: Connection, page: Page, limit: int) -> Iterator[list[Row]]:

@@ -40,7 +40,8 @@ def _run(deps: Deps, started: runs.Opened, request: request.Request) -> None:
     run = deps.database.transact(lambda session: session.get_one(Run, started.run_id))
     if run.phase in order.ENDED:  # refused as it was opened
         return
-    asked, live = (scope_of(deps.settings, wanted, run.as_of, started.enterprise) for wanted in (request, run))
+    known = (deps.database, deps.settings)
+    asked, live = (scope_of(*known, run.as_of, wanted, started.enterprise) for wanted in (request, run))
     if (asked, request.dry_run) != (live, run.dry_run):
         tables.err.print(f"Run {run.id} asks for something else: not taken up.", soft_wrap=True)
         return

@@ -103,7 +103,7 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
     as_of = database.now()
     check_against_database(database, request, frozenset(enterprises), as_of)
     named: list[UUID | None] = [*sorted(set(enterprises))] or [None]
-    scopes = [scope_of(settings, request, as_of, enterprise) for enterprise in named]
+    scopes = [scope_of(database, settings, as_of, request, enterprise) for enterprise in named]
     by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope)]
     for error in unknown_enterprises(settings, database).values():
         tables.err.print(f"Warning: {error}", markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.db.ledger_tables import Ledger
 from worker.db.license_manager_tables import CustomerAgreement, License, LicenseManager, SubscriptionPlanRenewal
 from worker.db.schema_check import EVENT_TABLE, PLAN_HISTORY_TABLE, PLAN_TABLE
+from worker.db.transactions import DENIED, codes_of
 from worker.ledger.migrations import VERSION_TABLE
 
 _MARKED = ["expiration_processed", "modified"]
@@ -38,12 +39,11 @@ RIGHTS: dict[str, tuple[str, ...]] = {
 # Before Django 4.1 license-manager numbered rows by a sequence, whose use is a right of its own.
 NUMBERED = ((EVENT_TABLE, "id"), (PLAN_HISTORY_TABLE, "history_id"))
 
-_DENIED = {1044, 1142, 1143, "42501"}  # MySQL's and MariaDB's numbers; PostgreSQL's SQLSTATE
 _ON_COLUMNS = ["SELECT", "INSERT", "UPDATE", "REFERENCES"]
 _ON_TABLES = ["DELETE", "TRUNCATE", "TRIGGER"]
 _COLUMNS = {
     table.name: table.columns.keys() for base in (LicenseManager, Ledger) for table in base.metadata.sorted_tables
-} | {PLAN_HISTORY_TABLE: ["uuid", "history_type", "history_date"]}
+}
 _WHOLE = (PLAN_TABLE, VERSION_TABLE)  # read with all columns that there may be
 
 
@@ -125,7 +125,7 @@ def _may(connection: Connection, verb: str, table: str) -> bool:
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        return not {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())} & _DENIED
+        return not codes_of(error) & DENIED
     finally:
         connection.rollback()
 
@@ -133,7 +133,8 @@ def _may(connection: Connection, verb: str, table: str) -> bool:
 def _needing(verb: str, table: str, dialect: Dialect) -> str:
     """A statement that needs this right, on each column that we use."""
     names = [dialect.identifier_preparer.quote(name) for name in _COLUMNS.get(table, ())]
-    written = _MARKED if verb == MARK else names[table == EVENT_TABLE :]  # whose first one the database numbers
+    numbered = table in (EVENT_TABLE, PLAN_HISTORY_TABLE)  # by the database, in the first column
+    written = _MARKED if verb == MARK else names[numbered:]
     words = {
         "SELECT": ("SELECT", "*" if table in _WHOLE else ", ".join(names), "FROM", table, "WHERE FALSE"),
         "INSERT": ("INSERT INTO", table, f"({', '.join(written)}) VALUES ({', '.join(['NULL'] * len(written))})"),

@@ -22,6 +22,8 @@ from worker.errors import Unusable
 from worker.ledger import order
 from worker.ledger.runs import COUNTS, describe
 
+# So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
+SHOWN = 10
 out = Console()
 err = Console(stderr=True)
 
@@ -142,6 +144,15 @@ def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[s
     waiting = [plan for plan in plans if plan.state == "waiting"]
     if waiting:
         yield f"Waiting for a renewal: plans {len(waiting)}, their licenses {sum(plan.waiting for plan in waiting)}."
+    overdue = sorted((plan for plan in waiting if plan.waiting_since), key=lambda plan: str(plan.waiting_since))
+    for plan in overdue[:SHOWN]:
+        yield f"  plan {plan.plan_uuid}: waiting for a renewal since {str(plan.waiting_since)[:10]}"
+    if overdue:
+        more = f" ({len(overdue) - SHOWN} more, see --csv)" if overdue[SHOWN:] else ""
+        yield f"Nobody has processed these renewals{more}: do that in license-manager, or treat such a chain as ended:"
+        yield "  license-expiry run --plan UUID --force --reason TEXT"
+    if without := sum(plan.without_email for plan in plans):
+        yield f"Cannot be unlinked, for want of an e-mail: licenses {without}."
     if back := max((plan.nights_back for plan in working), default=0):
         yield f"Nights since the oldest became due: {back}; --expired-after leaves older plans out."
 

@@ -52,6 +52,8 @@ class SubscriptionPlanRenewal(LicenseManager):
     id: Mapped[int] = mapped_column(primary_key=True)
     prior_subscription_plan_id: Mapped[UUID] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
     renewed_subscription_plan_id: Mapped[UUID | None] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
+    effective_date: Mapped[datetime]
+    processed: Mapped[bool]
 
 
 class License(LicenseManager):
@@ -65,6 +67,8 @@ class License(LicenseManager):
     user_email: Mapped[str | None]
     subscription_plan_id: Mapped[UUID] = mapped_column(ForeignKey(SubscriptionPlan.uuid))
     renewed_to_id: Mapped[UUID | None]
+    assigned_date: Mapped[datetime | None]
+    revoked_date: Mapped[datetime | None]
 
 
 class LicenseEvent(LicenseManager):
@@ -77,3 +81,32 @@ class LicenseEvent(LicenseManager):
     modified: Mapped[datetime]
     event_name: Mapped[str]
     license_id: Mapped[UUID] = mapped_column(ForeignKey(License.uuid))
+
+
+class HistoricalSubscriptionPlan(LicenseManager):
+    """A plan as it was from `history_date` on; license-manager adds a row whenever it saves the plan."""
+
+    __tablename__ = "subscriptions_historicalsubscriptionplan"
+
+    history_id: Mapped[int] = mapped_column(primary_key=True)
+    history_date: Mapped[datetime]
+    history_type: Mapped[str]
+    uuid: Mapped[UUID]
+    expiration_processed: Mapped[bool]
+
+
+class Histories(DeclarativeBase):
+    """A table of license-manager that its owner need not let us read: then we know less."""
+
+    type_annotation_map: ClassVar[Any] = {UUID: DjangoUUID(), datetime: UTCDateTime()}
+
+
+class HistoricalLicense(Histories):
+    """A license as it was from `history_date` on."""
+
+    __tablename__ = "subscriptions_historicallicense"
+
+    history_id: Mapped[int] = mapped_column(primary_key=True)
+    history_date: Mapped[datetime]
+    uuid: Mapped[UUID]
+    subscription_plan_id: Mapped[UUID | None]

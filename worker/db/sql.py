@@ -67,7 +67,16 @@ class OneOf(_Written):
         super().__init__(listed, column == func.any(bindparam(name, None, ARRAY(Uuid()))))
 
 
-_TRIMMED = "trim(replace(replace(replace({}, '\t', ' '), '\n', ' '), '\r', ' '))"
+# What the LMS strips from around an address: what Python's str.strip does.
+_SPACES = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+_SPACES += "".join(map(chr, range(0x2000, 0x200B)))
+
+
+def _blank(column: str) -> str:
+    """All of them turned into spaces, for MySQL and MariaDB, whose TRIM knows no set of characters."""
+    for space in _SPACES:
+        column = f"replace({column}, '{space}', ' ')"
+    return f"trim({column})"
 
 
 class Mailbox(_Written):
@@ -79,9 +88,9 @@ class Mailbox(_Written):
     """
 
     type = String()
-    usual = f"lower({_TRIMMED.format('{0}')})"
-    postgresql = f'lower(lower({_TRIMMED.format("{0}")} COLLATE "C") COLLATE "default")'
-    mysql = f"lower({_TRIMMED.format('CONVERT({0} USING utf8mb4) COLLATE utf8mb4_bin')})"
+    usual = f"lower(trim({{0}}, '{_SPACES}'))"
+    postgresql = f'lower(lower(btrim({{0}}, \'{_SPACES}\') COLLATE "C") COLLATE "default")'
+    mysql = f"lower({_blank('CONVERT({0} USING utf8mb4) COLLATE utf8mb4_bin')})"
 
 
 class Fingerprint(_Written):

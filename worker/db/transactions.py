@@ -6,15 +6,18 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TypeVar
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, false, select
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, ProgrammingError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from worker.db.engine import cannot_be_used
 from worker.db.schema_check import require_schema
 from worker.db.sql import DatabaseNow
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
 
+# The numbers of MySQL and MariaDB, and PostgreSQL's SQLSTATE, for what an account may not do, or what is not there.
+DENIED: set[object] = {1044, 1142, 1143, "42501"}
+MISSING: set[object] = {1054, 1146, "42P01", "42703"}
 TRIES = 8  # with waits that double up to 5 seconds: 15 s in all, enough for a restart of the server
 
 T = TypeVar("T")
@@ -50,6 +53,18 @@ class Database:
         moment: datetime = self.transact(lambda session: session.execute(select(DatabaseNow())).scalar_one())
         return moment
 
+    def may_read(self, table: type[DeclarativeBase]) -> bool:
+        """Is this table there, with the columns that we know, and may we read it? Raises as `transact` does."""
+        rows = select(*table.__table__.columns).where(false())
+        try:
+            with self.engine.connect() as connection:
+                connection.execute(rows)
+        except DBAPIError as error:
+            if codes_of(error) & (DENIED | MISSING) or str(error.orig).startswith("no such "):  # the latter is SQLite's
+                return False
+            self.transact(lambda session: session.execute(rows))
+        return True
+
     def require_schema(self, ledger: bool = True) -> None:
         """Raise Unusable when the database does not answer or lacks a table or column that we need.
 
@@ -69,3 +84,8 @@ class Database:
                 return unusable
         told = cannot_be_used(self.engine, error)
         return Unusable(*told) if isinstance(error, ProgrammingError) else Unavailable("database", *told)
+
+
+def codes_of(error: DBAPIError) -> set[object]:
+    """The codes by which the database tells what went wrong: MySQL's and MariaDB's number, PostgreSQL's SQLSTATE."""
+    return {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, bindparam, literal, or_, select
+from sqlalchemy import ColumnElement, Integer, and_, bindparam, literal, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from worker.db.ledger_tables import Downgrade, HeldLicense
@@ -18,6 +18,7 @@ from worker.db.license_manager_tables import (
 from worker.db.sql import Rows, any_of, by_key
 from worker.db.types import DjangoUUID
 from worker.due.scope import Scope
+from worker.license_manager.marks import came_after_mark, marked
 
 LEARNER_STATUSES = ("assigned", "activated")
 
@@ -33,8 +34,17 @@ def licenses(*columns: Any) -> Rows:
 
 
 def licenses_of(plan: UUID | InstrumentedAttribute[UUID]) -> Rows:
-    """The UUIDs of a plan's licenses that a learner has."""
-    return select(License.uuid).where(License.subscription_plan_id == plan, License.status.in_(LEARNER_STATUSES))
+    """The UUIDs of the licenses of a plan, the Plan at hand, that are to be downgraded when it expires."""
+    return select(License.uuid).where(License.subscription_plan_id == plan, was_a_learners())
+
+
+def was_a_learners() -> ColumnElement[bool]:
+    """Did a learner have the License when its Plan expired?
+
+    license-manager's retire_old_licenses revokes those of plans that expired long ago, and does not tell the LMS.
+    """
+    revoked_since = and_(License.status == "revoked", License.revoked_date >= Plan.expiration_date)
+    return or_(License.status.in_(LEARNER_STATUSES), revoked_since)
 
 
 def plans_where(*conditions: ColumnElement[bool], columns: Sequence[Any] = (Plan.uuid,)) -> Rows:
@@ -54,7 +64,7 @@ def to_process(scope: Scope) -> list[ColumnElement[bool]]:
     """Has the Plan expired, is it asked for, and not processed (or is that to be done again)?"""
     conditions = [Plan.expiration_date <= scope["as_of"]]
     if not scope.force:
-        conditions.append(Plan.expiration_processed.is_(False))
+        conditions.append(~marked())
     return conditions + asked_for(scope)
 
 
@@ -90,9 +100,10 @@ def downgrade_confirmed() -> ColumnElement[bool]:
     return or_(_exists_in(Downgrade, *ledger), exists_for(*event))
 
 
-def confirmed() -> ColumnElement[bool]:
-    """Promise 2: confirmed by the plan's being processed, or license by license."""
-    return or_(Plan.expiration_processed.is_(True), downgrade_confirmed())
+def confirmed(scope: Scope) -> ColumnElement[bool]:
+    """Promise 2: confirmed by the plan's mark, if the license was in the plan then; or license by license."""
+    by_mark = and_(marked(), ~came_after_mark()) if scope.license_history else marked()
+    return or_(by_mark, downgrade_confirmed())
 
 
 def sent(scope: Scope) -> ColumnElement[bool]:
@@ -103,9 +114,13 @@ def sent(scope: Scope) -> ColumnElement[bool]:
 
 
 def holds(scope: Scope) -> ColumnElement[bool]:
-    """Does this entry of the held list count: is it younger than 12 hours, or this run's own?"""
+    """Does this entry of the held list count: is it younger than 12 hours, or this run's own?
+
+    One of the future, made while a clock was wrong, does not.
+    """
     own = HeldLicense.run_id == scope["run_id"]
-    return own if scope.force else or_(own, HeldLicense.as_of > scope["held_since"])
+    young = and_(HeldLicense.as_of > scope["held_since"], HeldLicense.as_of <= scope["held_until"])
+    return own if scope.force else or_(own, young)
 
 
 def held(scope: Scope) -> ColumnElement[bool]:

@@ -18,7 +18,7 @@ def due_downgrades(scope: Scope, *columns: Any) -> Rows:
     return conditions.licenses(*columns).where(
         *conditions.to_process(scope),  # once more: MariaDB would else look into every plan
         Among(License.subscription_plan_id, plans.plans_whose_chain_ended(scope)),
-        License.status.in_(conditions.LEARNER_STATUSES),
+        conditions.was_a_learners(),
         ~conditions.sent(scope),
         ~conditions.held(scope),
     )
@@ -34,6 +34,11 @@ def waiting_plans(scope: Scope) -> Rows:
     return waiting_downgrades(scope, *plans.COLUMNS).distinct()
 
 
+def first_unconfirmed(scope: Scope) -> Rows:
+    """Is there any candidate to be unlinked that the LMS has not confirmed? (one row, or none)"""
+    return unlinks.unlink_candidates(scope).where(*_to_downgrade_alone(scope)).limit(1)
+
+
 def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: UUID | None) -> Rows:
     """Which licenses of one plan go into the next downgrade calls? (uuid, whether it is on the held list)"""
     due = (waiting_downgrades if waiting else due_downgrades)(scope, License.uuid, conditions.on_held_list())
@@ -47,4 +52,4 @@ def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime
 
 
 def _to_downgrade_alone(scope: Scope) -> list[ColumnElement[bool]]:
-    return [~conditions.confirmed(), Plan.uuid.not_in(plans.plans_whose_chain_ended(scope))]
+    return [~conditions.confirmed(scope), Plan.uuid.not_in(plans.plans_whose_chain_ended(scope))]

@@ -13,6 +13,7 @@ from worker.db.sql import Rows
 from worker.db.transactions import Database
 from worker.due import conditions, downgrades, learners, plans, unlinks
 from worker.due.scope import Scope
+from worker.license_manager.marks import marked
 
 COUNTS = ("downgrades", "unlinks", "protected")
 
@@ -23,7 +24,9 @@ class PlanRow:
 
     `state` is `due` (to be processed), `waiting` (for its renewals), `held` (all that is left of it is) or `processed`.
     `nights_back` is how many nights ago its work became due. `unlinks` assumes that every downgrade is confirmed. A
-    learner whom both columns protect is counted under each, and once in `protected`.
+    learner whom both columns protect is counted under each, and once in `protected`. What no night can do: unlink the
+    learners of licenses `without_email`; and process a plan that has been `waiting_since` this date for a renewal which
+    was to be processed then.
     """
 
     enterprise_customer_uuid: str
@@ -37,6 +40,8 @@ class PlanRow:
     protected_by_user_email: int = 0
     protected_by_lms_user_id: int = 0
     waiting: int = 0
+    without_email: int = 0
+    waiting_since: str | None = None
 
     @property
     def work(self) -> bool:
@@ -47,16 +52,18 @@ class PlanRow:
 def plan_rows(database: Database, scope: Scope, *, detailed: bool = True) -> list[PlanRow]:
     """Count what is due under this scope, by enterprise and plan, the longest expired first.
 
-    When `detailed`, also by what learners are protected, and what waits.
+    When `detailed`, also by what learners are protected, and how many licenses wait.
     """
     rows: dict[UUID, PlanRow] = {}
     for name, query in _counted(scope, detailed):
         found = database.transact(lambda session: session.execute(query).all())  # noqa: B023, run at once
-        for customer, plan, expired, processed, count in found:
+        for customer, plan, expired, processed, count, *more in found:
             state = "processed" if processed else "held"
             row = rows.setdefault(plan, PlanRow(str(customer), str(plan), expired.isoformat(), state))
             if name in ("due", "waiting"):
                 row.state = name
+            if more and more[0]:
+                row.waiting_since = more[0].isoformat()
             if name != "due":
                 setattr(row, name, getattr(row, name) + count)
             if name in ("due", "downgrades", "unlinks"):
@@ -78,22 +85,27 @@ def due_rows(plans: Sequence[PlanRow]) -> list[dict[str, Any]]:
 
 
 def _counted(scope: Scope, detailed: bool) -> Iterator[tuple[str, Rows]]:
-    """Named queries for (customer, plan, expiration date, whether it is processed, count)."""
-    of = (Agreement.enterprise_customer_uuid, Plan.uuid, Plan.expiration_date, Plan.expiration_processed)
+    """Named queries for (customer, plan, expiration date, whether it is processed, count[, waiting since])."""
+    of = (Agreement.enterprise_customer_uuid, Plan.uuid, Plan.expiration_date, marked().label("marked"))
     due = plans.due_plans(scope).subquery().c
     yield "due", select(due.enterprise_customer_uuid, due.uuid, due.expiration_date, literal(False), 1)
     yield "downgrades", _grouped(downgrades.due_downgrades(scope, *of))
     yield "downgrades", _grouped(downgrades.waiting_downgrades(scope, *of))
     yield "unlinks", _grouped(unlinks.due_unlinks(scope, *of, downgraded=False))
     yield "protected", _grouped(unlinks.protected(scope, *of))
-    if detailed:
-        for column in learners.KNOWN_BY:
-            yield f"protected_by_{column}", _grouped(unlinks.protected(scope, *of, by=[column]))
-        waits = plans.plans_waiting_for_renewal(scope).subquery()
-        of_plan = (License.subscription_plan_id == waits.c.uuid) & License.status.in_(conditions.LEARNER_STATUSES)
-        columns = (waits.c.enterprise_customer_uuid, waits.c.uuid, waits.c.expiration_date)
-        counted = select(*columns, literal(False), func.count(License.uuid)).outerjoin_from(waits, License, of_plan)
-        yield "waiting", counted.group_by(*columns)
+    yield "without_email", _grouped(unlinks.unlink_candidates(scope, *of, addressed=False))
+    yield "waiting", _waiting(scope, detailed)
+    for column in learners.KNOWN_BY if detailed else ():
+        yield f"protected_by_{column}", _grouped(unlinks.protected(scope, *of, by=[column]))
+
+
+def _waiting(scope: Scope, counted: bool) -> Rows:
+    waits = plans.plans_waiting_for_renewal(scope).subquery().c
+    of_plan = select(func.count()).where(License.subscription_plan_id == waits.uuid, conditions.was_a_learners())
+    count = of_plan.scalar_subquery() if counted else literal(0)
+    return select(
+        waits.enterprise_customer_uuid, waits.uuid, waits.expiration_date, literal(False), count, waits.waiting_since
+    )
 
 
 def _grouped(query: Rows) -> Rows:

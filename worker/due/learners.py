@@ -1,35 +1,68 @@
-"""Who is the same learner: whoever has the same e-mail address or the same LMS user id, at the same customer."""
+"""Who is the same learner: whoever has the same e-mail address or the same LMS user id, at the same customer.
+
+And one step further, because an address is what is unlinked: its learner is also whoever bears a user id that any
+license with this address bears.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, and_, case, or_, select, tuple_
 from sqlalchemy.orm import aliased
 
 from worker.db.license_manager_tables import License, SubscriptionPlan as Plan
-from worker.db.sql import Fingerprint, Mailbox
+from worker.db.sql import Fingerprint, Mailbox, Rows
 
 KNOWN_BY = ("user_email", "lms_user_id")  # either of these makes two licenses the same learner's
 
+Which: TypeAlias = Callable[[Any, Any], Sequence[ColumnElement[bool]]]
+"""Conditions on a license and its plan (aliases)."""
 
-def learner_among(other: Any, which: ColumnElement[bool], known_by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
-    """Is the learner of the License and Plan at hand that of an `other` license, an alias, of the same customer?
+
+def is_learner_of(which: Which, customers: Rows, known_by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
+    """Is the address of the License and Plan at hand that of a learner of the licenses `which`, at the same customer?
+
+    `customers` are the ids of the agreements that it may be about. Known by `user_email`: one of these licenses has the
+    address. By `lms_user_id`: one of the address's licenses has a user id that one of these has, or that a license has
+    which shares an address with one of these. A NULL, or an empty address, matches nothing.
 
     It compares with sets that do not depend on the license at hand, so that they are read once and not once for each
-    license. The OFFSET, and a CASE that hides them, keep databases from doing otherwise. A NULL matches nothing.
+    license. The OFFSET, and a CASE that hides them, keep databases from doing otherwise.
     """
-    plan = aliased(Plan)
 
-    def among(name: str, key: Callable[[Any], Any]) -> ColumnElement[bool]:
-        mine, theirs = getattr(License, name), getattr(other, name)
-        those = select(plan.customer_agreement_id, key(theirs).label("learner"))
-        those = those.join_from(other, plan, plan.uuid == other.subscription_plan_id).where(theirs.is_not(None), which)
-        customer_and_learner = tuple_(Plan.customer_agreement_id, key(mine))
-        return and_(mine.is_not(None), customer_and_learner.in_(select(those.offset(0).subquery())))
+    def of_customers(_: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
+        return (plan.customer_agreement_id.in_(customers),)
 
-    keys: dict[str, Callable[[Any], Any]] = {
-        "user_email": lambda column: Fingerprint(Mailbox(column)),
-        "lms_user_id": lambda column: column,
-    }
-    either = or_(*(among(name, keys[name]) for name in known_by))
-    return case((either, 1), else_=0) == 1  # never NULL: for a NOT IN that might be, SQLite reads the set every time
+    theirs = _pairs(which, _address)
+    ids = _pairs(which, _user_id).union(_pairs(of_customers, _user_id, _address, theirs))
+    asked = {"user_email": theirs, "lms_user_id": _pairs(of_customers, _address, _user_id, ids)}
+    mine = tuple_(Plan.customer_agreement_id, _address(License))
+    either = or_(*(mine.in_(_read_once(asked[name])) for name in known_by))
+    return case((and_(Mailbox(License.user_email) != "", either), 1), else_=0) == 1  # never NULL
+
+
+def _address(license: Any) -> ColumnElement[Any]:
+    return Fingerprint(Mailbox(license.user_email))
+
+
+def _user_id(license: Any) -> ColumnElement[Any]:
+    column: ColumnElement[Any] = license.lms_user_id
+    return column
+
+
+def _pairs(
+    which: Which, key: Callable[[Any], Any], known: Callable[[Any], Any] | None = None, among: Any = None
+) -> Any:
+    """(agreement, key) of the licenses `which`; of those alone whose (agreement, known) is `among` these."""
+    license, plan = aliased(License), aliased(Plan)
+    rows = select(plan.customer_agreement_id, key(license).label("learner"))
+    rows = rows.join_from(license, plan, plan.uuid == license.subscription_plan_id)
+    present = license.lms_user_id.is_not(None) if key is _user_id else Mailbox(license.user_email) != ""
+    rows = rows.where(present, *which(license, plan))
+    if known is None:
+        return rows
+    return rows.where(tuple_(plan.customer_agreement_id, known(license)).in_(_read_once(among)))
+
+
+def _read_once(rows: Any) -> Any:
+    return select(rows.offset(0).subquery())

@@ -1,6 +1,6 @@
 """Which plans are due, done, or waiting for their renewals."""
 
-from sqlalchemy import and_, exists, or_, select
+from sqlalchemy import ColumnElement, and_, exists, not_, or_, select, true
 from sqlalchemy.orm import aliased
 
 from worker.db.license_manager_tables import (
@@ -11,6 +11,7 @@ from worker.db.license_manager_tables import (
 from worker.db.sql import Rows, any_of
 from worker.due.conditions import held, licenses_of, plans_where, sent, to_process
 from worker.due.scope import Scope
+from worker.license_manager.marks import marked
 
 COLUMNS = (Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
 
@@ -29,34 +30,40 @@ def due_plans(scope: Scope) -> Rows:
 
 def due_and_unmarked(scope: Scope) -> Rows:
     """Which due plans are not marked as processed? (Only a forced run meets others; as `due_plans`)"""
-    return due_plans(scope).where(Plan.expiration_processed.is_(False))
+    return due_plans(scope).where(~marked())
 
 
 def done_plans(scope: Scope) -> Rows:
     """Which due plans have no license left that the LMS has not confirmed? (uuid, expiration_date, customer)"""
-    return due_plans(scope).where(~any_of(licenses_of(Plan.uuid).where(~sent(scope))))
+    return due_plans(scope).where(*still_done(scope))
 
 
 def done_and_unmarked(scope: Scope) -> Rows:
     """Which done plans are not marked as processed? (as `done_plans`)"""
-    return done_plans(scope).where(Plan.expiration_processed.is_(False))
+    return done_plans(scope).where(~marked())
 
 
-def expired_plans(scope: Scope) -> Rows:
-    """Which plans have expired and are not processed, whether they are due or wait? (uuid)"""
-    return plans_where(*to_process(scope))
+def still_done(scope: Scope) -> tuple[ColumnElement[bool], ...]:
+    """Has the Plan at hand expired, and does it have no license that the LMS has not confirmed?"""
+    return Plan.expiration_date <= scope["as_of"], ~any_of(licenses_of(Plan.uuid).where(~sent(scope)))
 
 
 def plans_waiting_for_renewal(scope: Scope) -> Rows:
-    """Which expired plans does nobody process yet, because their renewal chain has not ended? (as `due_plans`)"""
+    """Which expired plans does nobody process yet, because their renewal chain has not ended?
+
+    (as `due_plans`, and when its renewal was to be processed, where that is past and was not done)
+    """
     waits = Plan.uuid.not_in(plans_whose_chain_ended(scope))
-    return plans_where(*to_process(scope), Plan.expiration_processed.is_(False), waits, columns=COLUMNS)
+    since = select(Renewal.effective_date).where(Renewal.prior_subscription_plan_id == Plan.uuid, stale(scope))
+    columns = (*COLUMNS, since.scalar_subquery().label("waiting_since"))
+    return plans_where(*to_process(scope), ~marked(), waits, columns=columns)
 
 
 def plans_whose_chain_ended(scope: Scope) -> Rows:
     """Walk each expired plan forward along its renewals; keep it when the last plan has expired for good.
 
-    UNION, not UNION ALL, so that a ring of renewals ends the walk. A ring has no last plan and is never due.
+    UNION, not UNION ALL, so that a ring of renewals ends the walk. A ring has no last plan and is never due. When plans
+    are named and forced, a renewal that should have been processed by now and was not counts for nothing.
     """
     walk = (
         select(Plan.uuid.label("plan"), Plan.uuid.label("reached"))
@@ -65,10 +72,19 @@ def plans_whose_chain_ended(scope: Scope) -> Rows:
         .cte("renewal_chain", recursive=True)
     )
     next_plan = Renewal.renewed_subscription_plan_id
-    following = and_(Renewal.prior_subscription_plan_id == walk.c.reached, next_plan.is_not(None))
+    counts = not_(stale(scope)) if scope.force and scope.plan_uuids is not None else true()
+    following = and_(Renewal.prior_subscription_plan_id == walk.c.reached, next_plan.is_not(None), counts)
     further = select(walk.c.plan, next_plan).join_from(walk, Renewal, following)
     walk = walk.union(further)
     last = aliased(Plan)
-    renewed = exists().where(Renewal.prior_subscription_plan_id == last.uuid)
+    renewed = exists().where(Renewal.prior_subscription_plan_id == last.uuid, counts)
     ended = select(walk.c.plan).join(last, last.uuid == walk.c.reached)
     return ended.where(last.expiration_date <= scope["as_of"], ~renewed)
+
+
+def stale(scope: Scope) -> ColumnElement[bool]:
+    """Should the Renewal at hand have been processed by now, and was not? Perhaps nobody ever will.
+
+    Since 2025 license-manager makes such rows for self-service trials; no job of its own processes them.
+    """
+    return and_(Renewal.processed.is_(False), Renewal.effective_date <= scope["as_of"])

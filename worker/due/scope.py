@@ -6,15 +6,23 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BindParameter, bindparam
+from sqlalchemy import ColumnElement, bindparam, select
 from sqlalchemy.types import TypeEngine
 
+from worker.db.license_manager_tables import HistoricalLicense
+from worker.db.sql import DatabaseNow
+from worker.db.transactions import Database
 from worker.db.types import DjangoUUID, UTCDateTime
 from worker.ledger.held import HOLD_FOR
 from worker.settings import DatabaseSettings
 
 _UUIDS = ("customers", "enterprise", "plan_uuids", "run_id")
 _LISTS = ("customers", "plan_uuids")
+# Whoever has a plan that begins within this time keeps being linked.
+SOON = timedelta(days=1)
+SECOND = timedelta(seconds=1)
+# A hold of later than this is one of a clock that was wrong.
+CLOCK_LEEWAY = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class Scope:
 
     `unlink_enabled` is the list of customers whose learners may be unlinked; `enterprise` narrows to one customer;
     `plan_uuids`, `expired_after` and `expired_before` (both inclusive) narrow to those plans; `force` takes processed
-    plans and held licenses again, but for what run `run_id` itself has done.
+    plans and held licenses again, but for what run `run_id` itself has done. `license_history` says whether that may be
+    read. `now` is the moment that protection is judged by: unless given, that at which the database answers.
     """
 
     as_of: datetime
@@ -35,41 +44,57 @@ class Scope:
     expired_before: datetime | None = None
     force: bool = False
     run_id: UUID | None = None
+    license_history: bool = True
+    now: datetime | None = None
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """The values that queries ask for, by the names of the queries' parameters."""
         mine = self.unlink_enabled if self.enterprise is None else self.unlink_enabled & {self.enterprise}
-        asked = ("as_of", "enterprise", "plan_uuids", "expired_after", "expired_before", "run_id")
+        asked = ("as_of", "enterprise", "plan_uuids", "expired_after", "expired_before", "run_id", "now")
         return {name: getattr(self, name) for name in asked} | {
             "old_before": self.as_of - self.unlink_after,
             "held_since": self.as_of - HOLD_FOR,
+            "held_until": self.as_of + CLOCK_LEEWAY,
+            "soon": self.now and self.now + SOON,
             "customers": sorted(mine),
         }
 
     @property
     def shape(self) -> tuple[bool, ...]:
         """The part of it that makes another query, and not the same one with other parameters."""
-        return (self.force, *(value is None for value in self.values.values()))
+        return (self.force, self.license_history, *(value is None for value in self.values.values()))
 
-    def __getitem__(self, name: str) -> BindParameter[Any]:
-        """One of its values as a query's parameter."""
+    def __getitem__(self, name: str) -> ColumnElement[Any]:
+        """One of its values as a query's parameter; the moment as the database's own clock has it, unless given."""
+        if self.now is None and name in ("now", "soon"):
+            return select(DatabaseNow(SOON // SECOND if name == "soon" else 0)).scalar_subquery()
         kind: TypeEngine[Any] = DjangoUUID() if name in _UUIDS else UTCDateTime()
         return bindparam(name, self.values[name], kind, expanding=name in _LISTS)
 
 
 def scope_of(
-    settings: DatabaseSettings, asked: Any, as_of: datetime, enterprise: UUID | None, run_id: UUID | None = None
+    database: Database,
+    settings: DatabaseSettings,
+    as_of: datetime,
+    asked: Any = None,
+    enterprise: UUID | None = None,
+    run_id: UUID | None = None,
 ) -> Scope:
-    """The scope from the settings and from what was asked for (a Run, or a trigger's Request)."""
+    """The scope from the settings and from what was asked for: a Run, a trigger's Request, or all that there is.
+
+    Raises Unavailable when the database stays away.
+    """
+    narrowed: dict[str, Any] = {}
+    if asked is not None:
+        narrowed = {name: getattr(asked, name) for name in ("expired_after", "expired_before", "force")}
+        narrowed["plan_uuids"] = None if asked.plan_uuids is None else tuple(UUID(str(it)) for it in asked.plan_uuids)
     return Scope(
         as_of=as_of,
         unlink_after=timedelta(days=settings.UNLINK_AFTER_DAYS),
         unlink_enabled=settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED,
         enterprise=enterprise,
-        plan_uuids=None if asked.plan_uuids is None else tuple(UUID(str(uuid)) for uuid in asked.plan_uuids),
-        expired_after=asked.expired_after,
-        expired_before=asked.expired_before,
-        force=asked.force,
         run_id=run_id,
+        license_history=database.may_read(HistoricalLicense),
+        **narrowed,
     )

@@ -1,11 +1,11 @@
 """Which learners are due to be unlinked, and whom another license protects."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, or_, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, case, func, or_, select
 
 from worker.db.ledger_tables import HeldLicense
 from worker.db.license_manager_tables import (
@@ -17,7 +17,7 @@ from worker.db.license_manager_tables import (
 )
 from worker.db.sql import Among, Mailbox, Rows
 from worker.due import conditions
-from worker.due.learners import KNOWN_BY, learner_among
+from worker.due.learners import KNOWN_BY, is_learner_of
 from worker.due.scope import Scope
 from worker.ledger.order import DOWNGRADE
 
@@ -28,7 +28,7 @@ def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
         return unlinkable(scope, *columns)
     # Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner.
     held = or_(conditions.holds(scope), HeldLicense.step == DOWNGRADE.name)
-    return unlinkable(scope, *columns, held=held).where(conditions.confirmed())
+    return unlinkable(scope, *columns, held=held).where(conditions.confirmed(scope))
 
 
 def unlink_page(scope: Scope, limit: int, after: UUID | None) -> Rows:
@@ -50,18 +50,20 @@ def unlinkable(
     With `protected_by`: those that only a current license of the learner, known by these, keeps from it. A license that
     is `held` so (as the scope has it unless given) keeps its learner linked.
     """
-    theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
-    protecting = _has_current_license(scope, theirs, protected_by or KNOWN_BY)
+    protecting = is_learner_of(partial(_in_current_plan, scope), _agreements(scope), protected_by or KNOWN_BY)
     return unlink_candidates(scope, *columns).where(
         ~_has_held_license(scope, conditions.holds(scope) if held is None else held),
         protecting if protected_by else ~protecting,
     )
 
 
-def unlink_candidates(scope: Scope, *columns: Any) -> Rows:
-    """Which licenses would be due to be unlinked if none were held or protected, and all were downgraded?"""
+def unlink_candidates(scope: Scope, *columns: Any, addressed: bool = True) -> Rows:
+    """Which licenses would be due to be unlinked if none were held or protected, and all were downgraded?
+
+    Those with an e-mail address; or, if not `addressed`, those that only the lack of one keeps from it.
+    """
     theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
-    of_plan, *of_license = not_unlinked(scope)
+    of_plan, *of_license = not_unlinked(scope, addressed)
     plans = conditions.plans_where(theirs, of_plan, *conditions.asked_for(scope))
     return conditions.licenses(*columns).where(Among(License.subscription_plan_id, plans), *of_license)
 
@@ -71,35 +73,58 @@ def first_candidate(scope: Scope) -> Rows:
     return unlink_candidates(scope).limit(1)
 
 
-def not_unlinked(scope: Scope) -> tuple[ColumnElement[bool], ...]:
-    """Did the Plan at hand expire long enough ago, and is the License one of a learner who was not unlinked since?"""
+def not_unlinked(scope: Scope, addressed: bool = True) -> tuple[ColumnElement[bool], ...]:
+    """Did the Plan at hand expire long enough ago, and is the License one of a learner who was not unlinked since?
+
+    Of one with an e-mail address; or, if not `addressed`, without: nobody can be unlinked by that.
+    """
+    address = func.coalesce(Mailbox(License.user_email), "")
     return (
         Plan.expiration_date < scope["old_before"],
         License.status.in_(conditions.LEARNER_STATUSES),
         # In a CASE, or MariaDB may read all the NULLs of its index, which are most of it, to merge them with a plan's.
         case((License.renewed_to_id.is_(None), 1), else_=0) == 1,
-        Mailbox(License.user_email) != "",
-        ~conditions.exists_for(LicenseEvent.license_id == License.uuid, LicenseEvent.event_name == UNLINKED_EVENT),
+        address != "" if addressed else address == "",
+        ~unlinked(),
+    )
+
+
+def unlinked() -> ColumnElement[bool]:
+    """Was the learner of the License unlinked since its Plan expired, as that date stands today?
+
+    If another learner was given the license since, the event is not about them.
+    """
+    return conditions.exists_for(
+        LicenseEvent.license_id == License.uuid,
+        LicenseEvent.event_name == UNLINKED_EVENT,
+        LicenseEvent.created >= Plan.expiration_date,
+        or_(License.assigned_date.is_(None), LicenseEvent.created >= License.assigned_date),
     )
 
 
 def current(scope: Scope, plan: Any) -> tuple[ColumnElement[bool], ...]:
-    """Is this plan, the class or an alias, an active one through whose dates `as_of` lies?"""
-    return (plan.is_active.is_(True), plan.start_date <= scope["as_of"], plan.expiration_date >= scope["as_of"])
+    """Is this plan, the class or an alias, an active one that is current just now, or begins within a day?
 
-
-def _has_current_license(scope: Scope, customers: ColumnElement[bool], by: Sequence[str]) -> ColumnElement[bool]:
-    """Has the learner any license, of whatever status, in an active, current plan of the same customer?
-
-    Wide on purpose, as license-manager has it: a plan counts as current through its expiration date inclusive.
+    Wide on purpose: license-manager counts a plan as current through its expiration date inclusive, and a night may lie
+    hours before the day on which the next plan begins.
     """
-    other = aliased(License)
-    plans = conditions.plans_where(customers, *current(scope, Plan))
-    return learner_among(other, Among(other.subscription_plan_id, plans), by)
+    return (plan.is_active.is_(True), plan.start_date <= scope["soon"], plan.expiration_date >= scope["now"])
+
+
+def _in_current_plan(scope: Scope, _: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
+    """A license of whatever status: wide on purpose, as license-manager has it."""
+    return (plan.customer_agreement_id.in_(_agreements(scope)), *current(scope, plan))
 
 
 def _has_held_license(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
     """Is this license, or another one of the same learner and customer, held so? A held license keeps its learner."""
-    other = aliased(License)
-    entries = select(HeldLicense.license_uuid).where(HeldLicense.enterprise_customer_uuid.in_(scope["customers"]), how)
-    return learner_among(other, Among(other.uuid, entries))
+
+    def is_held(license: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
+        entries = select(HeldLicense.license_uuid).where(how)
+        return (plan.customer_agreement_id.in_(_agreements(scope)), Among(license.uuid, entries))
+
+    return is_learner_of(is_held, _agreements(scope))
+
+
+def _agreements(scope: Scope) -> Rows:
+    return select(Agreement.uuid).where(Agreement.enterprise_customer_uuid.in_(scope["customers"]))

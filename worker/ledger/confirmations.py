@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from worker.db.ledger_tables import Downgrade, Run
 from worker.db.license_manager_tables import License, SubscriptionPlan
 from worker.db.sql import any_of, of_licenses
+from worker.license_manager.marks import marked
 
 _COLUMNS = ("run_id", "enterprise_customer_uuid", "confirmed_at")
 _CONFIRM = insert(cast(Table, Downgrade.__table__)).from_select(
@@ -29,6 +30,6 @@ def drop_confirmations(session: Session, enterprise: UUID) -> None:
     processed = (
         select(License.uuid)
         .join(SubscriptionPlan, SubscriptionPlan.uuid == License.subscription_plan_id)
-        .where(SubscriptionPlan.expiration_processed.is_(True), License.uuid == Downgrade.license_uuid)
+        .where(marked(), License.uuid == Downgrade.license_uuid)
     )
     session.execute(delete(Downgrade).where(Downgrade.enterprise_customer_uuid == enterprise, any_of(processed)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -10,9 +11,8 @@ from sqlalchemy.orm import Session
 
 from worker.db.license_manager_tables import SubscriptionPlan
 from worker.db.schema_check import PLAN_HISTORY_TABLE, PLAN_TABLE, is_generated
-from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
-from worker.db.types import DjangoUUID
+from worker.db.types import DjangoUUID, UTCDateTime
 
 # No row, but the names of all columns of both tables.
 _COLUMNS = sa.select(sa.text("*")).select_from(sa.table(PLAN_TABLE).join(sa.table(PLAN_HISTORY_TABLE), sa.false()))
@@ -51,13 +51,25 @@ class PlanHistory:
         return self._database.transact(work)
 
 
-def mark_processed(session: Session, found: Found, plans: Sequence[UUID]) -> None:
-    """Mark these plans as processed, and add a row to the history of each; `found` is what `look` has found."""
-    values = {"expiration_processed": True, "modified": DatabaseNow()}
-    session.execute(sa.update(SubscriptionPlan).where(SubscriptionPlan.uuid.in_(plans)).values(values))
-    rows = sa.select(*found.copied.values(), sa.literal("~"), found.plan.c.modified)
-    rows = rows.where(sa.type_coerce(found.plan.c.uuid, DjangoUUID()).in_(plans))
+def mark_processed(
+    session: Session, found: Found, plans: Sequence[UUID], now: datetime, *still: sa.ColumnElement[bool]
+) -> list[UUID]:
+    """Mark these plans as processed, those for which `still` is true, and add a row to the history of each.
+
+    `found` is what `look` has found. `now` is the moment of the mark, by the database's clock: it is read before the
+    plans are, for who comes into a plan later is not covered by its mark. Returns the plans that are marked.
+    """
+    of_plans = (SubscriptionPlan.uuid.in_(plans), *still)
+    session.execute(sa.update(SubscriptionPlan).where(*of_plans).values(expiration_processed=True, modified=now))
+    # What the UPDATE has passed over kept its own `modified`.
+    ours = sa.and_(
+        sa.type_coerce(found.plan.c.uuid, DjangoUUID()).in_(plans),
+        sa.type_coerce(found.plan.c.modified, UTCDateTime()) == now,
+    )
+    rows = sa.select(*found.copied.values(), sa.literal("~"), found.plan.c.modified).where(ours)
     session.execute(sa.insert(found.history).from_select([*found.copied, "history_type", "history_date"], rows))
+    marked = sa.select(sa.type_coerce(found.plan.c.uuid, DjangoUUID())).where(ours)
+    return list(session.scalars(marked).all())
 
 
 def _reflect(connection: sa.Connection) -> Found:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from worker.db.ledger_tables import Run
+from worker.db.sql import DatabaseNow
 from worker.deps import Deps
 from worker.due import statements
-from worker.due.plans import done_and_unmarked
+from worker.due.plans import done_and_unmarked, still_done
 from worker.due.scope import Scope
 from worker.ledger.claims import Claim
 from worker.license_manager import plan_history
@@ -24,9 +25,11 @@ def mark_done_plans(deps: Deps, claim: Claim, scope: Scope, plans: Sequence[DueP
     marked: list[UUID] = []
 
     def write(session: Session) -> None:
-        marked[:] = [row[0] for row in statements.fetch(session, done_and_unmarked, scope)]
+        now = session.execute(select(DatabaseNow())).scalar_one()
+        done = [row[0] for row in statements.fetch(session, done_and_unmarked, scope)]
+        # Once more in the UPDATE itself: meanwhile a plan may have been extended, or a license moved into it.
+        marked[:] = plan_history.mark_processed(session, found, done, now, *still_done(scope)) if done else []
         if marked:
-            plan_history.mark_processed(session, found, marked)
             more = Run.plans_processed + len(marked)
             session.execute(update(Run).where(Run.id == claim.run.id).values(plans_processed=more))
 

@@ -73,7 +73,7 @@ def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish)
 
 def _due(deps: Deps, request: Request, named: frozenset[UUID], as_of: datetime) -> list[UUID]:
     """The enterprise customers with work due, of those named if any."""
-    scopes = [scope_of(deps.settings, request, as_of, enterprise) for enterprise in named or [None]]
+    scopes = [scope_of(deps.database, deps.settings, as_of, request, enterprise) for enterprise in named or [None]]
     return sorted(
         enterprise
         for scope in scopes

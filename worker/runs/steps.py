@@ -111,7 +111,7 @@ def do_step(deps: Deps, claim: Claim, deadline: float) -> bool:
     Returns whether it is done. A dry run sends nothing and counts what would be done. Raises as `Do`.
     """
     run, (do, count) = claim.run, WORK[claim.step.name]
-    scope = scope_of(deps.settings, run, run.as_of, run.enterprise_customer_uuid, run.id)
+    scope = scope_of(deps.database, deps.settings, run.as_of, run, run.enterprise_customer_uuid, run.id)
     if not run.dry_run and not do(deps, claim, scope, deadline):
         claim.release()
         return False
@@ -135,8 +135,7 @@ def _fetch(deps: Deps, question: Callable[..., Rows], scope: Scope, **values: An
 def _plans_with_work(session: Session, scope: Scope) -> list[DuePlan]:
     """Due plans and waiting plans with work, the longest expired first (prior plans before those that follow)."""
     found = [DuePlan(uuid, expires, waiting=False) for uuid, expires, _ in fetch(session, plans.due_plans, scope)]
-    others = {row[0] for row in fetch(session, plans.expired_plans, scope)} - {plan.uuid for plan in found}
-    if others:  # or the long query would find none
+    if fetch(session, downgrades.first_unconfirmed, scope):  # or the long query would find none
         waiting = fetch(session, downgrades.waiting_plans, scope)
         found += [DuePlan(uuid, expires, waiting=True) for uuid, expires, _ in waiting]
     return sorted(found, key=lambda plan: (plan.expiration_date, plan.uuid))

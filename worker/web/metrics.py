@@ -21,7 +21,7 @@ from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retr
 from worker.db.sql import DatabaseNow, Rows
 from worker.db.transactions import Database
 from worker.due.forecast import due_rows, plan_rows
-from worker.due.scope import Scope
+from worker.due.scope import scope_of
 from worker.errors import LicenseExpiryError
 from worker.ledger import lms_calls, order
 from worker.logs import get_logger
@@ -54,6 +54,8 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "due_enterprises": ((), "Enterprises with work due, as last counted."),
     "due_downgrades": ((), "Licenses to be downgraded, as last counted."),
     "due_unlinks": ((), "Licenses whose learner is to be unlinked, as last counted."),
+    "due_without_email": ((), "Licenses whose learner cannot be unlinked for want of an e-mail, as last counted."),
+    "plans_waiting_for_renewal": ((), "Expired plans whose renewal was to be processed and was not, as last counted."),
     "due_counted_timestamp_seconds": ((), "When the work due was last counted."),
 }
 _CALLS = "HTTP calls to the LMS, by how long they took; kept when their step ends or is given back."
@@ -104,13 +106,14 @@ class _Due:
     def _count(self) -> None:
         try:
             now = self._database.now()
-            enabled = self._settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
-            scope = Scope(now, timedelta(days=self._settings.UNLINK_AFTER_DAYS), enabled)
-            rows = due_rows(plan_rows(self._database, scope, detailed=False))
+            plans = plan_rows(self._database, scope_of(self._database, self._settings, now), detailed=False)
+            rows = due_rows(plans)
             self._counted = {
                 ("due_enterprises",): len(rows),
                 ("due_downgrades",): sum(row["downgrades"] for row in rows),
                 ("due_unlinks",): sum(row["unlinks"] for row in rows),
+                ("plans_waiting_for_renewal",): sum(plan.waiting_since is not None for plan in plans),
+                ("due_without_email",): sum(plan.without_email for plan in plans),
                 ("due_counted_timestamp_seconds",): now.timestamp(),
             }
         except LicenseExpiryError as error:

@@ -5,6 +5,7 @@ not in a table of cases. A failure prints the smallest `Drawn` database and the 
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -15,6 +16,7 @@ from uuid import UUID
 
 from hypothesis import HealthCheck, given, settings, strategies as st
 from sqlalchemy import Connection, Engine, delete, insert, update
+from sqlalchemy.orm import Session
 from support.oracle import (
     OTHER_RUN,
     RUN,
@@ -36,6 +38,7 @@ from worker.db import ledger_tables, license_manager_tables
 from worker.due import downgrades, unlinks as conditions_unlinks
 from worker.due.enterprises import known_enterprises, plans_of
 from worker.due.scope import Scope
+from worker.license_manager import plan_history
 
 MOMENTS = [datetime(2026, 6, 1, 2, 0, tzinfo=UTC), datetime(2026, 6, 1, 2, 0, 0, 500_000, tzinfo=UTC)]
 US = timedelta(microseconds=1)
@@ -44,7 +47,19 @@ NOW = timedelta()
 CUSTOMERS = 5
 STRANGER = UUID("0000cccc-0000-4000-8000-00000000cccc")
 REQUESTS = ("due_downgrades", "waiting_downgrades", "due_unlinks")
-TABLES = ("licenseevent", "license", "subscriptionplanrenewal", "subscriptionplan", "customeragreement")
+TABLES = (
+    "historicallicense",
+    "historicalsubscriptionplan",
+    "licenseevent",
+    "license",
+    "subscriptionplanrenewal",
+    "subscriptionplan",
+    "customeragreement",
+)
+Shown = tuple[tuple[timedelta, bool], ...]
+
+# For each engine; `make test T=tests/integration/due EXAMPLES=10000` takes an hour.
+EXAMPLES = int(os.environ.get("EXAMPLES", "75"))
 
 drawn = partial(
     settings,
@@ -72,7 +87,10 @@ class DrawnLicense(Terse):
     lms_user_id: int | None = None
     status: Status = "activated"
     renewed: bool = False
-    unlinked: bool = False
+    assigned_after: timedelta | None = -300 * DAY
+    revoked_after: timedelta | None = None
+    shown: Shown = ()  # when its history shows it, and whether in its plan or in another one
+    unlinked_after: timedelta | None = None
     event_after: timedelta | None = None
     confirmed_after: timedelta | None = None
     sent_by_run: bool = False
@@ -85,7 +103,9 @@ class DrawnPlan(Terse):
     since: timedelta = 900 * DAY
     is_active: bool = True
     processed: bool = False
+    marks: Shown = ()  # when its history shows it, and whether marked
     renewal: int | str | None = None  # the number of a plan, "open", or no renewal
+    overdue: timedelta | None = None  # since when that should have been processed, and was not
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,6 +132,8 @@ class DrawnScope(Terse):
     expired_before: timedelta | None = None
     force: bool = False
     run_id: UUID | None = RUN
+    license_history: bool = True
+    later: timedelta = NOW  # how long after `as_of` the question is put
 
 
 def with_oddities(
@@ -135,32 +157,63 @@ def with_oddities(
     return one()
 
 
+# What the LMS strips from an address, as Python does.
+SPACES = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
 LEARNERS = ["ann@x.org", "Ann@X.org", " ann@x.org ", "ann@x.org\n", "bob@x.org", "BOB@x.org", "cyd@x.org", "dan@x.org"]
-NOBODY = ["", "  ", "\t", None]
+ODD_LEARNERS = [f"{space}ann@x.org{space}" for space in SPACES] + [f"Bob@x.org {space}" for space in SPACES]
+NOBODY = ["", "  ", "\t", None, "\xa0", "\u3000 \x0b"]
 AGO = [100 * DAY, 90 * DAY + US, 90 * DAY, 30 * DAY, US, NOW, -US, -30 * DAY]
 CURRENT = [NOW, -US, -30 * DAY, -30 * DAY]
 OLD = [200 * DAY, 100 * DAY, 90 * DAY + US]
 AFTER = [DAY, NOW, -US, -30 * DAY]
-HELD_AGO = [NOW, 12 * HOUR - US, 12 * HOUR, 7 * DAY]
+HELD_AGO = [NOW, 12 * HOUR - US, 12 * HOUR, 7 * DAY, timedelta(minutes=-10), timedelta(minutes=-10) - US, -300 * DAY]
+MARKS: list[Shown] = [
+    ((DAY, True),),
+    ((NOW, True), (DAY, True)),
+    ((-US, True),),  # extended since
+    ((-400 * DAY, True), (-30 * DAY, True)),
+    ((-30 * DAY, True), (NOW, True)),
+    ((-30 * DAY, True), (DAY, False), (2 * DAY, True)),
+    ((-30 * DAY, False),),  # the row with the mark was pruned
+]
+SEEN: list[Shown] = [
+    ((-300 * DAY, True),),
+    ((-300 * DAY, False), (-30 * DAY, True)),
+    ((-300 * DAY, False), (NOW, True)),
+    ((-300 * DAY, False), (DAY, True)),
+    ((-300 * DAY, False), (DAY + US, True)),
+    ((-300 * DAY, True), (-DAY, False), (2 * DAY, True)),  # out, and in again
+    ((2 * DAY, True),),  # the rows before were pruned, or it was made in the plan after the mark
+]
 
 
 def plans(*ago: timedelta) -> st.SearchStrategy[DrawnPlan]:
-    usual = {"ago": ago, "processed": [False, True], "renewal": [None, None, None, "open", *range(4)]}
-    return with_oddities(DrawnPlan, 1, usual, since=[NOW, -US], is_active=[False])
+    usual = {
+        "ago": ago,
+        "processed": [False, True],
+        "renewal": [None, None, None, "open", *range(4)],
+        "marks": [(), (), ((DAY, True),)],
+    }
+    odd: dict[str, Any] = {"marks": MARKS, "overdue": [NOW, -US, US, 300 * DAY]}
+    return with_oddities(DrawnPlan, 2, usual, since=[NOW, -US, -DAY, -DAY - US], is_active=[False], **odd)
 
 
 licenses = with_oddities(
     DrawnLicense,
-    2,
+    3,
     {
         "plan": [0, 0, 1, 2, 3],
         "email": [*LEARNERS, *LEARNERS, *NOBODY],
         "lms_user_id": [None, None, 1, 2, 3],
         "confirmed_after": [None, None, None, *AFTER],
     },
+    email=ODD_LEARNERS,
     status=["assigned", "unassigned", "revoked"],
     renewed=[True],
-    unlinked=[True],
+    assigned_after=[None, DAY, 2 * DAY, NOW],
+    revoked_after=[NOW, -US, 90 * DAY, DAY],
+    shown=SEEN,
+    unlinked_after=AFTER,
     event_after=AFTER,
     sent_by_run=[True],
     held=[(ago, run, step) for ago in HELD_AGO for run in (OTHER_RUN, RUN) for step in ("unlink", "downgrade")],
@@ -192,6 +245,8 @@ scopes = with_oddities(
     expired_before=AGO,
     force=[True],
     run_id=[None],
+    license_history=[False],
+    later=[HOUR, DAY, 30 * DAY],
 )
 
 
@@ -214,6 +269,8 @@ class Laid:
             expired_before=None if drawn.expired_before is None else as_of - drawn.expired_before,
             force=drawn.force,
             run_id=drawn.run_id,
+            license_history=drawn.license_history,
+            now=as_of + drawn.later,
         )
 
 
@@ -247,19 +304,27 @@ def add_plans(world: World, customer: UUID, drawn: list[DrawnPlan]) -> list[Plan
     renewed: set[int] = set()
     plans = [world.plan(customer, each.ago, each.since, each.is_active, each.processed) for each in drawn]
     for plan, each in zip(plans, drawn, strict=True):
+        dates: dict[str, Any] = {} if each.overdue is None else {"effective_ago": each.overdue, "processed": False}
         if each.renewal == "open":
-            world.renew(plan)
+            world.renew(plan, **dates)
         elif isinstance(each.renewal, int) and (following := each.renewal % len(plans)) not in renewed:
             renewed.add(following)
-            world.renew(plan, plans[following])
+            world.renew(plan, plans[following], **dates)
+        for after, marked in each.marks:
+            world.show_mark(plan, after, marked)
     return plans
 
 
 def add_license(world: World, plans: list[Plan], drawn: DrawnLicense) -> None:
-    plan = plans[drawn.plan % len(plans)]
-    license = world.license(plan, drawn.email, drawn.lms_user_id, drawn.status, drawn.renewed)
-    if drawn.unlinked:
-        world.event(license, UNLINKED_EVENT)
+    here = drawn.plan % len(plans)
+    plan, elsewhere = plans[here], plans[here - 1]
+    dates = {"assigned_after": drawn.assigned_after, "revoked_after": drawn.revoked_after}
+    status = drawn.status if drawn.revoked_after is None else "revoked"
+    license = world.license(plan, drawn.email, drawn.lms_user_id, status, drawn.renewed, **dates)
+    for after, in_plan in drawn.shown:
+        world.show_plan(license, after, plan if in_plan else elsewhere)
+    if drawn.unlinked_after is not None:
+        world.event(license, UNLINKED_EVENT, drawn.unlinked_after)
     if drawn.event_after is not None:
         world.event(license, DOWNGRADED_EVENT, drawn.event_after)
     if drawn.confirmed_after is not None:
@@ -270,7 +335,7 @@ def add_license(world: World, plans: list[Plan], drawn: DrawnLicense) -> None:
         world.hold(license, *drawn.held)
 
 
-@drawn(max_examples=45)
+@drawn(max_examples=EXAMPLES)
 @given(database=databases(), asked=scopes)
 def test_every_answer_is_the_readings(engine: Engine, database: Drawn, asked: DrawnScope) -> None:
     with laid_down(engine, database) as laid:
@@ -295,14 +360,15 @@ def check_relations(found: Answers, world: World, scope: Scope) -> None:
     assert {row[1] for row in found["due_downgrades"]} <= of["due_plans"] - of["done_plans"]
     # Who is to be unlinked in this run was downgraded before, or is by this very run; or else is kept.
     to_come = of["rehearsed_unlinks"] - of["due_unlinks"]
-    assert to_come - kept_linked(world, world.undowngraded) <= of["due_downgrades"] | of["waiting_downgrades"]
-    assert not of["due_unlinks"] & kept_linked(world, world.undowngraded)
+    assert to_come - kept_linked(reading, world.undowngraded) <= of["due_downgrades"] | of["waiting_downgrades"]
+    assert not of["due_unlinks"] & kept_linked(reading, world.undowngraded)
 
 
-def kept_linked(world: World, undowngraded: set[UUID]) -> set[UUID]:
+def kept_linked(reading: Reading, undowngraded: set[UUID]) -> set[UUID]:
     """The licenses of all learners of whom one is on the list as not downgraded."""
+    world = reading.world
     held = [world.licenses[uuid] for uuid in undowngraded]
-    return {each.uuid for each in world.licenses.values() if any(each == h or each.is_same_learners(h) for h in held)}
+    return {each.uuid for each in world.licenses.values() if reading.is_of_one_who_has(each, held)}
 
 
 @drawn(max_examples=20)
@@ -345,7 +411,7 @@ def test_a_night_that_is_done_leaves_nothing_to_do(engine: Engine, database: Dra
 
         mark_processed(laid, after)
         sent = uuids(before["due_downgrades"]) | uuids(before["waiting_downgrades"])
-        kept = kept_linked(laid.world, laid.world.undowngraded - sent)
+        kept = kept_linked(Reading(laid.world, scope), laid.world.undowngraded - sent)
         unlinks = ask("due_unlinks")["due_unlinks"]
         assert unlinks == [row for row in before["rehearsed_unlinks"] if row[0] not in kept]
 
@@ -376,10 +442,8 @@ def downgrade(laid: Laid, due: Answers) -> None:
 
 
 def mark_processed(laid: Laid, due: Answers) -> None:
-    done = license_manager_tables.SubscriptionPlan.uuid.in_(uuids(due["done_plans"]))
-    laid.connection.execute(
-        update(license_manager_tables.SubscriptionPlan).where(done).values(expiration_processed=True)
-    )
+    found, done = plan_history._reflect(laid.connection), list(uuids(due["done_plans"]))
+    assert set(plan_history.mark_processed(Session(laid.connection), found, done, laid.world.as_of)) == set(done)
 
 
 def add_events(laid: Laid, licenses: set[UUID], name: str) -> None:
