@@ -13,7 +13,7 @@ import requests
 
 from worker.errors import ReasonedError
 from worker.lms import transport as lms
-from worker.lms.client import LmsClient
+from worker.lms.client import LmsClient, Selection
 from worker.lms.patience import Patience
 
 LICENSE = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
@@ -106,11 +106,11 @@ def nothing() -> float:
 
 
 def downgrade(client: LmsClient) -> None:
-    client.downgrade([LICENSE], None, nothing)
+    client.downgrade(lambda: Selection([LICENSE]), nothing)
 
 
 def unlink(client: LmsClient) -> None:
-    client.unlink(ENTERPRISE, [EMAIL], nothing)
+    client.unlink(ENTERPRISE, lambda: Selection([EMAIL]), nothing)
 
 
 def fails(client: LmsClient) -> ReasonedError:

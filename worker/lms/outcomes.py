@@ -1,42 +1,136 @@
-"""What the status of an LMS call means: a return for success, or one type of the error tree with a reason code."""
+"""What an answer of the LMS means: a return for success, or one type of the error tree with a reason code."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from worker.errors import BatchRefused, RunRefused, Unavailable
+from worker.errors import BatchRefused, ReasonedError, RunRefused, Unavailable
 
 CREDENTIALS_REMEDY = (
     "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET, and that "
     "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set) is this LMS"
 )
 LOOK_AT_THE_LMS = "look at the LMS"
+NOT_THE_LMS = "not_the_lms"
+NOT_THE_LMS_REMEDY = (
+    "check LMS_URL, and what stands in front of the LMS: a proxy, a firewall, a maintenance or sign-in page"
+)
 REMEDIES = {
     401: f"it does not accept our token: {CREDENTIALS_REMEDY}",
     403: "the service user lacks the permission: give license-manager's service user the enterprise "
     "operator role in the LMS",
-    404: "it does not know the enterprise, or the enterprise is not active there, or LMS_URL is wrong",
-    413: "the batch is too large for it: lower LICENSE_EXPIRATION_BATCH_SIZE or BULK_UNLINK_BATCH_SIZE",
+    404: "it does not know the enterprise, or the enterprise is not active there, or the service user has the operator "
+    'role but not "is staff" in the LMS, or LMS_URL is wrong',
+    413: "even the smallest request is too large for it: raise the limit of the LMS, or of what stands in front of it",
 }
+# A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.
+OF_THE_BATCH = (400, 422, 500)
+LONGEST_HEADER = 60
 
 
-def judge(status: int, retry_after: float | None = None, web_page: bool = False) -> None:
-    """Return for a 2xx; else raise what this status means. (429 and a first 401 are dealt with before.)
+@dataclass(frozen=True)
+class Answer:
+    """An answer of the LMS, or of whoever answers in its place; the body may hold e-mail addresses."""
 
-    A `web_page` is no success either: something in front of the LMS sent it, a sign-in or a maintenance page.
-    Raises BatchRefused, RunRefused or Unavailable, with the reason http_<status> or not_the_lms.
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(default=b"", repr=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the body holds nothing but white space."""
+        return not self.body.strip()
+
+    @property
+    def is_web_page(self) -> bool:
+        """Whether the body is made for a browser."""
+        declared = "html" in self.headers.get("Content-Type", "").lower()
+        start = self.body[:200].lstrip().lower()
+        return not self.is_empty and (declared or start.startswith((b"<!doctype html", b"<html")))
+
+    @property
+    def told(self) -> str:
+        """What may be said of an answer that is not the LMS's: status, content type, who sent it; never the body."""
+        kind = _shown(self.headers.get("Content-Type", "").partition(";")[0])
+        sender = next(
+            (f"{name}: {_shown(self.headers[name])}" for name in ("Server", "Via") if name in self.headers), ""
+        )
+        body = "with an empty body" if self.is_empty else f"with a body of {kind or 'no content type'}"
+        return f"{self.status} {body} came back" + (f" ({sender})" if sender else "")
+
+
+def judge(answer: Answer) -> None:
+    """Return when the LMS has done what a call asked for: 200 or 204 with an empty body. Else raise what it means.
+
+    (429 and a first 401 are dealt with before.) Raises BatchRefused, RunRefused or Unavailable, with the reason
+    http_<status> or not_the_lms.
     """
-    reason = f"http_{status}"
-    if 200 <= status < 300 and web_page:
-        raise RunRefused("not_the_lms", f"a web page came back with {status}, not the LMS's answer", "check LMS_URL")
-    if 200 <= status < 300:
-        return
+    if answer.status not in (200, 204) or not answer.is_empty:
+        raise _meaning(answer)
+
+
+def judge_question(answer: Answer) -> None:
+    """Return when the LMS has answered a question: 200, and no web page. Else raise as `judge` does."""
+    if answer.status != 200 or answer.is_web_page:
+        raise _meaning(answer)
+
+
+def judge_token(answer: Answer) -> None:
+    """Return when a token may be in the answer. Else raise RunRefused or Unavailable."""
+    status, reason = answer.status, f"token_http_{answer.status}"
+    if status == 408 or status >= 500:
+        later = retry_after(answer.headers)
+        raise Unavailable(reason, f"the LMS gave no token but {status}", LOOK_AT_THE_LMS, later)
+    if answer.is_web_page:
+        raise _not_the_lms(answer)
+    if not 200 <= status < 300:
+        raise RunRefused(reason, "the LMS gives us no token", CREDENTIALS_REMEDY)
+
+
+def refused_for_all(refused: BatchRefused) -> ReasonedError:
+    """What it means that a call which concerns nobody was refused so: RunRefused, or Unavailable."""
+    what = f"the LMS refuses even a call that concerns nobody: {refused.what}"
+    if refused.reason == NOT_THE_LMS:
+        return RunRefused(NOT_THE_LMS, what, NOT_THE_LMS_REMEDY)
+    status = int(refused.reason.removeprefix("http_"))
+    if status in OF_THE_BATCH:
+        return Unavailable(refused.reason, what, "look at the LMS's log")
+    return RunRefused(refused.reason, what, REMEDIES.get(status, "check LMS_URL: this is not its API"))
+
+
+def may_be_of_all(refused: BatchRefused) -> bool:
+    """Whether every call may be refused so: for the role or the address, say, and not for what is in the call."""
+    return refused.reason not in {f"http_{status}" for status in OF_THE_BATCH}
+
+
+def _meaning(answer: Answer) -> ReasonedError:
+    """What an answer means that is no success."""
+    status, reason = answer.status, f"http_{answer.status}"
     what = f"the LMS answered {status}"
-    if status in (400, 422, 500):
-        raise BatchRefused(reason, what)
+    if 200 <= status < 300:
+        return _not_the_lms(answer)
+    if 300 <= status < 400 and (answer.is_web_page or "Location" in answer.headers):
+        return _not_the_lms(answer)
+    if status == 401:
+        return RunRefused(reason, what, REMEDIES[401])
     if status == 408 or status > 500:
-        raise Unavailable(reason, what, LOOK_AT_THE_LMS, retry_after)
-    raise RunRefused(reason, what, REMEDIES.get(status, "check LMS_URL: this is not its API"))
+        return Unavailable(reason, what, LOOK_AT_THE_LMS, retry_after(answer.headers))
+    if status == 500:
+        return BatchRefused(reason, what)
+    if 400 <= status < 500:
+        return BatchRefused(NOT_THE_LMS, answer.told) if answer.is_web_page else BatchRefused(reason, what)
+    return RunRefused(reason, what, "check LMS_URL: this is not its API")
+
+
+def _not_the_lms(answer: Answer) -> RunRefused:
+    return RunRefused(NOT_THE_LMS, f"{answer.told}, which is not the LMS's answer", NOT_THE_LMS_REMEDY)
+
+
+def _shown(value: str) -> str:
+    """A header's value as a message may show it: short, printable, and with no e-mail address."""
+    printable = "".join(each for each in value if each.isascii() and each.isprintable()).strip()
+    return "(not shown)" if "@" in printable or "%40" in printable else printable[:LONGEST_HEADER]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

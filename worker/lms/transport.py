@@ -9,15 +9,26 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from io import BytesIO
+from math import inf
 from typing import Any
 
 import requests
 
 from worker.clock import steady
 from worker.errors import LeaseLost, RunRefused, Unavailable
-from worker.lms.outcomes import CREDENTIALS_REMEDY, LOOK_AT_THE_LMS, date_of, judge, retry_after
+from worker.lms.outcomes import (
+    CREDENTIALS_REMEDY,
+    LOOK_AT_THE_LMS,
+    Answer,
+    date_of,
+    judge,
+    judge_question,
+    judge_token,
+    retry_after,
+)
 from worker.lms.patience import Patience, Pause
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
@@ -28,18 +39,45 @@ Guard = Callable[[], float]
 """Asked right before anything is sent: until when, on clock.steady, the call must have ended. May raise to end it."""
 
 
-class TimedBody(BytesIO):
-    """The bytes of a call. They leave only in time: the process may have been frozen since its guard was asked."""
+@dataclass(frozen=True)
+class Content:
+    """What one try of a call sends, and until when, on clock.steady, its first byte may leave."""
 
-    def __init__(self, data: bytes, until: float) -> None:
+    body: object = field(repr=False)
+    fresh_until: float = inf
+
+
+Prepare = Callable[[], Content | None]
+"""Asked for the content of a try once it need not wait any more; None when there is nothing to send after all."""
+
+
+class TimedBody(BytesIO):
+    """The bytes of a call. They leave only in time.
+
+    Since they were made, connecting may have taken long, or the process may have been frozen.
+    """
+
+    def __init__(self, data: bytes, until: float, fresh_until: float = inf) -> None:
         super().__init__(data)
-        self._until = until
+        self._until, self._fresh_until = until, fresh_until
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Give the next bytes. Raises LeaseLost when it is too late for the call to end in time."""
-        if steady() >= self._until:
+        """Give the next bytes.
+
+        Raises LeaseLost when it is too late for the call to end in time, and Unavailable when the first byte would be
+        of a selection that is not fresh any more.
+        """
+        now = steady()
+        if now >= self._until:
             raise LeaseLost("too little was left of the lease between its check and the call: nothing was sent")
+        if now >= self._fresh_until and not self.tell():
+            what = "more than two seconds passed between the selection of a batch and its first byte: nothing was sent"
+            raise Unavailable("connection_error", what, "look whether connections to the LMS take long, or this host")
         return super().read(size)
+
+
+class _NothingToSend(Exception):
+    """What was to be sent is not wanted any more."""
 
 
 class _JwtAuth(requests.auth.AuthBase):
@@ -103,48 +141,83 @@ class Transport:
         self._url, self._token_url = url, oauth_url + TOKEN_PATH
         self._credentials = {"client_id": key, "client_secret": secret}
         self._timeouts = {"downgrade": downgrade_timeout, "unlink": unlink_timeout, "token": CONNECT_TIMEOUT}
+        self._timeouts["learners"] = unlink_timeout
         self._observe, self._next_call_in, self._throttled = observe, next_call_in, throttled or Pause()
         self.sleep, self.patience = sleep or time.sleep, patience or Patience()
         self.confirmed_at: dict[str, float] = {}
         self._auth = _JwtAuth(self._fetch_token)
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
-        self._date: datetime | None = None
+        self._told: tuple[datetime | None, float] = None, 0.0
 
-    def post(self, kind: str, path: str, body: object, guard: Guard) -> None:
-        """Send one call; return when the LMS has confirmed it. Raises as `outcomes.judge` does, or as `guard`."""
-        data = json.dumps(body).encode()
+    def post(self, kind: str, path: str, prepare: Prepare, guard: Guard) -> None:
+        """Send one call; return when the LMS has confirmed it, or when there is nothing to send.
+
+        Right before it is sent, after all waits, `prepare` is asked for its content and then `guard`. Raises as
+        `outcomes.judge` does, or as these two.
+        """
 
         def ready() -> dict[str, Any]:
-            self._auth.ready()
-            until = guard() - self._timeouts[kind]  # last, because a token may take its time
-            headers = {"Content-Type": "application/json"}
-            return {"data": TimedBody(data, until), "headers": headers, "auth": self._auth}
+            content = prepare()
+            if content is None:
+                raise _NothingToSend
+            data = json.dumps(content.body).encode()
+            until = guard() - self._timeouts[kind]
+            return {
+                "data": TimedBody(data, until, content.fresh_until),
+                "headers": {"Content-Type": "application/json"},
+            }
 
-        response = self._post_unless_throttled(kind, self._url + path, ready)
-        if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
-            self._auth.forget(response)
-            response = self._post_unless_throttled(kind, self._url + path, ready)
-        web_page = "html" in response.headers.get("Content-Type", "") and bool(response.content.strip())
-        judge(response.status_code, retry_after(response.headers), web_page)
+        try:
+            judge(self._send_as_user("POST", kind, path, ready))
+        except _NothingToSend:
+            return
         self.confirmed_at[path] = time.monotonic()
 
-    def get_token(self) -> datetime | None:
-        """Get a token; return the LMS's clock at its answer, if it told. Raises RunRefused, Unavailable."""
+    def get(self, kind: str, path: str, guard: Guard) -> bytes:
+        """Ask the LMS something; return the answer's body. Raises as `outcomes.judge_question` does, or as `guard`."""
+
+        def ready() -> dict[str, Any]:
+            guard()
+            return {}
+
+        answer = self._send_as_user("GET", kind, path, ready)
+        judge_question(answer)
+        return answer.body
+
+    def lms_now(self) -> datetime | None:
+        """The LMS's clock, to a second, by what it told with the last token; None if it told none.
+
+        Fetches a token if there is none yet. Raises RunRefused, Unavailable.
+        """
         self._auth.ready()
-        return self._date
+        date, at = self._told
+        return date and date + timedelta(seconds=steady() - at)
 
     def close(self) -> None:
         """Close the connections of all threads."""
         for session in self._sessions:
             session.close()
 
-    def _post_unless_throttled(
-        self, kind: str, url: str, ready: Callable[[], dict[str, Any]], setting: str = "LMS_URL"
-    ) -> requests.Response:
-        """Post when no throttle stands in the way, and again for as long as the LMS answers 429, up to a cap.
+    def _send_as_user(self, method: str, kind: str, path: str, ready: Callable[[], dict[str, Any]]) -> Answer:
+        """Send with a token. `ready` is asked last before each send, for a token may take its time."""
 
-        `ready` is asked right before, for the options of requests' `post`. `setting` has the address.
+        def with_token() -> dict[str, Any]:
+            self._auth.ready()
+            return {**ready(), "auth": self._auth}
+
+        response = self._send_unless_throttled(method, kind, self._url + path, with_token)
+        if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
+            self._auth.forget(response)
+            response = self._send_unless_throttled(method, kind, self._url + path, with_token)
+        return Answer(response.status_code, response.headers, response.content)
+
+    def _send_unless_throttled(
+        self, method: str, kind: str, url: str, ready: Callable[[], dict[str, Any]], setting: str = "LMS_URL"
+    ) -> requests.Response:
+        """Send when no throttle stands in the way, and again for as long as the LMS answers 429, up to a cap.
+
+        `ready` is asked right before, for the options of requests' `request`. `setting` has the address.
         """
         deadline = time.monotonic() + self.patience.longest_throttle
         while True:
@@ -154,15 +227,16 @@ class Transport:
                     remedy = "set LMS_REQUESTS_PER_MINUTE to its limit"
                     raise Unavailable("throttled", "the LMS has throttled us for too long", remedy, pause)
                 self.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311, so that not all go at once
-            response = self._post(kind, url, ready(), setting)
+            response = self._send(method, kind, url, ready(), setting)
             if response.status_code != 429:
                 return response
             self._throttled.extend(max(retry_after(response.headers) or 0.0, self.patience.first_wait))
 
-    def _post(self, kind: str, url: str, options: dict[str, Any], setting: str) -> requests.Response:
+    def _send(self, method: str, kind: str, url: str, options: dict[str, Any], setting: str) -> requests.Response:
         began, outcome = time.monotonic(), ""
         try:
-            response = self._session().post(url, timeout=(CONNECT_TIMEOUT, self._timeouts[kind]), **options)
+            timeout = (CONNECT_TIMEOUT, self._timeouts[kind])
+            response = self._session().request(method, url, timeout=timeout, **options)
             outcome = f"http_{response.status_code}"
             return response
         except requests.Timeout as error:
@@ -181,14 +255,9 @@ class Transport:
         form = {"grant_type": "client_credentials", "token_type": "jwt", **self._credentials}
         options = {"data": form, "auth": lambda request: request}  # else a netrc file's
         setting = "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)"
-        response = self._post_unless_throttled("token", self._token_url, lambda: options, setting)
-        self._date, status = date_of(response.headers), response.status_code
-        reason = f"token_http_{status}"
-        if status == 408 or status >= 500:
-            later = retry_after(response.headers)
-            raise Unavailable(reason, f"the LMS gave no token but {status}", LOOK_AT_THE_LMS, later)
-        if not 200 <= status < 300:
-            raise RunRefused(reason, "the LMS gives us no token", CREDENTIALS_REMEDY)
+        response = self._send_unless_throttled("POST", "token", self._token_url, lambda: options, setting)
+        self._told = date_of(response.headers), steady()
+        judge_token(Answer(response.status_code, response.headers, response.content))
         try:
             answer = response.json()
             token, lifetime = answer["access_token"], float(answer["expires_in"])

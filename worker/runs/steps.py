@@ -17,6 +17,7 @@ from worker.errors import LicenseExpiryError, RunRefused, Unavailable
 from worker.ledger import confirmations, order
 from worker.ledger.claims import Claim
 from worker.license_manager import events
+from worker.lms.client import Selection
 from worker.logs import get_logger
 from worker.runs.batches import Batch, BatchReader, DuePlan
 from worker.runs.flight import Flight
@@ -36,7 +37,7 @@ def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: flo
     def send(batch: Batch) -> None:
         assert batch.plan is not None  # noqa: S101, for the type checker
         date = downgrades.ignore_enrollments_modified_after(batch.plan.expiration_date, scope.as_of)
-        deps.lms.downgrade(batch.licenses, date, claim.guard_of_batch())
+        deps.lms.downgrade(lambda: Selection(batch.licenses, modified_after=date), claim.guard_of_batch())
 
     def confirm(session: Session, batches: Sequence[Batch]) -> None:
         for waiting in (False, True):
@@ -69,7 +70,7 @@ def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float)
 
     def send(batch: Batch) -> None:
         emails = list(dict.fromkeys(row[2] for row in batch.rows))
-        deps.lms.unlink(claim.run.enterprise_customer_uuid, emails, claim.guard_of_batch())
+        deps.lms.unlink(claim.run.enterprise_customer_uuid, lambda: Selection(emails), claim.guard_of_batch())
 
     def confirm(session: Session, batches: Sequence[Batch]) -> None:
         licenses = [uuid for batch in batches for uuid in batch.licenses]

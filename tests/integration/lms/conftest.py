@@ -14,7 +14,7 @@ from simulator.data.rows import Data
 from simulator.data.schema import create_tables
 from simulator.lms.journal import Kind
 from simulator.lms.server import Simulator
-from worker.lms.client import LmsClient
+from worker.lms.client import LmsClient, Selection
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def client(lms: Simulator, connect: Callable[..., LmsClient]) -> LmsClient:
 
 @pytest.fixture
 def downgrade(customer: Customer) -> Call:
-    return lambda client: client.downgrade(customer.licenses, None, nothing)
+    return lambda client: client.downgrade(lambda: Selection(customer.licenses), nothing)
 
 
 @pytest.fixture
 def unlink(customer: Customer) -> Call:
-    return lambda client: client.unlink(customer.enterprise, EMAILS, nothing)
+    return lambda client: client.unlink(customer.enterprise, lambda: Selection(EMAILS), nothing)
 
 
 @pytest.fixture(params=["downgrade", "unlink"])

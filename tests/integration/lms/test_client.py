@@ -34,7 +34,7 @@ from simulator.lms.server import Simulator
 from simulator.lms.state import Enrollment
 from worker.clock import steady
 from worker.errors import BatchRefused, LeaseLost, ReasonedError, RunRefused, Unavailable
-from worker.lms.client import DOWNGRADE_PATH, NOBODYS_EMAIL, NOBODYS_LICENSE, UNLINK_PATH, LmsClient
+from worker.lms.client import DOWNGRADE_PATH, NOBODYS_EMAIL, NOBODYS_LICENSE, UNLINK_PATH, LmsClient, Selection
 from worker.lms.transport import Guard
 
 
@@ -66,7 +66,7 @@ def test_a_downgrade_is_sent_exactly_so(
     wire: Wire, connect: Callable[..., LmsClient], after: datetime | None, sent: str | None
 ) -> None:
     licenses = [UUID("378d5bf0f67d4bf78b2acbbc53d0f772"), UUID("7F2C0B53-3B0C-4B0E-9D4E-0B8F3C7D2A11")]
-    connect(wire.url).downgrade(licenses, after, nothing)
+    connect(wire.url).downgrade(lambda: Selection(licenses, modified_after=after), nothing)
     (call,) = wire.calls()
     assert call.path == (
         "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
@@ -81,7 +81,7 @@ def test_a_downgrade_is_sent_exactly_so(
 
 def test_an_unlink_is_sent_exactly_so(wire: Wire, connect: Callable[..., LmsClient]) -> None:
     emails = ["Mixed.Case@X.example", " blank@x.example ", "günther@x.example", "twice@x.example", "twice@x.example"]
-    connect(wire.url).unlink(UUID("378d5bf0f67d4bf78b2acbbc53d0f772"), emails, nothing)
+    connect(wire.url).unlink(UUID("378d5bf0f67d4bf78b2acbbc53d0f772"), lambda: Selection(emails), nothing)
     (call,) = wire.calls()
     assert call.path == "/enterprise/api/v1/enterprise-customer/378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772/unlink_users/"
     assert json.loads(call.body) == {"user_emails": emails, "is_relinkable": True}  # as the licenses have them
@@ -169,7 +169,7 @@ def test_the_table_of_downgrades(lms: Simulator, client: LmsClient, customer: Cu
         lms.state.add_license(license, customer.enterprise, copies)
     if row.status:
         lms.faults(Fault("downgrade", license=str(made[0]), status=row.status))
-    found = outcome(lambda: client.downgrade(made + row.extra, row.after, nothing))
+    found = outcome(lambda: client.downgrade(lambda: Selection(made + row.extra, modified_after=row.after), nothing))
     assert found == (row.kind and (row.kind, row.reason))
     last = lms.calls("downgrade")[-1]
     if row.kind is None:
@@ -207,7 +207,7 @@ def test_the_table_of_unlinks(
     lms.state.two_accounts.add("double@x.example")
     if status:
         lms.faults(Fault("unlink", status=status))
-    found = outcome(lambda: client.unlink(customer.enterprise, emails, nothing))
+    found = outcome(lambda: client.unlink(customer.enterprise, lambda: Selection(emails), nothing))
     assert found == (kind and (kind, reason))
     assert lms.state.linked[customer.enterprise] == (set(EMAILS) if kind else set())
     assert lms.state.barred == {}
@@ -221,7 +221,7 @@ def test_an_enterprise_that_the_lms_does_not_have_fails_the_run(lms: Simulator, 
     enterprise = uuid4()
     if known:
         lms.state.add_enterprise(enterprise, EMAILS, active=False)
-    error = fails(lambda client: client.unlink(enterprise, EMAILS, nothing), client)
+    error = fails(lambda client: client.unlink(enterprise, lambda: Selection(EMAILS), nothing), client)
     assert (type(error), error.reason) == (RunRefused, "http_404")
     assert "enterprise" in str(error)
     assert len(lms.calls("unlink")) == 1
@@ -294,9 +294,9 @@ def test_the_guard_is_asked_before_each_send_and_what_it_raises_ends_the_call(
         lms.faults(*(Fault(kind, **fault) for fault in faults))
         client.confirmed_at.clear()
         if kind == "downgrade":
-            client.downgrade(customer.licenses, None, guard)
+            client.downgrade(lambda: Selection(customer.licenses), guard)
         else:
-            client.unlink(customer.enterprise, EMAILS, guard)
+            client.unlink(customer.enterprise, lambda: Selection(EMAILS), guard)
 
     def sent() -> int:
         return len(lms.calls(kind))
@@ -329,7 +329,7 @@ def test_whatever_the_guard_raises_ends_the_call_with_nothing_sent(
 ) -> None:
     guard = Asked(lambda: len(lms.calls("downgrade")), error)
     with pytest.raises(type(error)):
-        client.downgrade([uuid4()], None, guard)
+        client.downgrade(lambda: Selection([uuid4()]), guard)
     assert (lms.calls("downgrade"), len(guard.seen)) == ([], 1)
 
 
@@ -345,7 +345,7 @@ def test_a_lease_that_is_lost_while_the_token_comes_stops_the_call(
 
     lms.faults(Fault("token", delay=60))
     with ThreadPoolExecutor(1) as thread:
-        call = thread.submit(client.downgrade, customer.licenses, None, guard)
+        call = thread.submit(client.downgrade, lambda: Selection(customer.licenses), guard)
         lms.wait_for(lambda: lms.calls("token"))
         lost.set()
         lms.release()
@@ -366,14 +366,14 @@ def test_a_process_that_was_frozen_after_its_guard_sends_nothing(
     lms: Simulator, connect: Callable[..., LmsClient], customer: Customer, left: float
 ) -> None:
     client = connect(lms.url, downgrade_timeout=30, unlink_timeout=30)
-    client.downgrade(customer.licenses, None, nothing)  # has its token, and a connection
+    client.downgrade(lambda: Selection(customer.licenses), nothing)  # has its token, and a connection
     lms.journal.clear()
     with pytest.raises(LeaseLost):
-        client.downgrade(customer.licenses, None, lambda: steady() + left)
+        client.downgrade(lambda: Selection(customer.licenses), lambda: steady() + left)
     with pytest.raises(LeaseLost):
-        client.unlink(customer.enterprise, EMAILS, lambda: steady() + left)
+        client.unlink(customer.enterprise, lambda: Selection(EMAILS), lambda: steady() + left)
     assert lms.calls() == []
-    client.unlink(customer.enterprise, EMAILS, lambda: steady() + 40)
+    client.unlink(customer.enterprise, lambda: Selection(EMAILS), lambda: steady() + 40)
     assert len(lms.calls("unlink")) == 1, "and the next claim is not hindered"
 
 

@@ -7,7 +7,7 @@ import requests
 from support.wire import LICENSE, Clock, Reply, Wire, downgrade, fails, http_date, nothing
 
 from worker.errors import Unavailable
-from worker.lms.client import LmsClient
+from worker.lms.client import LmsClient, Selection
 from worker.lms.outcomes import retry_after
 from worker.lms.patience import Patience
 
@@ -86,7 +86,9 @@ def test_without_a_retry_after_the_waits_grow_with_jitter_up_to_the_cap(
 ) -> None:
     wire.says(503)
     with pytest.raises(Unavailable):
-        LmsClient("https://l", "https://l", "k", "s", patience=Patience(tries=10)).downgrade([LICENSE], None, nothing)
+        LmsClient("https://l", "https://l", "k", "s", patience=Patience(tries=10)).downgrade(
+            lambda: Selection([LICENSE]), nothing
+        )
     assert len(clock.slept) == 9
     for number, slept in enumerate(clock.slept):
         assert min(60.0, 2.0**number) <= slept <= min(60.0, 2.0**number + 1.0)

@@ -8,7 +8,7 @@ import requests
 from support.wire import LICENSE, PATIENCE, Clock, Reply, Wire, downgrade, fails, throttled, unlink
 
 from worker.errors import BatchRefused, LeaseLost, RunRefused, Unavailable
-from worker.lms.client import LmsClient
+from worker.lms.client import LmsClient, Selection
 
 # The order before each send
 
@@ -27,7 +27,7 @@ def test_before_each_send_come_the_pace_the_pause_and_last_the_guard(wire: Wire,
         wire.log.append(("guard", clock.now))
         return inf
 
-    client.downgrade([LICENSE], None, guard)
+    client.downgrade(lambda: Selection([LICENSE]), guard)
     log = [event for event, after in zip(wire.log, [*wire.log[1:], None], strict=True) if event != after]
     assert [name for name, _ in log] == ["pace", "guard", "send"] * 3
     moments = [moment for _, moment in log]
@@ -53,7 +53,7 @@ def test_the_lease_that_is_lost_during_a_pause_stops_the_call(client: LmsClient,
 
     wire.says(throttled(400), 200)
     with pytest.raises(LeaseLost):
-        client.downgrade([LICENSE], None, guard)
+        client.downgrade(lambda: Selection([LICENSE]), guard)
     assert len(wire.calls) == 1
 
 
@@ -69,7 +69,7 @@ def test_the_lease_that_is_lost_while_a_token_is_fetched_stops_the_call(
 
     wire.tokens.insert(0, throttled(400))  # the token is asked for within the call, and waits longer than a lease
     with pytest.raises(LeaseLost):
-        client.downgrade([LICENSE], None, guard)
+        client.downgrade(lambda: Selection([LICENSE]), guard)
     assert wire.calls == []
 
 
