@@ -86,6 +86,8 @@ def run_enterprise(
     expired_before: str | None = None,
     force: bool = False,
     reason: str | None = None,
+    approve_unlinks: int | None = None,
+    triggered_by: str | None = None,
 ) -> dict[str, Any]:
     """Open and publish a run for one enterprise, if it has work due; or tell which live run has it."""
     enterprise = parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid)
@@ -96,6 +98,8 @@ def run_enterprise(
         expired_before=expired_before,
         force=force,
         reason=reason,
+        approve_unlinks=approve_unlinks,
+        triggered_by=triggered_by,
     )
     return _start(self, request, enterprise)
 
@@ -121,8 +125,9 @@ def reconcile() -> dict[str, int]:
     finally:  # neither is to keep the other from its work
         latest = _latest_night(deps)
         late = reconciling.start_overdue_nights(deps, latest, publish) if latest else 0
+    postponed = reconciling.start_postponed_runs(deps, publish)
     nights.record_heartbeat(deps.database)
-    return counts | {"nights": late}
+    return counts | {"nights": late, "postponed": postponed}
 
 
 def run_step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:

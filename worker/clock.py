@@ -10,3 +10,6 @@ steady = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_
 # How far beat's clock may be ahead of the database's without its night being taken for that of the day before; less
 # than the minute that the nights of the tightest schedule are apart.
 BEAT_AHEAD = timedelta(seconds=30)
+
+# How far apart two clocks may be before nothing is sent by them. What is of later than that comes from a wrong clock.
+LEEWAY = timedelta(minutes=10)

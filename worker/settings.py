@@ -133,6 +133,8 @@ class DatabaseSettings(CelerySettings):
     """The enterprise customers whose learners are unlinked: UUIDs with commas, or a YAML list"""
     UNLINK_AFTER_DAYS: int = setting("90", 90, ge=0, le=36500)
     """A learner is unlinked when the license expired more than this many days ago"""
+    UNLINK_LIMIT: int = setting("1000", 1000, ge=0, le=2**31 - 1)
+    """The most learners that one run unlinks without somebody's leave; 0 is no limit"""
 
     @field_validator("DATABASE_URL")
     @classmethod

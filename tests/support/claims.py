@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import update
 
-from support.runs import opened_run, run_of
+from support.runs import LONGEST, opened_run, run_of
 from worker.db.ledger_tables import Run
 from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
@@ -57,7 +57,7 @@ def _fail(database: Database, run: Run) -> None:
 
 def _abandon(database: Database, run: Run) -> None:
     set_run(database, run, publications=MAX_PUBLICATIONS, lease_until=DatabaseNow(-1))
-    assert stalled.release_stalled(database) == ([], [run.id])
+    assert stalled.release_stalled(database, LONGEST) == ([], [run.id])
 
 
 ENDS = {Phase.FINISHED: end_well, Phase.FAILED: _fail, Phase.ABANDONED: _abandon}

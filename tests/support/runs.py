@@ -42,6 +42,9 @@ ON_SQLITE = pytest.mark.parametrize("engine_kind", ENGINES if EVERY_ENGINE else 
 ON_EACH = pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb"], indirect=True)
 ON_SERVERS = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
 
+# No lease of these tests is longer, in seconds.
+LONGEST = 8000
+
 Make = Callable[..., Deps]
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -195,7 +198,7 @@ def lapse(engine: Engine, run_id: UUID) -> None:
 def take_over(deps: Deps, run_id: UUID) -> None:
     """Let a run be taken from whoever has it, as `reconcile` does when its lease has lapsed."""
     lapse(deps.database.engine, run_id)
-    again, given_up = release_stalled(deps.database)
+    again, given_up = release_stalled(deps.database, LONGEST)
     assert ([run.id for run in again], given_up) == ([run_id], [])
 
 

@@ -25,6 +25,7 @@ def test_the_names_and_defaults_are_those_of_the_design() -> None:
         "BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE": None,
         UNLINKING: frozenset(),
         "UNLINK_AFTER_DAYS": 90,
+        "UNLINK_LIMIT": 1000,
         "LICENSE_EXPIRATION_BATCH_SIZE": 100,
         "BULK_UNLINK_BATCH_SIZE": 100,
         "BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS": 120,

@@ -2,7 +2,9 @@
 
 import logging
 from dataclasses import asdict, fields
+from getpass import getuser
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +23,7 @@ from worker.due.scope import scope_of
 from worker.errors import Unusable
 from worker.ledger import migrations, order
 from worker.ledger.held import held_licenses
+from worker.ledger.lms_address import set_lms
 from worker.ledger.runs import newest_runs
 from worker.runs.request import check_against_database, parse_request, unknown_enterprises
 from worker.runs.start import start_runs
@@ -49,18 +52,24 @@ def main() -> None:
 
 
 @main.command("init-db")
+@click.option("--lms-url", metavar="URL", help="The LMS that this database belongs to from now on.")
 @as_json
 @exiting
-def init_db(as_json: bool) -> int:
+def init_db(lms_url: str | None, as_json: bool) -> int:
     """Make the ledger's tables in license-manager's database, or bring them up to date.
 
-    Only tables named license_expiry_… are made or changed. Doing it again does no harm.
+    Only tables named license_expiry_… are made or changed. Doing it again does no harm. The first run writes down to
+    which LMS the database belongs, and workers with another LMS_URL do nothing there; --lms-url changes that.
 
     For example: license-expiry init-db && license-expiry due
     """
     _, database = _database(ledger=False)
+    if lms_url is not None and not lms_url.startswith(("http://", "https://")):
+        raise click.UsageError("--lms-url must begin with http:// or https://")
     try:
         migrations.upgrade(database.engine)
+        if lms_url:
+            set_lms(database, lms_url.rstrip("/"))
     except DBAPIError as error:
         raise Unusable(*cannot_be_used(database.engine, error)) from error
     tables.show_json({"ledger": "ready"}) if as_json else tables.out.print("The ledger's tables are ready.")
@@ -113,7 +122,7 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
     elif as_json:
         tables.show_json({"enterprises": by_enterprise, "plans": list(map(asdict, by_plan))})
     else:
-        tables.show_due(by_enterprise, by_plan)
+        tables.show_due(by_enterprise, by_plan, settings.UNLINK_LIMIT)
     return 0
 
 
@@ -131,7 +140,13 @@ From Flower, where it listens; UUID is the enterprise customer's:
 @main.command(epilog=FROM_FLOWER)
 @narrowing
 @click.option("--force", is_flag=True, help="Send the licenses of processed plans, and held ones, again.")
-@click.option("--reason", help="Why --force; kept in the ledger.")
+@click.option(
+    "--approve-unlinks",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Unlink so many learners at most, more than UNLINK_LIMIT.",
+)
+@click.option("--reason", help="Why --force or --approve-unlinks; kept in the ledger.")
 @click.option("--dry-run", is_flag=True, help="Go through it all, but send nothing and count what would be done.")
 @click.option("--here", is_flag=True, help="Do it in this process, with no broker and no worker.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the runs to end.")
@@ -141,6 +156,7 @@ def run(
     enterprises: tuple[UUID, ...],
     asked: dict[str, Any],
     force: bool,
+    approve_unlinks: int | None,
     reason: str | None,
     dry_run: bool,
     here: bool,
@@ -154,9 +170,16 @@ def run(
     One enterprise:        license-expiry run --enterprise 378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772
     Sending nothing:       license-expiry run --dry-run
     A plan, once more:     license-expiry run --plan UUID --force --reason "restored from backup"
+    More than UNLINK_LIMIT:
+      license-expiry run --enterprise UUID --approve-unlinks 1200 --reason "contract ended"
     """  # noqa: D301, click's own mark
+    if approve_unlinks and len(enterprises) != 1:
+        raise click.UsageError("--approve-unlinks is for one enterprise: name it with --enterprise.")
     deps = _deps(with_broker=not here)
-    request = parse_request(dry_run=dry_run, force=force, reason=reason, **asked)
+    approval = {"approve_unlinks": approve_unlinks, "triggered_by": f"{getuser()} on {gethostname()}"}
+    request = parse_request(
+        dry_run=dry_run, force=force, reason=reason, **asked, **(approval if approve_unlinks else {})
+    )
     started = start_runs(deps, request, enterprises, (lambda *_: None) if here else broker.publisher())
     for other in (run for run in started if not run.new):
         tables.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)

@@ -114,7 +114,7 @@ def show_findings(findings: Sequence[Any], as_json: bool) -> int:
     return 1 if any(finding.status == "wrong" for finding in findings) else 0
 
 
-def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow]) -> None:
+def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_limit: int) -> None:
     """Show the sums of `forecast.due_rows`, beneath each its plans with work, and what else there is to know."""
     columns = ("enterprise\n  plan", "plans,\nexpired", "downgrades", "unlinks", "protected")
     shown = table(columns, [])
@@ -131,6 +131,11 @@ def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow]) -> None:
     out.print(shown if rows else "Nothing is due.")
     for sentence in _summary([plan for row in rows for plan in of[row["enterprise_customer_uuid"]]], plans):
         out.print(sentence, highlight=False, soft_wrap=True)
+    for row in rows:
+        if unlink_limit and row["unlinks"] > unlink_limit:
+            whose = f"--enterprise {row['enterprise_customer_uuid']} --approve-unlinks {row['unlinks']} --reason TEXT"
+            said = f"More unlinks than UNLINK_LIMIT, {unlink_limit}, need your leave: license-expiry run {whose}"
+            out.print(said, highlight=False, soft_wrap=True)
 
 
 def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[str]:

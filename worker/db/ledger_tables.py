@@ -24,14 +24,19 @@ class Run(Ledger):
     whoever has the run (a worker while `owner` is set, the broker while it is not) has let it down.
     `fence` rises with each claim, `recorded` with each outcome that is recorded, and `publications` counts how
     often the rest of the chain was published anew since then. `scheduled_for` is the scheduled night that it is of.
+    `triggered_at` is the moment of the trigger, the same for all runs that it opened; `as_of` the moment that the run
+    judges by: when its first step was first claimed. `night_after` is a scheduled night that found this run live, and
+    for which its enterprise gets a run of its own after it. `approve_unlinks` is how many learners it may unlink with
+    the leave of `triggered_by`, where that is more than UNLINK_LIMIT.
     """
 
     __tablename__ = "license_expiry_run"
     __table_args__ = (
         Index("license_expiry_run_enterprise", "enterprise_customer_uuid", "opened_at"),
         Index("license_expiry_run_opened", "opened_at"),
-        Index("license_expiry_run_as_of", "as_of"),
+        Index("license_expiry_run_triggered_at", "triggered_at"),
         Index("license_expiry_run_scheduled_for", "scheduled_for"),
+        Index("license_expiry_run_night_after", "night_after"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -42,6 +47,8 @@ class Run(Ledger):
     dry_run: Mapped[bool]
     force: Mapped[bool]
     reason: Mapped[str | None] = mapped_column(String(255))
+    triggered_by: Mapped[str | None] = mapped_column(String(255))
+    approve_unlinks: Mapped[int | None]
     plan_uuids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     expired_after: Mapped[datetime | None]
     expired_before: Mapped[datetime | None]
@@ -58,6 +65,8 @@ class Run(Ledger):
     learners_protected: Mapped[int] = mapped_column(default=0)
     error: Mapped[str | None] = mapped_column(String(500))
     scheduled_for: Mapped[datetime | None]
+    night_after: Mapped[datetime | None]
+    triggered_at: Mapped[datetime] = mapped_column(nullable=True)  # to the database, which had rows before it
     opened_at: Mapped[datetime]
     downgrade_began_at: Mapped[datetime | None]
     downgraded_at: Mapped[datetime | None]
@@ -148,3 +157,12 @@ class Throttle(Ledger):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     next_call_at: Mapped[datetime]
+
+
+class Lms(Ledger):
+    """One row, from the first run on: the address of the LMS that this database belongs to."""
+
+    __tablename__ = "license_expiry_lms"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    url: Mapped[str] = mapped_column(String(255))

@@ -15,7 +15,7 @@ from worker.db.license_manager_tables import (
     LicenseEvent,
     SubscriptionPlan as Plan,
 )
-from worker.db.sql import Rows, any_of, by_key
+from worker.db.sql import OneOf, Rows, any_of, by_key
 from worker.db.types import DjangoUUID
 from worker.due.scope import Scope
 from worker.license_manager.marks import came_after_mark, marked
@@ -58,6 +58,12 @@ def first_after(rows: Rows, limit: int, after: UUID | None) -> Rows:
         rows = rows.where(License.uuid > bindparam("after", after, DjangoUUID()))
     found = rows.offset(0).subquery()  # or all licenses might be read in this order until there are enough
     return select(found).order_by(found.c.uuid).limit(bindparam("limit", limit, Integer()))
+
+
+def among(rows: Rows, licenses: Sequence[UUID]) -> Rows:
+    """Those of these rows that are about one of these licenses, by UUID."""
+    found = rows.where(OneOf(License.uuid, "licenses"))
+    return found.order_by(License.uuid).params(licenses=licenses)
 
 
 def to_process(scope: Scope) -> list[ColumnElement[bool]]:

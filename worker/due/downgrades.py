@@ -1,5 +1,6 @@
 """Which licenses are due to be downgraded: those of due plans, and single ones whose plan waits for its renewals."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -40,10 +41,22 @@ def first_unconfirmed(scope: Scope) -> Rows:
 
 
 def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: UUID | None) -> Rows:
-    """Which licenses of one plan go into the next downgrade calls? (uuid, whether it is on the held list)"""
-    due = (waiting_downgrades if waiting else due_downgrades)(scope, License.uuid, conditions.on_held_list())
-    of_plan = due.where(Plan.uuid == bindparam("plan", plan, DjangoUUID()))
-    return conditions.first_after(of_plan, limit, after)
+    """Which licenses of one plan go into the next downgrade calls?
+
+    (uuid, whether it is on the held list, the plan's expiration_date)
+    """
+    return conditions.first_after(_of_plan(scope, plan, waiting), limit, after)
+
+
+def still_to_downgrade(scope: Scope, plan: UUID, waiting: bool, licenses: Sequence[UUID]) -> Rows:
+    """Which of these licenses of one plan are still to be downgraded? (as `downgrade_page`)"""
+    return conditions.among(_of_plan(scope, plan, waiting), licenses)
+
+
+def _of_plan(scope: Scope, plan: UUID, waiting: bool) -> Rows:
+    due = waiting_downgrades if waiting else due_downgrades
+    rows = due(scope, License.uuid, conditions.on_held_list(), Plan.expiration_date)
+    return rows.where(Plan.uuid == bindparam("plan", plan, DjangoUUID()))
 
 
 def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime) -> datetime | None:

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, bindparam, select
 from sqlalchemy.types import TypeEngine
 
+from worker.clock import LEEWAY
 from worker.db.license_manager_tables import HistoricalLicense
 from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
@@ -21,8 +22,6 @@ _LISTS = ("customers", "plan_uuids")
 # Whoever has a plan that begins within this time keeps being linked.
 SOON = timedelta(days=1)
 SECOND = timedelta(seconds=1)
-# A hold of later than this is one of a clock that was wrong.
-CLOCK_LEEWAY = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Scope:
         return {name: getattr(self, name) for name in asked} | {
             "old_before": self.as_of - self.unlink_after,
             "held_since": self.as_of - HOLD_FOR,
-            "held_until": self.as_of + CLOCK_LEEWAY,
+            "held_until": self.as_of + LEEWAY,
             "soon": self.now and self.now + SOON,
             "customers": sorted(mine),
         }

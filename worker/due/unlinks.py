@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, or_, select
+from sqlalchemy import ColumnElement, String, bindparam, case, func, or_, select
 
 from worker.db.ledger_tables import HeldLicense
 from worker.db.license_manager_tables import (
@@ -26,15 +26,33 @@ def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
     """Which licenses' learners are to be unlinked? (Not `downgraded`: those too whose downgrade the run is to do.)"""
     if not downgraded:
         return unlinkable(scope, *columns)
-    # Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner.
-    held = or_(conditions.holds(scope), HeldLicense.step == DOWNGRADE.name)
-    return unlinkable(scope, *columns, held=held).where(conditions.confirmed(scope))
+    return unlinkable(scope, *columns, held=_held(scope)).where(conditions.confirmed(scope))
 
 
 def unlink_page(scope: Scope, limit: int, after: UUID | None) -> Rows:
-    """Which learners go into the next unlink calls? (uuid, whether it is on the held list, e-mail)"""
-    due = due_unlinks(scope, License.uuid, conditions.on_held_list(), License.user_email)
-    return conditions.first_after(due, limit, after)
+    """Which learners go into the next unlink calls? (uuid, whether it is on the held list, user_email, lms_user_id)"""
+    return conditions.first_after(due_unlinks(scope, *_sent_columns()), limit, after)
+
+
+def still_to_unlink(scope: Scope, licenses: Sequence[UUID]) -> Rows:
+    """The learners of which of these licenses are still to be unlinked? (as `unlink_page`)"""
+    return conditions.among(due_unlinks(scope, *_sent_columns()), licenses)
+
+
+def address_is_protected(scope: Scope, address: str, folded: str) -> Rows:
+    """Does a license with this address keep its learner linked, because it or another of theirs is current or held?
+
+    (one row, or none) The address is the one that the LMS has, which need not be that of the license at hand. Without
+    capitals it is `folded`: SQLite folds A to Z alone, and other databases every letter.
+    """
+    given = [Mailbox(bindparam(name, None, String())) for name in ("address", "folded")]
+    theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
+    kept = or_(_has_held_license(scope, _held(scope)), _has_current_license(scope))
+    return conditions.licenses().where(theirs, Mailbox(License.user_email).in_(given), kept).limit(1)
+
+
+def _sent_columns() -> tuple[Any, ...]:
+    return License.uuid, conditions.on_held_list(), License.user_email, License.lms_user_id
 
 
 def protected(scope: Scope, *columns: Any, by: Sequence[str] = KNOWN_BY) -> Rows:
@@ -50,7 +68,7 @@ def unlinkable(
     With `protected_by`: those that only a current license of the learner, known by these, keeps from it. A license that
     is `held` so (as the scope has it unless given) keeps its learner linked.
     """
-    protecting = is_learner_of(partial(_in_current_plan, scope), _agreements(scope), protected_by or KNOWN_BY)
+    protecting = _has_current_license(scope, protected_by or KNOWN_BY)
     return unlink_candidates(scope, *columns).where(
         ~_has_held_license(scope, conditions.holds(scope) if held is None else held),
         protecting if protected_by else ~protecting,
@@ -111,9 +129,18 @@ def current(scope: Scope, plan: Any) -> tuple[ColumnElement[bool], ...]:
     return (plan.is_active.is_(True), plan.start_date <= scope["soon"], plan.expiration_date >= scope["now"])
 
 
+def _has_current_license(scope: Scope, by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
+    return is_learner_of(partial(_in_current_plan, scope), _agreements(scope), by)
+
+
 def _in_current_plan(scope: Scope, _: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
     """A license of whatever status: wide on purpose, as license-manager has it."""
     return (plan.customer_agreement_id.in_(_agreements(scope)), *current(scope, plan))
+
+
+def _held(scope: Scope) -> ColumnElement[bool]:
+    """Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner."""
+    return or_(conditions.holds(scope), HeldLicense.step == DOWNGRADE.name)
 
 
 def _has_held_license(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:

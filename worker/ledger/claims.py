@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import Integer, Table, Update, bindparam, delete, func, insert, or_, update
+from sqlalchemy import Integer, Table, Update, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from worker.clock import steady
@@ -20,8 +20,8 @@ from worker.db.transactions import Database
 from worker.errors import BadArgument, LeaseLost, NotClaimed, Unavailable
 from worker.ledger import confirmations, held, lms_calls
 from worker.ledger.lms_calls import CallTimings
-from worker.ledger.order import ENDED, Phase, Step
-from worker.ledger.runs import QUEUED_SECONDS
+from worker.ledger.order import ENDED, STEPS, Phase, Step
+from worker.ledger.stalled import QUEUED_SECONDS, is_timely
 
 CHECKED_SECONDS = 0.5
 
@@ -194,25 +194,36 @@ def claim(
 ) -> Claim:
     """Claim a run for a step. Raises NotClaimed with the reason; BadArgument when there is no such run.
 
-    `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew. What
-    `calls` has counted is stored when the step ends.
+    `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew; one that is
+    not timely cannot. What `calls` has counted is stored when the step ends.
     """
-    began = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
+    began: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
+    if step is STEPS[0]:  # stands before it in the table: MySQL sets one column after the other
+        began["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
     owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
 
-    def work(session: Session) -> tuple[bool, Run | None]:
+    def work(session: Session) -> tuple[Run | None, str]:
         free = or_(Run.owner.is_(None), Run.owner == owner, Run.lease_until < DatabaseNow())
         ready = or_(Run.phase == step.starts_from, (Run.phase == step.runs_as) & free)
-        of_run = update(Run).where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise, ready)
+        of_run = update(Run).where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise, ready, is_timely())
         values = {"phase": step.runs_as, "owner": owner, "lease_until": DatabaseNow(lease_seconds), **began}
         claimed = changed(session, of_run.values(fence=Run.fence + 1, **values))
-        return claimed, session.get(Run, run_id)
+        run = session.get(Run, run_id)
+        return run, "" if claimed or run is None else _why_not(session, run)
 
     asked = steady()
-    claimed, run = database.transact(work)
+    run, why_not = database.transact(work)
     if run is None or run.enterprise_customer_uuid != enterprise:
         raise BadArgument(f"There is no run {run_id} of enterprise {enterprise}", "license-expiry status lists them")
-    if not claimed:
-        has = f"{run.owner} has it until {run.lease_until}" if run.owner else "it is not ready for this step"
-        raise NotClaimed(f"run {run_id} is {run.phase}" + ("" if run.phase in ENDED else f": {has}"))
+    if why_not:
+        raise NotClaimed(f"run {run_id} is {run.phase}{why_not}")
     return Claim(database, run, step, lease_seconds, calls, asked)
+
+
+def _why_not(session: Session, run: Run) -> str:
+    if run.phase in ENDED:
+        return ", and has ended"
+    if run.owner:
+        return f": {run.owner} has it until {run.lease_until}"
+    timely = session.scalar(select(Run.id).where(Run.id == run.id, is_timely()))
+    return ": it is not ready for this step" if timely else ": it is too old, and reconcile will end it"

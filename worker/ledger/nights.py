@@ -4,13 +4,16 @@ A night is begun by inserting its row: the primary key decides between two beats
 message that came twice. It has a lease until all of its runs are opened, as a run has.
 """
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from worker.db.ledger_tables import Heartbeat, Night
+from worker.clock import LEEWAY
+from worker.db.ledger_tables import Heartbeat, Night, Run
 from worker.db.sql import DatabaseNow, changed
 from worker.db.transactions import Database
 
@@ -45,6 +48,17 @@ def give_back(database: Database, scheduled_for: datetime) -> None:
     _set_lease(database, scheduled_for, DatabaseNow(-1))
 
 
+def postponed(database: Database) -> Sequence[Run]:
+    """The ended runs whose enterprise is still to get the run of a night that found them live."""
+    ended = select(Run).where(Run.night_after.is_not(None), Run.live.is_(None)).order_by(Run.night_after)
+    return database.transact(lambda session: session.scalars(ended).all())
+
+
+def not_postponed(database: Database, run_id: UUID) -> None:
+    """Record that the enterprise of this run has got the run of the night that found it live, or needs none."""
+    database.transact(lambda session: session.execute(update(Run).where(Run.id == run_id).values(night_after=None)))
+
+
 def record_heartbeat(database: Database) -> None:
     """Record the heartbeat: `reconcile` finished, so beat is running."""
 
@@ -59,10 +73,12 @@ def note_and_find_overdue(database: Database, latest: datetime) -> list[datetime
     """Find the nights whose runs may still have to be opened: abandoned ones, and the `latest` scheduled one if missed.
 
     Missed is one that is later than all that are known, so that a changed schedule does not look back. A ledger that
-    knows no night is new: the latest one is then recorded, with no tries, as its baseline.
+    knows no night is new: the latest one is then recorded, with no tries, as its baseline. Nights of the future, which
+    a wrong clock has begun, are dropped: they are still to come.
     """
 
     def work(session: Session) -> list[datetime]:
+        session.execute(delete(Night).where(Night.scheduled_for > DatabaseNow(LEEWAY // timedelta(seconds=1))))
         found = list(session.scalars(select(Night.scheduled_for).where(*_ABANDONED)))
         newest = session.scalar(select(func.max(Night.scheduled_for)))
         if newest is None:

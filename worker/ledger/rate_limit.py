@@ -5,23 +5,29 @@ from datetime import timedelta
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from worker.clock import LEEWAY
 from worker.db.ledger_tables import Throttle
 from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
+
+# More calls than all workers together have booked at once.
+BOOKED = 1000
 
 
 def book_next_call(database: Database, per_minute: float | None) -> float:
     """Book the next LMS call of all workers; return the seconds to wait for it, 0 without a limit."""
     if not per_minute:
         return 0.0
+    interval = timedelta(minutes=1 / per_minute)
 
     def work(session: Session) -> float:
         booked, now = session.execute(
             select(Throttle.next_call_at, DatabaseNow()).where(Throttle.id == 1).with_for_update()
         ).one()
-        slot = max(booked, now)
+        farthest = now + LEEWAY + BOOKED * interval  # what is booked for later, was so by a clock that was wrong
+        slot = max(booked, now) if booked <= farthest else now
         following = update(Throttle).where(Throttle.id == 1)
-        session.execute(following.values(next_call_at=slot + timedelta(minutes=1 / per_minute)))
+        session.execute(following.values(next_call_at=slot + interval))
         return float((slot - now).total_seconds())
 
     return database.transact(work)

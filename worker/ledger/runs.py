@@ -13,10 +13,8 @@ from sqlalchemy.orm import Session
 from worker.db.ledger_tables import Run
 from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
+from worker.ledger import stalled
 from worker.ledger.order import Phase
-
-# How long a published chain may lie in the broker before it is published again; doubles each time.
-QUEUED_SECONDS = 600
 
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
 
@@ -30,20 +28,26 @@ class Opened:
     new: bool
 
 
-def open_runs(database: Database, enterprises: Sequence[UUID], as_of: datetime, **request: Any) -> list[Opened]:
+def open_runs(
+    database: Database,
+    enterprises: Sequence[UUID],
+    triggered_at: datetime,
+    scheduled_for: datetime | None = None,
+    **request: Any,
+) -> list[Opened]:
     """Open a run for each of these enterprises, or find the live one that it has; a unique key decides between rivals.
 
-    `request` holds the columns of Run that say what is asked for (dry_run, force, reason, plan_uuids, ...).
+    A live one that is not timely is ended first. One that a scheduled night finds, and that is not its own, remembers
+    it as its `night_after`. `request` holds the columns of Run that say what is asked for (dry_run, force, reason,
+    plan_uuids, ...).
     """
     ids = {enterprise: uuid4() for enterprise in enterprises}
-    asked = {"force": False, "dry_run": False, **request, "as_of": as_of, "phase": Phase.QUEUED}
-    # Our own too, where only the answer to the commit was lost.
-    taken = or_(Run.live.in_(enterprises), Run.id.in_(ids.values()))
-    live = select(Run.enterprise_customer_uuid, Run.id).where(taken)
+    asked = {"force": False, "dry_run": False, **request, "scheduled_for": scheduled_for, "phase": Phase.QUEUED}
+    asked |= {"triggered_at": triggered_at, "as_of": triggered_at}
 
     def work(session: Session) -> dict[UUID, UUID]:
-        found = {row.enterprise_customer_uuid: row.id for row in session.execute(live)}
-        now, until = session.execute(select(DatabaseNow(), DatabaseNow(QUEUED_SECONDS))).one()
+        found = _live_runs(session, ids, scheduled_for)
+        now, until = session.execute(select(DatabaseNow(), DatabaseNow(stalled.QUEUED_SECONDS))).one()
         asked.update(opened_at=now, lease_until=until)
         rows = [
             {"id": run_id, "enterprise_customer_uuid": enterprise, "live": enterprise, **asked}
@@ -64,12 +68,24 @@ def open_runs(database: Database, enterprises: Sequence[UUID], as_of: datetime, 
     raise AssertionError("unreachable")
 
 
+def _live_runs(session: Session, ids: dict[UUID, UUID], night: datetime | None) -> dict[UUID, UUID]:
+    """The live runs of these enterprises, and those with these ids: ours, when only the commit's answer was lost."""
+    stalled.end_outdated(session, Run.live.in_(ids))
+    if night:  # first, so that none of them ends before it is looked at
+        others = or_(Run.scheduled_for.is_(None), Run.scheduled_for != night)
+        session.execute(update(Run).where(Run.live.in_(ids), others).values(night_after=night))
+    taken = or_(Run.live.in_(ids), Run.id.in_(ids.values()))
+    live = session.execute(select(Run.enterprise_customer_uuid, Run.id).where(taken))
+    return {row.enterprise_customer_uuid: row.id for row in live}
+
+
 def record_refusal(
-    database: Database, enterprise: UUID, as_of: datetime, error: str, scheduled_for: datetime | None = None
+    database: Database, enterprise: UUID, triggered_at: datetime, error: str, scheduled_for: datetime | None = None
 ) -> UUID:
     """Record a run that could not even begin as failed, with the reason; return its id."""
     run_id = uuid4()
-    row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "as_of": as_of, "error": error}
+    row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "error": error}
+    row |= {"triggered_at": triggered_at, "as_of": triggered_at}
     row |= {"phase": Phase.FAILED, "scheduled_for": scheduled_for, "dry_run": False, "force": False}
     row |= {"opened_at": DatabaseNow(), "ended_at": DatabaseNow()}
     database.transact(lambda session: session.execute(insert(Run).values(row)))

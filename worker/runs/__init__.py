@@ -2,5 +2,6 @@
 
 `request` checks what is asked for; `start` opens runs and publishes them; `reconcile` resumes what was abandoned;
 `attempt` does one step and leaves the run in a phase that tells the truth; `steps` are the two steps; `batches` reads
-their licenses; `flight` keeps calls in flight; `marking` marks plans that are done.
+their licenses; `flight` keeps calls in flight; `downgrading` and `unlinking` send one batch; `clocks` compares clocks
+before; `marking` marks plans that are done.
 """

@@ -12,6 +12,7 @@ from worker.deps import Deps
 from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, Stopping, Unavailable
 from worker.ledger import claims, runs
 from worker.ledger.claims import Claim
+from worker.ledger.lms_address import check_lms
 from worker.ledger.order import Step
 from worker.logs import get_logger
 from worker.runs.steps import do_step, settle
@@ -50,10 +51,11 @@ def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, 
 
     `retries` is how often the caller has retried before; None if it never does. While retries are left, an Unavailable
     is a Retry in the outcome. Raises Unavailable and RunRefused after the run has failed; BadArgument for an unknown
-    run.
+    run; Unusable when the database is another LMS's.
     """
     with structlog.contextvars.bound_contextvars(enterprise=str(enterprise), run=str(run_id), step=step.name):
         try:
+            check_lms(deps.database, deps.settings.LMS_URL, first=True)
             lease = deps.settings.LEASE_SECONDS
             claim = claims.claim(deps.database, run_id, enterprise, step, owner, lease, deps.calls)
         except NotClaimed as reason:

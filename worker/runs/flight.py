@@ -25,7 +25,8 @@ log = get_logger(__name__)
 # Batches whose answers come within this many seconds are recorded together, if they are the last ones.
 TOGETHER_SECONDS = 0.02
 
-Send: TypeAlias = Callable[[Batch], None]
+Send: TypeAlias = Callable[[Batch], Batch]
+"""Sends a batch; returns what was really sent of it, or what is done for another reason."""
 Confirm: TypeAlias = Callable[[Session, Sequence[Batch]], None]
 
 
@@ -42,9 +43,9 @@ class Flight:
         self._deps, self._claim, self._reader = deps, claim, reader
         self._send, self._confirm, self._deadline = send, confirm, deadline
         self._renew_seconds = deps.settings.LEASE_SECONDS / 3
-        self._in_flight: dict[Future[None], Batch] = {}
+        self._in_flight: dict[Future[Batch], Batch] = {}
         self._split: deque[Batch] = deque()
-        self._answered: list[tuple[Batch, Future[None]]] = []
+        self._answered: list[tuple[Batch, Future[Batch]]] = []
         self._short_of_slots = self._stopped = self._used_up = False
         self._failure: Exception | None = None
 
@@ -76,8 +77,9 @@ class Flight:
         refused: list[tuple[UUID, str]] = []
         for batch, future in answered:
             try:
-                future.result()
-                confirmed.append(batch)
+                sent = future.result()
+                if sent.rows:
+                    confirmed.append(sent)
             except BatchRefused as refusal:
                 if len(batch.rows) > 1:
                     self._split.extendleft(reversed(batch.halves))
@@ -117,9 +119,9 @@ class Flight:
             batch = self._split.popleft() if self._split else self._reader.take()
             self._in_flight[self._deps.executor.submit(self._carry, slot, batch)] = batch
 
-    def _carry(self, slot: int, batch: Batch) -> None:
+    def _carry(self, slot: int, batch: Batch) -> Batch:
         try:
-            self._send(batch)
+            return self._send(batch)
         finally:
             self._deps.slots.give_back(slot)
 

@@ -3,10 +3,13 @@
 from datetime import datetime
 
 from worker.deps import Deps
+from worker.errors import BadArgument
 from worker.ledger import nights
+from worker.ledger.lms_address import check_lms
 from worker.ledger.stalled import release_stalled
 from worker.logs import get_logger
-from worker.runs.start import Publish, start_scheduled_night
+from worker.runs.request import Request
+from worker.runs.start import Publish, start_runs, start_scheduled_night
 
 log = get_logger(__name__)
 
@@ -14,9 +17,10 @@ log = get_logger(__name__)
 def republish_stalled_runs(deps: Deps, publish: Publish) -> dict[str, int]:
     """Publish the rest of each abandoned chain; return how many were published and how many given up.
 
-    Raises what a publication raised, after the others were tried.
+    Raises what a publication raised, after the others were tried; Unusable when the database is another LMS's.
     """
-    again, given_up = release_stalled(deps.database)
+    check_lms(deps.database, deps.settings.LMS_URL, first=False)
+    again, given_up = release_stalled(deps.database, longest=deps.settings.TASK_TIME_LIMIT_SECONDS)
     failure: Exception | None = None
     for run in again:
         log.warning(
@@ -27,7 +31,7 @@ def republish_stalled_runs(deps: Deps, publish: Publish) -> dict[str, int]:
         except Exception as error:
             failure = error
     for run_id in given_up:
-        log.error("run given up: license-expiry status tells why", run=run_id)
+        log.error("run ended: license-expiry status tells why", run=run_id)
     if failure:
         raise failure
     return {"published": len(again), "abandoned": len(given_up)}
@@ -39,4 +43,19 @@ def start_overdue_nights(deps: Deps, latest: datetime, publish: Publish) -> int:
     for scheduled_for in nights.note_and_find_overdue(deps.database, latest):
         log.warning("making good a night that was missed or let down", night=scheduled_for.isoformat())
         begun += start_scheduled_night(deps, scheduled_for, publish) is not None
+    return begun
+
+
+def start_postponed_runs(deps: Deps, publish: Publish) -> int:
+    """Start the runs of nights that found another run of their enterprise live, which has ended; return how many."""
+    begun = 0
+    for run in nights.postponed(deps.database):
+        enterprise = run.enterprise_customer_uuid
+        try:
+            started = start_runs(deps, Request(), [enterprise], publish, run.night_after)
+        except BadArgument as error:  # it is gone from license-manager
+            log.warning("nothing to be made good", enterprise=enterprise, night=run.night_after, error=str(error))
+            started = []
+        nights.not_postponed(deps.database, run.id)
+        begun += sum(new.new for new in started)
     return begun

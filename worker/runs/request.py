@@ -4,7 +4,16 @@ from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from worker.db.transactions import Database
 from worker.due import enterprises
@@ -23,6 +32,8 @@ class Request(BaseModel):
     expired_before: datetime | None = None
     force: StrictBool = False
     reason: str | None = Field(None, max_length=255)
+    approve_unlinks: StrictInt | None = Field(None, ge=1, le=2**31 - 1)
+    triggered_by: str | None = Field(None, max_length=255)
 
     @field_validator("expired_after", "expired_before", mode="before")
     @classmethod
@@ -39,6 +50,8 @@ class Request(BaseModel):
     def _sensible(self) -> Self:
         if self.force and not (self.reason and self.reason.strip()):
             raise ValueError("force needs a reason, which is kept in the ledger: give reason")
+        if self.approve_unlinks and not all(text and text.strip() for text in (self.reason, self.triggered_by)):
+            raise ValueError("approve_unlinks needs reason and triggered_by, which are kept in the ledger: give both")
         if self.expired_after and self.expired_before and self.expired_after > self.expired_before:
             raise ValueError("expired_after is later than expired_before: exchange them")
         return self

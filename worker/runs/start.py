@@ -13,6 +13,7 @@ from worker.due.enterprises import find_due_enterprises
 from worker.due.scope import scope_of
 from worker.errors import LicenseExpiryError
 from worker.ledger import nights, runs
+from worker.ledger.lms_address import check_lms
 from worker.logs import get_logger
 from worker.runs.request import Request, check_against_database, unknown_enterprises
 
@@ -33,30 +34,32 @@ def start_runs(
     Raises BadArgument, before anything is written, for an unknown enterprise, a plan that is not of one of these
     enterprises, or a window in the future. An enterprise on the unlink list that license-manager does not know
     gets a failed run with the reason, when all were asked for. `scheduled_for` is the scheduled night that this is.
-    Raises Unusable, before anything is written, as `require_schema` does.
+    Raises Unusable, before anything is written, as `require_schema` does, and when the database is another LMS's.
     """
     named = frozenset(enterprises)
-    as_of = deps.database.now()
-    check_against_database(deps.database, request, named, as_of)
-    due = _due(deps, request, named, as_of)
+    triggered_at = deps.database.now()
+    check_against_database(deps.database, request, named, triggered_at)
+    due = _due(deps, request, named, triggered_at)
+    check_lms(deps.database, deps.settings.LMS_URL, first=bool(due))
     if due:  # license-manager may have been upgraded since this worker started: look once more
         deps.database.transact(lambda session: require_schema(session.connection()))
     columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
     started: list[runs.Opened] = []
     for first in range(0, len(due), CHUNK):
         chunk = due[first : first + CHUNK]
-        opened = runs.open_runs(deps.database, chunk, as_of, scheduled_for=scheduled_for, **columns)
+        opened = runs.open_runs(deps.database, chunk, triggered_at, scheduled_for, **columns)
         _publish(deps.database, publish, opened)
         started += opened
     if not named and request == Request():
         for enterprise, error in unknown_enterprises(deps.settings, deps.database).items():
-            run_id = runs.record_refusal(deps.database, enterprise, as_of, str(error), scheduled_for)
+            run_id = runs.record_refusal(deps.database, enterprise, triggered_at, str(error), scheduled_for)
             started.append(runs.Opened(enterprise, run_id, new=True))
     return started
 
 
 def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish) -> list[runs.Opened] | None:
     """Start the night that is scheduled for this moment, as `start_runs` does; None when it had begun before."""
+    check_lms(deps.database, deps.settings.LMS_URL, first=False)
     if not nights.begin(deps.database, scheduled_for):
         log.info("the night had begun before", night=scheduled_for.isoformat())
         return None

@@ -17,11 +17,13 @@ from worker.errors import LicenseExpiryError, RunRefused, Unavailable
 from worker.ledger import confirmations, order
 from worker.ledger.claims import Claim
 from worker.license_manager import events
-from worker.lms.client import Selection
 from worker.logs import get_logger
 from worker.runs.batches import Batch, BatchReader, DuePlan
+from worker.runs.clocks import with_clocks
+from worker.runs.downgrading import downgrade_batch
 from worker.runs.flight import Flight
 from worker.runs.marking import mark_done_plans
+from worker.runs.unlinking import UnlinkLimit, unlink_batch
 
 log = get_logger(__name__)
 
@@ -33,11 +35,13 @@ Count: TypeAlias = Callable[[Session, Scope, bool], dict[str, int]]
 
 def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> bool:
     """Downgrade what is due in the claim's run and mark the plans that are done."""
+    guarded = with_clocks(deps)
 
-    def send(batch: Batch) -> None:
-        assert batch.plan is not None  # noqa: S101, for the type checker
-        date = downgrades.ignore_enrollments_modified_after(batch.plan.expiration_date, scope.as_of)
-        deps.lms.downgrade(lambda: Selection(batch.licenses, modified_after=date), claim.guard_of_batch())
+    def send(batch: Batch) -> Batch:
+        return downgrade_batch(deps, scope, batch, select_again, guarded(claim.guard_of_batch()))
+
+    def select_again(batch: Batch) -> Sequence[Any]:
+        return _fetch(deps, downgrades.still_to_downgrade, scope, **_of(batch.plan), licenses=batch.licenses)
 
     def confirm(session: Session, batches: Sequence[Batch]) -> None:
         for waiting in (False, True):
@@ -50,8 +54,7 @@ def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: flo
                 confirmations.confirm_downgrades(session, claim.run, licenses)
 
     def read_page(plan: DuePlan, after: UUID | None, limit: int) -> Sequence[Any]:
-        of_plan = {"plan": plan.uuid, "waiting": plan.waiting, "after": after, "limit": limit}
-        return _fetch(deps, downgrades.downgrade_page, scope, **of_plan)
+        return _fetch(deps, downgrades.downgrade_page, scope, **_of(plan), after=after, limit=limit)
 
     found = deps.database.transact(lambda session: _plans_with_work(session, scope))
     sources = [(plan, partial(read_page, plan)) for plan in found]
@@ -66,20 +69,25 @@ def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: flo
 
 
 def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> bool:
-    """Unlink the learners who are due in the claim's run."""
+    """Unlink the learners who are due in the claim's run, unless these are more than it may."""
+    limit, guarded = UnlinkLimit(deps.settings, claim.run), with_clocks(deps)
+    enterprise = claim.run.enterprise_customer_uuid
 
-    def send(batch: Batch) -> None:
-        emails = list(dict.fromkeys(row[2] for row in batch.rows))
-        deps.lms.unlink(claim.run.enterprise_customer_uuid, lambda: Selection(emails), claim.guard_of_batch())
+    def send(batch: Batch) -> Batch:
+        return unlink_batch(deps, enterprise, scope, batch, select_again, guarded(claim.guard_of_batch()))
+
+    def select_again(batch: Batch) -> Sequence[Any]:
+        return _fetch(deps, unlinks.still_to_unlink, scope, licenses=batch.licenses)
 
     def confirm(session: Session, batches: Sequence[Batch]) -> None:
         licenses = [uuid for batch in batches for uuid in batch.licenses]
         events.insert_events(session, licenses, UNLINKED_EVENT)
 
-    def read_page(after: UUID | None, limit: int) -> Sequence[Any]:
-        return _fetch(deps, unlinks.unlink_page, scope, after=after, limit=limit)
+    def read_page(after: UUID | None, rows: int) -> Sequence[Any]:
+        return _fetch(deps, unlinks.unlink_page, scope, after=after, limit=rows)
 
-    reader = BatchReader(claim, deps.settings.BULK_UNLINK_BATCH_SIZE, [(None, read_page)])
+    limit.check(deps.database.transact(lambda session: fetch_count(session, unlinks.due_unlinks, scope)))
+    reader = BatchReader(claim, deps.settings.BULK_UNLINK_BATCH_SIZE, [(None, read_page)], limit.check)
     return Flight(deps, claim, reader, send, confirm, deadline).send_all()
 
 
@@ -131,6 +139,11 @@ def settle(last: Callable[..., None], *arguments: Any) -> None:
 
 def _fetch(deps: Deps, question: Callable[..., Rows], scope: Scope, **values: Any) -> Sequence[Any]:
     return deps.database.transact(lambda session: fetch(session, question, scope, **values))
+
+
+def _of(plan: DuePlan | None) -> dict[str, Any]:
+    assert plan is not None  # noqa: S101, for the type checker
+    return {"plan": plan.uuid, "waiting": plan.waiting}
 
 
 def _plans_with_work(session: Session, scope: Scope) -> list[DuePlan]:

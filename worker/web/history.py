@@ -1,7 +1,7 @@
 """What the ledger has of past and present: the nights of a month, one night, one run. Reads only, never licenses.
 
-A night here is all runs of one scheduled night, or else all that were opened by one trigger: those of the same `as_of`.
-Each question takes the same few statements, however many enterprises and licenses there are.
+A night here is all runs of one scheduled night, or else all of one trigger: those of the same
+`triggered_at`. Each question takes the same few statements, however many enterprises and licenses there are.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ MOST_TROUBLES = 10
 MOST_HELD = 200
 OTHER_RUNS = 10
 SUMMED = ("licenses_downgraded", "learners_unlinked", "learners_protected", "licenses_held", "retries")
-_MOMENT: Any = func.coalesce(Run.scheduled_for, Run.as_of)
+_MOMENT: Any = func.coalesce(Run.scheduled_for, Run.triggered_at)
 _KEYS = ("%Y-%m-%dT%H%M%S.%fZ", "%Y-%m-%dT%H%M%SZ")
 
 T = TypeVar("T")
@@ -249,7 +249,7 @@ def _troubles(since: datetime) -> Select[Run, int]:
 
 
 def _of_night(query: Select[T], moment: datetime) -> Select[T]:
-    by_hand = and_(Run.scheduled_for.is_(None), Run.as_of == moment)
+    by_hand = and_(Run.scheduled_for.is_(None), Run.triggered_at == moment)
     return query.where(or_(Run.scheduled_for == moment, by_hand))
 
 

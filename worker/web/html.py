@@ -34,7 +34,9 @@ _REASONS = {
     "throttled": "the LMS's throttle",
     "database": "the database did not answer",
     "bad_token": "the LMS gave no usable token",
-    "not_the_lms": "a web page came back, not the LMS's answer",
+    "not_the_lms": "the answer was not the LMS's",
+    "clocks": "the clocks are too far apart",
+    "needs_approval": "more learners to be unlinked than UNLINK_LIMIT",
 }
 _GROUPS = {
     "failed": "Failed or given up",

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 from support.database_account import Account, documented
 from support.eventually import eventually
-from support.runs import Make, events, finish, held, processed, ready, unlinking
+from support.runs import LONGEST, Make, events, finish, held, processed, ready, unlinking
 
 from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
@@ -67,7 +67,7 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     assert sum(events(engine, UNLINKED_EVENT).values()) == 4
     assert processed(engine) == {done}
     nights.record_heartbeat(deps.database)
-    assert stalled.release_stalled(deps.database) == ([], [])
+    assert stalled.release_stalled(deps.database, LONGEST) == ([], [])
     assert history.one_run(deps.database, run.id)
     assert history.one_night(deps.database, None)
     assert history.overview(deps.database)

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
 from support.claims import AS_OF, AWAY, HOUR, LEASE, claim, open_run, seconds_left, set_run
-from support.runs import ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, rows, run_of, together
+from support.runs import LONGEST, ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, rows, run_of, together
 
 from worker.db.ledger_tables import Downgrade, LmsCall, Retry, Run
 from worker.db.transactions import Database
@@ -18,7 +18,7 @@ from worker.ledger import claims, stalled
 from worker.ledger.claims import Claim
 from worker.ledger.lms_calls import CallTimings
 from worker.ledger.order import DOWNGRADE, STEPS, UNLINK, Phase
-from worker.ledger.runs import QUEUED_SECONDS
+from worker.ledger.stalled import QUEUED_SECONDS
 
 
 def write_downgrade(run: Run, license: UUID) -> Callable[[Session], Any]:
@@ -131,7 +131,7 @@ def lose_by_claim(database: Database, run: Run) -> None:
 
 def lose_by_reconcile(database: Database, run: Run) -> None:
     lapse(database.engine, run.id)
-    stalled.release_stalled(database)
+    stalled.release_stalled(database, LONGEST)
 
 
 def lose_by_next_step(database: Database, run: Run) -> None:

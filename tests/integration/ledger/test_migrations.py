@@ -22,7 +22,7 @@ from worker.db.transactions import Database
 from worker.ledger import confirmations, migrations
 
 UuidForm = Literal["char32", "native"]
-NAMES = ("run", "retry", "lms_call", "downgrade", "held", "night", "heartbeat", "throttle", "alembic_version")
+NAMES = ("run", "retry", "lms_call", "downgrade", "held", "night", "heartbeat", "throttle", "lms", "alembic_version")
 OURS = {f"license_expiry_{name}" for name in NAMES}
 MARIADB = pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid"], indirect=True)
 UUIDS = {

@@ -6,14 +6,15 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine
 from support.claims import AS_OF, ENDS, open_run, seconds_left
-from support.runs import ON_EACH, ON_SQLITE, lost_commit_answer, opened_run, rows, run_of, together
+from support.runs import LONGEST, ON_EACH, ON_SQLITE, lost_commit_answer, opened_run, rows, run_of, together
 
 from worker.db.ledger_tables import Run
 from worker.db.transactions import Database
 from worker.errors import LicenseExpiryError
 from worker.ledger import runs as opening, stalled
 from worker.ledger.order import Phase
-from worker.ledger.runs import QUEUED_SECONDS, Opened
+from worker.ledger.runs import Opened
+from worker.ledger.stalled import QUEUED_SECONDS
 from worker.runs import request as start
 
 # Opening
@@ -71,4 +72,4 @@ def test_a_refusal_is_a_failed_run_that_stands_in_nobodys_way(database: Database
     assert (run.phase, run.live, run.error, run.lease_until) == (Phase.FAILED, None, "no agreement", None)
     assert run.ended_at is not None
     assert opened_run(database, enterprise, AS_OF).new
-    assert stalled.release_stalled(database) == ([], [])
+    assert stalled.release_stalled(database, LONGEST) == ([], [])

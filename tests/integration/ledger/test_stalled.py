@@ -18,7 +18,7 @@ from support.claims import (
     seconds_left,
     set_run,
 )
-from support.runs import ON_EACH, ON_SERVERS, lapse, rows, run_of, together
+from support.runs import LONGEST, ON_EACH, ON_SERVERS, lapse, rows, run_of, together
 
 from simulator.data.rows import Data
 from worker.db.ledger_tables import Downgrade, Run
@@ -27,8 +27,7 @@ from worker.db.transactions import Database
 from worker.errors import LicenseExpiryError, NotClaimed
 from worker.ledger import confirmations, stalled
 from worker.ledger.order import Phase
-from worker.ledger.runs import QUEUED_SECONDS
-from worker.ledger.stalled import MAX_PUBLICATIONS
+from worker.ledger.stalled import MAX_PUBLICATIONS, QUEUED_SECONDS
 
 # Stalled runs
 
@@ -47,12 +46,12 @@ def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engi
     ended = open_run(database)
     end_well(database, ended)
     set_run(database, ended, lease_until=DatabaseNow(-1))
-    again, given_up = stalled.release_stalled(database)
+    again, given_up = stalled.release_stalled(database, LONGEST)
     assert ({run.id for run in again}, given_up) == ({run.id for run in let_down}, [])
     for run, phase in zip(let_down, (Phase.QUEUED, Phase.DOWNGRADING, Phase.DOWNGRADED), strict=True):
         now = run_of(database, run.id)
         assert (now.phase, now.owner, now.publications) == (phase, None, 1)
-    assert stalled.release_stalled(database) == ([], [])
+    assert stalled.release_stalled(database, LONGEST) == ([], [])
 
 
 @ON_EACH
@@ -62,12 +61,12 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
     waits = []
     for _ in range(MAX_PUBLICATIONS):
         lapse(engine, run.id)
-        again, given_up = stalled.release_stalled(database)
+        again, given_up = stalled.release_stalled(database, LONGEST)
         assert ([each.id for each in again], given_up) == ([run.id], [])
         waits.append(seconds_left(database, run))
     assert waits == [pytest.approx(QUEUED_SECONDS * 2**n, abs=30) for n in range(MAX_PUBLICATIONS)]
     lapse(engine, run.id)
-    assert stalled.release_stalled(database) == ([], [run.id])
+    assert stalled.release_stalled(database, LONGEST) == ([], [run.id])
     now = run_of(database, run.id)
     assert (now.phase, now.live, now.lease_until) == (Phase.ABANDONED, None, None)
     assert now.ended_at is not None
@@ -75,7 +74,7 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
         f"given up while downgrading: taken up {MAX_PUBLICATIONS} times without getting further; "
         "last: the LMS is away [http_503]"
     )
-    assert stalled.release_stalled(database) == ([], [])
+    assert stalled.release_stalled(database, LONGEST) == ([], [])
     with pytest.raises(NotClaimed, match="is abandoned"):
         claim(database, run)
 
@@ -85,14 +84,14 @@ def test_progress_takes_a_run_back_to_its_full_patience(database: Database, engi
     run = open_run(database)
     for _ in range(MAX_PUBLICATIONS):
         lapse(engine, run.id)
-        stalled.release_stalled(database)
+        stalled.release_stalled(database, LONGEST)
     held = claim(database, run)
     held.guard()
     assert run_of(database, run.id).publications == MAX_PUBLICATIONS  # to begin is not to get further
     held.record(licenses_downgraded=1)
     assert run_of(database, run.id).publications == 0
     lapse(engine, run.id)
-    again, given_up = stalled.release_stalled(database)
+    again, given_up = stalled.release_stalled(database, LONGEST)
     assert ([each.id for each in again], given_up) == ([run.id], [])
 
 
@@ -115,7 +114,7 @@ def test_a_run_taken_up_by_many_at_once_is_published_once(database: Database, en
     runs = [open_run(database) for _ in range(3)]
     for run in runs:
         lapse(engine, run.id)
-    outcomes = together(6, lambda _: stalled.release_stalled(database))
+    outcomes = together(6, lambda _: stalled.release_stalled(database, LONGEST))
     taken = [run.id for each in outcomes if not isinstance(each, LicenseExpiryError) for run in each[0]]
     assert sorted(taken) == sorted(run.id for run in runs)
     assert {row["publications"] for row in rows(engine, Run)} == {1}
@@ -133,6 +132,6 @@ def test_of_two_that_find_the_same_stalled_run_one_publishes_it(database: Databa
             this_thread.waited = True
             barrier.wait(30)
 
-    outcomes = together(2, lambda _: stalled.release_stalled(database))
+    outcomes = together(2, lambda _: stalled.release_stalled(database, LONGEST))
     assert [len(each[0]) for each in outcomes if not isinstance(each, LicenseExpiryError)] in ([0, 1], [1, 0])
     assert (run_of(database, run.id).publications, run_of(database, run.id).fence) == (1, 1)

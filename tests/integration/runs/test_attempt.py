@@ -57,9 +57,10 @@ from worker.db.ledger_tables import Downgrade, LmsCall, Retry
 from worker.db.license_manager_tables import UNLINKED_EVENT
 from worker.deps import Deps
 from worker.errors import RunRefused, Unavailable
-from worker.ledger import claims, runs as claims_runs
+from worker.ledger import claims
 from worker.ledger.claims import Claim
 from worker.ledger.order import DOWNGRADE, STEPS, UNLINK, Phase, Step
+from worker.ledger.stalled import QUEUED_SECONDS
 from worker.lms.patience import Patience
 from worker.runs import steps
 
@@ -193,7 +194,7 @@ def test_an_lms_that_stays_away_fails_the_run_and_nobody_is_unlinked(
     called = [row["calls"] for row in rows(deps.database.engine, LmsCall) if row["outcome"] == "http_504"]
     assert sum(called) == len(lms.calls(kind)), "the calls that came to nothing are counted too"
     left = (waiting.lease_until - deps.database.now()).total_seconds()
-    assert left == pytest.approx(retry.seconds + claims_runs.QUEUED_SECONDS, abs=30)
+    assert left == pytest.approx(retry.seconds + QUEUED_SECONDS, abs=30)
     with pytest.raises(Unavailable, match="http_504"):
         attempt(deps, laid.enterprise, run_id, step_of(kind), retries=deps.settings.TASK_MAX_RETRIES)
     run = run_of(deps.database, run_id)
@@ -375,8 +376,7 @@ def test_a_time_slice_that_ends_in_the_middle_is_gone_on_from(
     seconds = count()  # each look at the clock takes one
     slices, more = 0, True
     with monkeypatch.context() as patch:
-        for module in ("batches", "flight"):
-            patch.setattr(f"worker.runs.{module}.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+        patch.setattr("worker.runs.flight.time", SimpleNamespace(monotonic=lambda: next(seconds)))
         while more:
             slices += 1
             held_claim = claim(deps, laid, run_id, step_of(kind))

@@ -50,7 +50,7 @@ def test_a_batch_costs_a_few_statements_however_many_licenses_it_has(lms: Simula
 
     assert larger == few
     assert of_a_batch <= 3
-    assert few - 8 * of_a_batch <= 30, "what a run costs besides"
+    assert few - 8 * of_a_batch <= 34, "what a run costs besides"
 
 
 @ON_EACH
@@ -68,7 +68,7 @@ def test_a_night_without_work_is_one_query(lms: Simulator, make_test_deps: Make)
     assert lms.journal.entries == []
     about_licenses = [each for each in statements if "subscriptions_license" in each]
     assert len(about_licenses) == 1
-    assert len(statements) <= 5
+    assert len(statements) <= 8  # whose database it is, the night's row, the moment, what is there and known
 
 
 @ON_SQLITE

@@ -339,7 +339,7 @@ def test_protection_is_asked_again_when_a_page_is_not_fresh_any_more(
     lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.runs.batches.FRESH_SECONDS", 0)
-    monkeypatch.setattr("worker.runs.batches.FRESH_READINGS", 0)
+    monkeypatch.setattr("worker.runs.batches.USABLE_SECONDS", 0)
     laid = lay(lms, licenses=4)
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     engine = deps.database.engine

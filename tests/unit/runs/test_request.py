@@ -37,6 +37,8 @@ def test_nothing_asked_is_everything_due() -> None:
         "expired_before": None,
         "force": False,
         "reason": None,
+        "approve_unlinks": None,
+        "triggered_by": None,
     }
 
 

@@ -1,0 +1,43 @@
+"""The LMS that this database belongs to: a worker of another LMS, staging's say, is to do nothing here."""
+
+from contextlib import suppress
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from worker.db.ledger_tables import Lms
+from worker.db.sql import changed
+from worker.db.transactions import Database
+from worker.errors import Unusable
+
+
+def lms_of(database: Database) -> str | None:
+    """The address of the LMS that this database belongs to; None before the first run."""
+    return database.transact(lambda session: session.scalar(select(Lms.url)))
+
+
+def set_lms(database: Database, url: str) -> None:
+    """Let this database belong to the LMS at this address from now on."""
+
+    def work(session: Session) -> None:
+        if not changed(session, update(Lms).values(url=url)) and session.scalar(select(Lms.url)) is None:
+            session.execute(insert(Lms).values(id=1, url=url))
+
+    database.transact(work)
+
+
+def check_lms(database: Database, url: str, *, first: bool) -> None:
+    """Raise Unusable if this database belongs to another LMS than the one at `url`.
+
+    The `first` run of a database that belongs to none yet gives it to that LMS.
+    """
+    known = lms_of(database)
+    if known is None and first:
+        with suppress(IntegrityError):  # another was the first
+            set_lms(database, url)
+        known = lms_of(database)
+    if known is not None and known.lower() != url.lower():
+        what = f"the database belongs to the LMS {known}, and LMS_URL is {url}: nothing is sent and nothing recorded"
+        remedy = f"give each LMS its own database; if this one has moved: license-expiry init-db --lms-url {url}"
+        raise Unusable(what, remedy)
