@@ -24,9 +24,11 @@ from simulator.data.rows import Data
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
 from worker.cli import doctor
+from worker.cli.findings import explained
 from worker.cli.rights import Right
 from worker.db.ledger_tables import Downgrade
 from worker.ledger import migrations
+from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
 from worker.settings import DatabaseSettings, Settings
 from worker.settings_sources import CONFIG_FILE_VARIABLE
 
@@ -107,6 +109,7 @@ def test_where_all_is_well_each_thing_is_said_to_be(
     agreement = data.agreement(license_duration_before_purge=timedelta(days=91))
     data.flush()
     settings |= {"DATABASE_URL": account.url, UNLINKING: str(agreement.enterprise_customer_uuid)}
+    lms.seed()
     if engine_kind == "mariadb":
         settings["CELERY_BROKER_URL"] = RABBITMQ_URL
         if not listens(5672):
@@ -126,7 +129,9 @@ def test_where_all_is_well_each_thing_is_said_to_be(
     assert found["database"][0]["what"].startswith(f"{name} {begin}")
     assert len(found["broker"]) == (3 if engine_kind == "postgresql" else 1)
     assert "guest:guest" not in found["broker"][0]["what"]
-    assert [entry.kind for entry in lms.journal.entries] == ["token"]
+    assert [entry.kind for entry in lms.journal.entries] == ["token", "downgrade", "unlink", "learners"]
+    [downgrade], [unlink] = lms.calls("downgrade"), lms.calls("unlink")
+    assert (downgrade.licenses, unlink.emails) == ([str(NOBODYS_LICENSE)], [NOBODYS_EMAIL])
 
 
 @ON_SQLITE
@@ -296,7 +301,7 @@ def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_told_once(
 def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
     given = {name: value for name, value in settings.items() if name in DatabaseSettings.model_fields}
     found = doctor._database(DatabaseSettings.model_validate(given))
-    return [astuple(each) for each in doctor._explained("database", found)]
+    return [astuple(each) for each in explained("database", found)]
 
 
 @ON_SQLITE
