@@ -1,6 +1,7 @@
 """Whether the LMS takes the calls of a night: each is sent about nobody, so that a missing role is known early."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import inf
 from uuid import UUID
 
@@ -21,7 +22,7 @@ NOT_TRIED = "the unlink call is not tried"
 
 def check_calls(client: LmsClient, settings: Settings) -> Iterator[Finding]:
     """Send the downgrade and the unlink call that concern nobody, and ask who is linked; each is found on its own."""
-    yield from explained("LMS", _downgrades(client))
+    yield from _told("the downgrade call", _downgrades(client))
     listed = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
     if not listed:
         yield Finding("LMS", "ok", f"{NOT_TRIED}: no enterprise is on the unlink list")
@@ -36,8 +37,14 @@ def check_calls(client: LmsClient, settings: Settings) -> Iterator[Finding]:
         remedy = "check CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
         yield Finding("LMS", "warning", f"{NOT_TRIED}: license-manager knows no enterprise of the unlink list", remedy)
         return
-    yield from explained("LMS", _unlinks(client, enterprise))
-    yield from explained("LMS", _addresses(client, enterprise))
+    yield from _told("the unlink call", _unlinks(client, enterprise))
+    yield from _told("the question who is linked", _addresses(client, enterprise))
+
+
+def _told(call: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """What is found of a call; with its name where it fails, for several may fail alike."""
+    for each in explained("LMS", findings):
+        yield replace(each, what=f"{call}: {each.what}") if each.status == "wrong" else each
 
 
 def _downgrades(client: LmsClient) -> Iterator[Finding]:
