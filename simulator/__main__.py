@@ -64,10 +64,18 @@ def main() -> None:
     help="The secret that goes with it, or @ and a file that holds it.",
 )
 @click.option("--demo", "is_demo", is_flag=True, help="Make the demo's data first, unless the database has it.")
+@click.option("--staff/--not-staff", default=True, show_default=True, help="Whether the service user is staff.")
 def serve(
-    database: str | None, port: int, host: str, latency: float, client_id: str, client_secret: str, is_demo: bool
+    database: str | None,
+    port: int,
+    host: str,
+    latency: float,
+    client_id: str,
+    client_secret: str,
+    is_demo: bool,
+    staff: bool,
 ) -> None:
-    r"""Serve the LMS's token endpoint and its two enterprise calls until Ctrl-C.
+    r"""Serve the LMS's token endpoint, its two enterprise calls and its list of learners until Ctrl-C.
 
     With --database it knows that database's licenses and learners; without, nobody, until it is told.
 
@@ -76,7 +84,11 @@ def serve(
       GET  journal, counts, state, faults
       POST faults [{"kind": "downgrade", "nth": 2, "status": 503}]    in place of those before
       POST throttle {"calls": 60, "seconds": 60}, or null             429 with Retry-After
+      POST faults [{"containing": "a@x.example", "status": 403, "body": "<html>"}]   as a firewall
+      POST faults [{"longer_than": 2000, "status": 413}]
       POST latency {"seconds": 0.5}
+      POST staff {"staff": false}                                     downgrades are taken, unlinks 404
+      POST change-email {"user_id": 7, "email": "new@x.example"}      licenses keep the old one
       POST forget-tokens, release, reseed, reset                      no body
     """
     if is_demo and not database:
@@ -86,7 +98,7 @@ def serve(
         if engine and is_demo and read_demo(engine) is None:
             _refuse_full(engine, "char32")
             _make_demo(Data(engine))
-        lms = Lms(client_id, client_secret, latency, engine=engine)
+        lms = Lms(client_id, client_secret, latency, engine=engine, staff=staff)
         asyncio.run(_serve(lms, host, port))
     except SQLAlchemyError as error:
         raise click.ClickException(

@@ -36,6 +36,8 @@ class ControlHandler(RequestHandler):
             "faults": self._set_faults,
             "throttle": self._set_throttle,
             "latency": self._set_latency,
+            "staff": self._set_staff,
+            "change-email": self._change_email,
             "forget-tokens": lms.tokens.clear,
             "release": lms.release,
             "seed": lambda: seed_from_json(lms.state, self._content()),
@@ -70,3 +72,10 @@ class ControlHandler(RequestHandler):
 
     def _set_latency(self) -> None:
         self.lms.latency = float(self._content()["seconds"])
+
+    def _set_staff(self) -> None:
+        self.lms.staff = bool(self._content()["staff"])
+
+    def _change_email(self) -> None:
+        content = self._content()
+        self.lms.state.change_email(int(content["user_id"]), str(content["email"]))

@@ -23,13 +23,19 @@ class Lms:
         latency: float = 0.0,
         token_seconds: int = 3600,
         engine: Engine | None = None,
+        staff: bool = True,
     ) -> None:
-        """Take its credentials, the seconds a call takes and a token lives, a database to seed it from."""
+        """Take its credentials, the seconds a call takes and a token lives, a database to seed it from.
+
+        `staff` says whether the service user is staff. One that is not may downgrade, but every unlink is a 404, and
+        it is told of no learner.
+        """
         self.client_id = client_id
         self.client_secret = client_secret
         self.latency = latency
         self.token_seconds = token_seconds
         self.engine = engine
+        self.staff = staff
         self.state = seed_from_database(engine) if engine is not None else State()
         self.journal = Journal()
         self.faults: list[Fault] = []

@@ -11,8 +11,10 @@ from simulator.lms.journal import KINDS, Entry, Kind
 class Fault:
     """One rule: which requests it meets, which of those it strikes, and what it does to them.
 
-    It meets a request when each of `kind`, `enterprise`, `license` and `email` that is given fits; without
-    a `kind`, any token, downgrade or unlink request. Of those it strikes the `nth`, or those from the `first`
+    It meets a request when each of `kind`, `enterprise`, `license`, `email`, `containing` (a text in its body) and
+    `longer_than` (bytes of its body) that is given fits; without a `kind`, any token, downgrade, unlink or learners
+    request. A firewall that dislikes one address is `containing` it, with a `status` of 403 and a web page as `body`; a
+    limit for bodies is `longer_than` with 413. Of those it strikes the `nth`, or those from the `first`
     to the `last`, or from the first on every so-many-th (`every`), and at most `times` in all. What it does:
     wait `delay` seconds (or until released; with `after_work` it waits once the work is done, so that a client
     that times out does so after that, and the request is in flight until then), and
@@ -27,6 +29,8 @@ class Fault:
     enterprise: str | None = None
     license: str | None = None
     email: str | None = None
+    containing: str | None = None
+    longer_than: int | None = None
     nth: int | None = None
     first: int = 1
     last: int | None = None
@@ -55,13 +59,15 @@ class Fault:
         if self.nth is not None:
             self.first = self.last = self.nth
 
-    def meets(self, entry: Entry) -> bool:
-        """Say whether a request is one that the rule is about."""
+    def meets(self, entry: Entry, body: bytes = b"") -> bool:
+        """Say whether a request, with this body, is one that the rule is about."""
         return (
             (self.kind == entry.kind or (self.kind is None and entry.kind != "other"))
             and (self.enterprise is None or self.enterprise in entry.enterprises)
             and (self.license is None or self.license in entry.licenses)
             and (self.email is None or self.email in entry.emails)
+            and (self.containing is None or self.containing.encode() in body)
+            and (self.longer_than is None or len(body) > self.longer_than)
         )
 
     def strikes(self) -> bool:
@@ -88,11 +94,11 @@ class Fault:
         return cls(**content)
 
 
-def pick(faults: list[Fault], entry: Entry) -> Fault | None:
-    """Let every rule count the request, and give the first that strikes it."""
+def pick(faults: list[Fault], entry: Entry, body: bytes = b"") -> Fault | None:
+    """Let every rule count the request with this body, and give the first that strikes it."""
     struck: Fault | None = None
     for fault in faults:
-        if fault.meets(entry):
+        if fault.meets(entry, body):
             fault.met += 1
             if struck is None and fault.strikes():
                 fault.fired += 1
@@ -102,7 +108,7 @@ def pick(faults: list[Fault], entry: Entry) -> Fault | None:
 
 @dataclass
 class Throttle:
-    """At most `calls` downgrade and unlink calls in any `seconds`, as the LMS's own throttle counts them."""
+    """At most `calls` downgrade, unlink and learners calls in any `seconds`, as the LMS's own throttle counts them."""
 
     calls: int
     seconds: float

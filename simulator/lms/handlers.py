@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from tornado.web import RequestHandler
 
@@ -17,6 +18,8 @@ from simulator.lms.state import Answer, json_answer
 
 log = logging.getLogger(__name__)
 
+# Django REST Framework's page where none is asked for, and the longest that the LMS gives.
+SHORT_PAGE, LONGEST_PAGE = 10, 100
 SIGN_IN = "<!DOCTYPE html><html><title>Sign in</title></html>"
 
 
@@ -34,7 +37,7 @@ class Handler(RequestHandler):
         """Take the whole request over from Tornado, whatever its method and path."""
         lms = self.lms
         self.entry = entry = lms.journal.begin(self.kind, self.request.path, **self.about())
-        fault = pick(lms.faults, entry) or Fault()
+        fault = pick(lms.faults, entry, self.request.body) or Fault()
         answer: Answer | None = None
         try:
             await lms.delay(0 if fault.after_work else fault.delay)
@@ -54,7 +57,7 @@ class Handler(RequestHandler):
 
     async def answer(self, entry: Entry, fault: Fault) -> Answer:
         """Do what is asked unless the fault or a refusal stands before it; give what is to be answered."""
-        instead = Answer(fault.status, fault.body.encode(), fault.headers) if fault.status else None
+        instead = _instead(fault) if fault.status else None
         if instead and not fault.after_work:
             return instead
         answer = await self.work()
@@ -67,11 +70,13 @@ class Handler(RequestHandler):
 
     async def work(self) -> Answer:
         """Answer what is not there: the page that a followed redirect ends on, or 404."""
-        return Answer(200, SIGN_IN.encode()) if self.request.path == "/login" else Answer(404)
+        page = Answer(200, SIGN_IN.encode(), {"Content-Type": "text/html"})
+        return page if self.request.path == "/login" else Answer(404)
 
     def send(self, answer: Answer) -> None:
         """Send an answer as it is."""
         self.set_status(answer.status)
+        self.clear_header("Content-Type")  # Tornado's own
         for name, value in answer.headers.items():
             self.set_header(name, value)
         self.finish(answer.body)
@@ -106,9 +111,10 @@ class TokenHandler(Handler):
 
 
 class CallHandler(Handler):
-    """What the two calls have in common: a token, a JSON body, the latency."""
+    """What the calls have in common: a token, a JSON body, the latency."""
 
     content: Any = None
+    method = "POST"
 
     def about(self) -> dict[str, Any]:
         """Read the body; give what it asks for."""
@@ -128,7 +134,7 @@ class CallHandler(Handler):
 
     async def work(self) -> Answer:
         """Refuse, or take the time that the work takes and do it."""
-        if self.request.method != "POST":
+        if self.request.method != self.method:
             return Answer(405)
         refusal = self.lms.refusal(self.request.headers.get("Authorization", ""))
         if refusal:
@@ -171,8 +177,65 @@ class UnlinkHandler(CallHandler):
         }
 
     def call(self) -> Answer:
-        """Unlink the e-mails."""
+        """Unlink the e-mails; a service user that is not staff sees no enterprise."""
+        if not self.lms.staff:
+            return json_answer(404, {"detail": "No EnterpriseCustomer matches the given query."})
         return self.lms.state.unlink(self.path_args[0], self.content)
+
+
+class LearnersHandler(CallHandler):
+    """GET …/enterprise-learner/: who of some users is linked to an enterprise, page by page."""
+
+    kind: Kind = "learners"
+    method = "GET"
+
+    def about(self) -> dict[str, Any]:
+        """Give the enterprise and the users asked for."""
+        self.content = {}  # there is no body to be read
+        listed = self.get_query_argument("user_ids", "").split(",")
+        self.user_ids = [int(user_id) for user_id in listed if user_id.strip().isdecimal()]
+        self.enterprise = self.get_query_argument("enterprise_customer_uuid", "")
+        return {"enterprises": [self.enterprise], "user_ids": self.user_ids}
+
+    def call(self) -> Answer:
+        """List those of the users that are linked. A service user that is not staff sees itself alone: none of them."""
+        linked = self.lms.state.learners(self.enterprise, self.user_ids) if self.lms.staff else []
+        try:
+            page = int(self.get_query_argument("page", "1"))
+            size = min(int(self.get_query_argument("page_size", "")), LONGEST_PAGE)
+        except ValueError:
+            page, size = (1 if "page" not in self.request.query_arguments else 0), SHORT_PAGE
+        size = size if size > 0 else SHORT_PAGE
+        last = max(1, -(-len(linked) // size))
+        if not 1 <= page <= last:
+            return json_answer(404, {"detail": "Invalid page."})
+        shown = linked[(page - 1) * size : page * size]
+        content = {
+            "count": len(linked),
+            "next": self._page(page + 1) if page < last else None,
+            "previous": self._page(page - 1) if page > 1 else None,
+            "results": [self._learner(user_id, email) for user_id, email in shown],
+        }
+        return json_answer(200, content)
+
+    def _page(self, number: int) -> str:
+        others = [(name, value) for name, value in parse_qsl(self.request.query) if name != "page"]
+        return (
+            f"{self.request.protocol}://{self.request.host}{self.request.path}?{urlencode([*others, ('page', number)])}"
+        )
+
+    def _learner(self, user_id: int, email: str) -> dict[str, Any]:
+        customer = {"uuid": self.enterprise, "name": "An enterprise", "slug": "an-enterprise", "active": True}
+        user = {"id": user_id, "username": f"learner-{user_id}", "email": email, "is_active": True}
+        return {"id": user_id, "enterprise_customer": customer, "active": True, "user_id": user_id, "user": user}
+
+
+def _instead(fault: Fault) -> Answer:
+    """The answer that a fault gives in place of the LMS's own, with the content type that its body looks like."""
+    start = fault.body.lstrip()[:1]
+    kind = "text/html" if start == "<" else "application/json" if start in ("{", "[", '"') else "text/plain"
+    headers = {"Content-Type": f"{kind}; charset=UTF-8"} if fault.body else {}
+    return Answer(fault.status or 200, fault.body.encode(), headers | fault.headers)
 
 
 def _list(value: object) -> list[Any]:

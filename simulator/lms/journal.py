@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Literal
 
-Kind = Literal["token", "downgrade", "unlink", "other"]
+Kind = Literal["token", "downgrade", "unlink", "learners", "other"]
 Dropped = Literal["before", "after", "truncated"]
-KINDS: tuple[Kind, ...] = ("token", "downgrade", "unlink", "other")
+KINDS: tuple[Kind, ...] = ("token", "downgrade", "unlink", "learners", "other")
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Entry:
     ignore_enrollments_modified_after: str | None = None
     emails: list[Any] = field(default_factory=list)
     is_relinkable: bool | None = None
+    user_ids: list[int] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
     end: int | None = None

@@ -15,8 +15,9 @@ def seed_from_database(engine: Engine) -> State:
     """Give the state of an LMS that fits license-manager's database.
 
     Every agreement makes a known enterprise. Every assigned or activated license gets one or two enrollments,
-    still verified unless its plan is processed or an event says that it was downgraded; its e-mail is linked
-    to the enterprise unless an event says that it was unlinked.
+    still verified unless its plan is processed or an event says that it was downgraded; its e-mail, without the white
+    space around it, is linked to the enterprise unless an event says that it was unlinked. A license with a user id
+    makes an account; where licenses have several e-mails for one, that of the plan which expires last is the account's.
     """
     state = State()
     shared: dict[UUID, UUID] = {}  # one object for each enterprise, however many licenses point at it
@@ -29,11 +30,14 @@ def seed_from_database(engine: Engine) -> State:
         named = select(event.c.license_id, event.c.event_name)
         wanted = named.where(event.c.event_name.in_([UNLINKED_EVENT, DOWNGRADED_EVENT]))
         events = {(license.int, name) for license, name in connection.execute(wanted)}
-        for license, email, processed, enterprise in connection.execute(_licenses(engine)):
+        for license, email, user_id, processed, enterprise in connection.execute(_licenses(engine)):
             downgraded = processed or (license.int, DOWNGRADED_EVENT) in events
             state.add_license(license, shared[enterprise], audit=downgraded)
-            if email is not None and (license.int, UNLINKED_EVENT) not in events:
-                state.linked[enterprise].add(email)
+            address = (email or "").strip()  # no account's has white space around it
+            if address and user_id is not None:
+                state.add_learner(user_id, address)
+            if address and (license.int, UNLINKED_EVENT) not in events:
+                state.linked[enterprise].add(address)
     return state
 
 
@@ -41,13 +45,16 @@ def seed_from_json(state: State, content: Any) -> None:
     """Add enterprises and licenses to what an LMS knows.
 
     Takes `{"enterprises": [{"uuid", "active", "linked": [e-mail]}], "licenses": [{"uuid", "enterprise",
-    "enrollments": [{"mode", "fault", "modified"}]}], "two_accounts": [e-mail]}`, each part optional.
+    "enrollments": [{"mode", "fault", "modified"}]}], "learners": [{"user_id", "email"}], "two_accounts": [e-mail]}`,
+    each part optional.
     """
     for one in content.get("enterprises", []):
         state.add_enterprise(UUID(one["uuid"]), one.get("linked", []), one.get("active", True))
     for one in content.get("licenses", []):
         enrollments = [_enrollment(**each) for each in one["enrollments"]] if "enrollments" in one else None
         state.add_license(UUID(one["uuid"]), UUID(one["enterprise"]), enrollments)
+    for one in content.get("learners", []):
+        state.add_learner(int(one["user_id"]), one["email"])
     state.two_accounts.update(content.get("two_accounts", []))
 
 
@@ -65,9 +72,11 @@ def _licenses(engine: Engine) -> Select[Any]:
         select(
             license.c.uuid,
             license.c.user_email,
+            license.c.lms_user_id,
             plan.c.expiration_processed,
             agreement.c.enterprise_customer_uuid,
         )
         .select_from(joined)
         .where(license.c.status.in_(["assigned", "activated"]))
+        .order_by(plan.c.expiration_date)
     )

@@ -15,7 +15,7 @@ from tornado.web import Application, RequestHandler
 from simulator.lms.control import ControlHandler
 from simulator.lms.core import Lms
 from simulator.lms.faults import Fault, Throttle
-from simulator.lms.handlers import DowngradeHandler, Handler, TokenHandler, UnlinkHandler
+from simulator.lms.handlers import DowngradeHandler, Handler, LearnersHandler, TokenHandler, UnlinkHandler
 from simulator.lms.journal import Entry, Journal, Kind
 from simulator.lms.state import State
 
@@ -24,6 +24,7 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
     (r"/oauth2/access_token/?", TokenHandler),
     (rf"{API}/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/", DowngradeHandler),
     (rf"{API}/enterprise-customer/([^/]+)/unlink_users/", UnlinkHandler),
+    (rf"{API}/enterprise-learner/", LearnersHandler),
     (r"/_simulator/([a-z-]+)", ControlHandler),
     (r"/.*", Handler),
 ]
@@ -122,6 +123,14 @@ class Simulator:
     def throttle(self, calls: int, seconds: float) -> None:
         """Answer 429 to more than so many calls in so many seconds; 0 calls lifts it."""
         self.lms.throttle = Throttle(calls, seconds) if calls else None
+
+    def staff(self, is_staff: bool) -> None:
+        """Let the service user be staff or not, from the next request on."""
+        self.lms.staff = is_staff
+
+    def change_email(self, user_id: int, email: str) -> None:
+        """Let a learner change their address on the platform; licenses keep the old one."""
+        self.state.change_email(user_id, email)
 
     def forget_tokens(self) -> None:
         """Answer 401 to every token given so far."""

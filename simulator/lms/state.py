@@ -1,4 +1,4 @@
-"""What the simulated LMS holds, and how its two calls change it: the tables of facts/lms_api.md as code.
+"""What the simulated LMS holds, and how its calls change and show it: the tables of facts/lms_api.md as code.
 
 Built for a million licenses: a license that was seeded from a database costs a few words of memory, and its
 enrollments are worked out from its UUID. Only those set by hand are held one by one.
@@ -52,7 +52,11 @@ class Enrollment:
 
 
 class State:
-    """Licenses with their enrollments, and enterprises with their linked e-mails."""
+    """Licenses with their enrollments, enterprises with their linked e-mails, and the accounts of learners.
+
+    An account has one e-mail. Where licenses have one learner under several, each of these counts as linked, and all of
+    them end with the one that the account has; see `add_learner`.
+    """
 
     def __init__(self) -> None:
         """Start with an LMS that knows nobody."""
@@ -60,6 +64,8 @@ class State:
         self.downgraded: set[int] = set()
         self.special: dict[int, list[Enrollment]] = {}
         self.linked: dict[UUID, set[str]] = {}  # the key alone makes an enterprise known
+        self.accounts: dict[int, str] = {}  # a platform user's id, and the e-mail of the account as it is now
+        self.former: dict[str, set[str]] = {}  # by an account's e-mail: what else licenses have for the same user
         self.inactive: set[UUID] = set()
         self.two_accounts: set[str] = set()
         self.barred: dict[UUID, set[str]] = {}  # unlinked without is_relinkable: they can never come back
@@ -82,6 +88,37 @@ class State:
             self.special[license.int] = enrollments
         if audit:
             self.downgraded.add(license.int)
+
+    def add_learner(self, user_id: int, email: str) -> None:
+        """Make an account known, or let a known one have another e-mail, under which it is linked as before."""
+        former = self.accounts.get(user_id, email)
+        self.accounts[user_id] = email
+        if former != email:
+            others = self.former.setdefault(email, set())
+            others |= {former, *self.former.pop(former, ())}
+            others.discard(email)
+
+    def change_email(self, user_id: int, email: str) -> None:
+        """Let a learner change their address: nobody is linked under the old one any more. KeyError: no such user."""
+        old = self.emails_of(user_id)
+        for emails in self.linked.values():
+            if emails & old:
+                emails -= old
+                emails.add(email)
+        self.former.pop(self.accounts[user_id], None)
+        self.accounts[user_id] = email
+
+    def emails_of(self, user_id: int) -> set[str]:
+        """Give the e-mail of an account, and what licenses have besides. KeyError: there is no such user."""
+        email = self.accounts[user_id]
+        return {email, *self.former.get(email, ())}
+
+    def learners(self, enterprise: str, user_ids: Iterable[int]) -> list[tuple[int, str]]:
+        """Give the id and the account's e-mail of those of these users that are linked to an enterprise."""
+        number = _number(enterprise)
+        linked = self.linked.get(UUID(int=number), set()) if number is not None else set()
+        known = sorted(user_id for user_id in set(user_ids) if user_id in self.accounts)
+        return [(user_id, self.accounts[user_id]) for user_id in known if self.emails_of(user_id) & linked]
 
     def enrollments(self, license: UUID) -> list[Enrollment]:
         """Give the enrollments of a license, none for an unknown one."""
@@ -146,9 +183,10 @@ class State:
         customer = UUID(int=number) if number is not None else None
         if customer not in self.linked or customer in self.inactive:
             return json_answer(404, {"detail": "No EnterpriseCustomer matches the given query."})
-        emails = {email.strip() for email in content["user_emails"]}
+        emails = {email.strip() for email in content["user_emails"]}  # of every Unicode white space, as there
         if emails & self.two_accounts:
             return Answer(500)
+        emails |= {former for email in emails for former in self.former.get(email, ())}
         going = emails & self.linked[customer]
         self.linked[customer] -= going
         if content.get("is_relinkable") is not True:

@@ -28,10 +28,10 @@ class Noted(LmsFault):
         """The simulator's fault for one of a plan."""
         return cls(fault.kind, lms_fault(fault))
 
-    def meets(self, entry: Entry) -> bool:
+    def meets(self, entry: Entry, body: bytes = b"") -> bool:
         """As every fault does; remember the request, for `strikes` is asked right after."""
         self._last = entry
-        return super().meets(entry)
+        return super().meets(entry, body)
 
     def strikes(self) -> bool:
         """As every fault does; note the first time."""

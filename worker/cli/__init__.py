@@ -1,5 +1,6 @@
 """The command license-expiry.
 
 `main` has the commands, `options` what they share; `tables` prints; `watch` waits for runs; `in_process` is
-`run --here`; `doctor` and `rights` look for faults; `broker` is its Celery side, loaded only when needed.
+`run --here`; `doctor`, `rights` and `lms_check` look for faults, which are `findings`; `broker` is its Celery side,
+loaded only when needed.
 """

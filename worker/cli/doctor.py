@@ -1,10 +1,9 @@
-"""`license-expiry doctor`: is all there that a night needs? Changes nothing, and asks the LMS for a token only."""
+"""`license-expiry doctor`: is all there that a night needs? Changes nothing; its calls to the LMS concern nobody."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 from redis.exceptions import RedisError
 from sqlalchemy import Connection, text
@@ -12,6 +11,8 @@ from sqlalchemy.exc import DBAPIError
 
 from worker.cli import rights
 from worker.cli.broker import celery_app, connected
+from worker.cli.findings import Finding, explained, wrong
+from worker.cli.lms_check import check_calls
 from worker.cli.rights import Right
 from worker.clock import BEAT_AHEAD
 from worker.db.engine import address_of, cannot_be_used, make_engine
@@ -19,7 +20,7 @@ from worker.db.license_manager_tables import CustomerAgreement
 from worker.db.transactions import Database
 from worker.deps import make_lms_client
 from worker.due import enterprises
-from worker.errors import LicenseExpiryError, SeveralWrong, Unusable, WrongSetting
+from worker.errors import SeveralWrong, Unusable
 from worker.ledger import migrations
 from worker.lms.patience import Patience
 from worker.runs.request import unknown_enterprises
@@ -27,16 +28,6 @@ from worker.settings import CelerySettings, DatabaseSettings, Settings, load_set
 from worker.settings_sources import load
 
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found of a subject; whatever is not ok has a remedy."""
-
-    subject: str
-    status: Literal["ok", "warning", "wrong"]
-    what: str
-    remedy: str = ""
 
 
 def examine() -> list[Finding]:
@@ -56,7 +47,7 @@ def _settings() -> Iterator[Finding]:
         in_order = "the time-outs of call, lease, task and message are in order: {} < {} < {} < {} s".format(*ends)
         yield Finding("settings", "ok", in_order)
     except Unusable as error:
-        yield from _wrong("settings", error)
+        yield from wrong("settings", error)
 
 
 def _look(subject: str, model: Any, look: Callable[[Any], Iterator[Finding]]) -> Iterator[Finding]:
@@ -64,21 +55,7 @@ def _look(subject: str, model: Any, look: Callable[[Any], Iterator[Finding]]) ->
         settings = load(model)
     except Unusable:  # reported with the others
         return
-    yield from _explained(subject, look(settings))
-
-
-def _explained(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    try:
-        yield from findings
-    except LicenseExpiryError as error:
-        yield from _wrong(subject, error)
-
-
-def _wrong(subject: str, error: LicenseExpiryError) -> Iterator[Finding]:
-    """A finding for an error; for each of its parts, if it has any."""
-    for part in getattr(error, "parts", [error]):
-        about = "settings" if isinstance(part, WrongSetting) else subject
-        yield Finding(about, "wrong", part.what, part.remedy)
+    yield from explained(subject, look(settings))
 
 
 def _database(settings: DatabaseSettings) -> Iterator[Finding]:
@@ -113,7 +90,7 @@ def _tables(database: Database, settings: DatabaseSettings, level: str | None, u
     hidden = {table for table in unseen if rights.of_ledger(table)}
     bad = _bad_tables(database, ledger=False) if unseen == hidden else []
     for table in bad:
-        yield from _wrong("database", table)
+        yield from wrong("database", table)
     if unseen == hidden and not bad:
         yield Finding("database", "ok", "license-manager's tables have every column that is used")
     if migrations.VERSION_TABLE not in unseen:
@@ -132,7 +109,7 @@ def _ledger(database: Database, level: str | None, look: bool) -> Iterator[Findi
         yield Finding("ledger", "wrong", f"its tables are at {level}, and this release has {head}", remedy)
     elif look:
         bad = [error for error in _bad_tables(database, ledger=True) if rights.of_ledger(error.table)]
-        ours = [finding for error in bad for finding in _wrong("ledger", error)] or list(_forms(database))
+        ours = [finding for error in bad for finding in wrong("ledger", error)] or list(_forms(database))
         yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
 
 
@@ -181,7 +158,7 @@ def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
 def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Finding]:
     enabled, after = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, settings.UNLINK_AFTER_DAYS
     unknown = unknown_enterprises(settings, database).values()
-    found = [finding for error in unknown for finding in _wrong("unlinking", error)]
+    found = [finding for error in unknown for finding in wrong("unlinking", error)]
     query = enterprises.purged_too_early(enabled, timedelta(days=after))
     for enterprise, kept in database.transact(lambda session: session.execute(query).all()):
         what = (
@@ -234,11 +211,13 @@ def _redis(client: Any) -> Iterator[Finding]:
 
 
 def _lms(settings: Settings) -> Iterator[Finding]:
-    client = make_lms_client(settings, patience=Patience(longest_throttle=10.0))
+    # Two tries, because a slow LMS may take the whole time-out of a call.
+    client = make_lms_client(settings, patience=Patience(tries=2, longest_throttle=10.0))
     try:
         date = client.lms_now()
         yield Finding("LMS", "ok", f"{settings.LMS_URL} is there, and we are given a token")
         if date:
             yield _clock("the LMS's", lambda: date + timedelta(seconds=0.5))  # a Date is to the second
+        yield from check_calls(client, settings)
     finally:
         client.close()

@@ -82,7 +82,8 @@ def init_db(lms_url: str | None, as_json: bool) -> int:
 def doctor(as_json: bool) -> int:
     """Look whether all is there that a night needs, and say what to do where it is not. Changes nothing.
 
-    Settings, database, ledger, clock, broker, and a token from the LMS. Exit status: 0 when nothing is wrong, else 1.
+    Settings, database, ledger, clock, broker, and whether the LMS takes each call: those sent concern nobody. Exit
+    status: 0 when nothing is wrong, else 1.
 
     For example: license-expiry doctor --json
     """

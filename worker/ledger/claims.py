@@ -202,27 +202,27 @@ def claim(
         began["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
     owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
 
-    def work(session: Session) -> tuple[Run | None, str]:
+    def work(session: Session) -> tuple[Run | None, str | None]:
         free = or_(Run.owner.is_(None), Run.owner == owner, Run.lease_until < DatabaseNow())
         ready = or_(Run.phase == step.starts_from, (Run.phase == step.runs_as) & free)
         of_run = update(Run).where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise, ready, is_timely())
         values = {"phase": step.runs_as, "owner": owner, "lease_until": DatabaseNow(lease_seconds), **began}
         claimed = changed(session, of_run.values(fence=Run.fence + 1, **values))
         run = session.get(Run, run_id)
-        return run, "" if claimed or run is None else _why_not(session, run)
+        return run, None if claimed or run is None else _why_not(session, run)
 
     asked = steady()
     run, why_not = database.transact(work)
     if run is None or run.enterprise_customer_uuid != enterprise:
         raise BadArgument(f"There is no run {run_id} of enterprise {enterprise}", "license-expiry status lists them")
-    if why_not:
+    if why_not is not None:
         raise NotClaimed(f"run {run_id} is {run.phase}{why_not}")
     return Claim(database, run, step, lease_seconds, calls, asked)
 
 
 def _why_not(session: Session, run: Run) -> str:
     if run.phase in ENDED:
-        return ", and has ended"
+        return ""
     if run.owner:
         return f": {run.owner} has it until {run.lease_until}"
     timely = session.scalar(select(Run.id).where(Run.id == run.id, is_timely()))

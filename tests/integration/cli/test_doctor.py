@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Self
@@ -21,12 +21,15 @@ from support.runs import ON_EACH, ON_SERVERS, ON_SQLITE, rows
 from support.services import RABBITMQ_URL, missing
 
 from simulator.data.rows import Data
+from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
 from worker.cli import doctor
+from worker.cli.findings import explained
 from worker.cli.rights import Right
 from worker.db.ledger_tables import Downgrade
 from worker.ledger import migrations
+from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
 from worker.settings import DatabaseSettings, Settings
 from worker.settings_sources import CONFIG_FILE_VARIABLE
 
@@ -107,6 +110,7 @@ def test_where_all_is_well_each_thing_is_said_to_be(
     agreement = data.agreement(license_duration_before_purge=timedelta(days=91))
     data.flush()
     settings |= {"DATABASE_URL": account.url, UNLINKING: str(agreement.enterprise_customer_uuid)}
+    lms.seed()
     if engine_kind == "mariadb":
         settings["CELERY_BROKER_URL"] = RABBITMQ_URL
         if not listens(5672):
@@ -126,7 +130,9 @@ def test_where_all_is_well_each_thing_is_said_to_be(
     assert found["database"][0]["what"].startswith(f"{name} {begin}")
     assert len(found["broker"]) == (3 if engine_kind == "postgresql" else 1)
     assert "guest:guest" not in found["broker"][0]["what"]
-    assert [entry.kind for entry in lms.journal.entries] == ["token"]
+    assert [entry.kind for entry in lms.journal.entries] == ["token", "downgrade", "unlink", "learners"]
+    [downgrade], [unlink] = lms.calls("downgrade"), lms.calls("unlink")
+    assert (downgrade.licenses, unlink.emails) == ([str(NOBODYS_LICENSE)], [NOBODYS_EMAIL])
 
 
 @ON_SQLITE
@@ -290,13 +296,101 @@ def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_told_once(
     assert (schedule.partition(":")[0], "five cron fields" in remedy) == ("NIGHTLY_SCHEDULE", True)
 
 
+# The LMS's calls
+
+
+def of_calls(found: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
+    return [(each["status"], each["what"]) for each in found["LMS"]][1:]
+
+
+FIREWALL = "<html>Blocked</html>"
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("staff", "faults", "statuses", "words"),
+    [
+        pytest.param(
+            True,
+            [Fault("downgrade", status=403), Fault("unlink", status=403)],
+            ["wrong", "wrong", "ok"],
+            ["answered 403", "enterprise operator role"],
+            id="the role is missing",
+        ),
+        pytest.param(False, [], ["ok", "wrong", "ok"], ["answered 404", "is staff"], id="the role without staff"),
+        pytest.param(
+            True,
+            [Fault("downgrade", status=403, body=FIREWALL)],
+            ["wrong", "ok", "ok"],
+            ["text/html", "check LMS_URL"],
+            id="a firewall in front of the LMS",
+        ),
+        pytest.param(
+            True,
+            [Fault("unlink", status=200, body="down for maintenance")],
+            ["ok", "wrong", "ok"],
+            ["text/plain", "check LMS_URL"],
+            id="a maintenance page",
+        ),
+        pytest.param(
+            True,
+            [Fault("learners", status=403)],
+            ["ok", "ok", "warning"],
+            ["addresses are not checked", "is staff"],
+            id="the question alone is refused",
+        ),
+        pytest.param(
+            True,
+            [Fault("downgrade", delay=1), Fault("unlink", delay=1), Fault("learners", delay=1)],
+            ["ok", "ok", "ok"],
+            [],
+            id="an LMS that is slow",
+        ),
+    ],
+)
+def test_a_call_that_the_lms_will_not_take_is_known_before_the_night(
+    engine: Engine,
+    lms: Simulator,
+    settings: dict[str, str],
+    staff: bool,
+    faults: list[Fault],
+    statuses: list[str],
+    words: list[str],
+) -> None:
+    data = Data(engine)
+    known = data.agreement(license_duration_before_purge=timedelta(days=91)).enterprise_customer_uuid
+    data.flush()
+    lms.seed()
+    lms.staff(staff)
+    lms.faults(*(replace(fault, met=0, fired=0) for fault in faults))
+    status, found = examine(settings | {UNLINKING: str(known)})
+    assert [each for each, _ in of_calls(found)] == statuses
+    assert status == (1 if "wrong" in statuses else 0)
+    said = " ".join(each["what"] + " " + each["remedy"] for each in found["LMS"][1:])
+    assert [word for word in words if word not in said] == []
+
+
+@ON_SQLITE
+def test_an_unlink_call_that_has_no_enterprise_is_not_tried_and_that_is_said(
+    engine: Engine, lms: Simulator, settings: dict[str, str]
+) -> None:
+    unknown = f"{uuid4()}"
+    for listed, expected in (("", "ok"), (unknown, "warning")):
+        lms.journal.clear()
+        _, found = examine(settings | {UNLINKING: listed})
+        [_, (status, what)] = of_calls(found)
+        assert status == expected
+        assert "the unlink call is not tried" in what
+        assert [entry.kind for entry in lms.calls()] == ["token", "downgrade"]
+
+
 # The database alone, in this process
 
 
 def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
     given = {name: value for name, value in settings.items() if name in DatabaseSettings.model_fields}
     found = doctor._database(DatabaseSettings.model_validate(given))
-    return [astuple(each) for each in doctor._explained("database", found)]
+    return [astuple(each) for each in explained("database", found)]
 
 
 @ON_SQLITE

@@ -14,6 +14,7 @@ from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from worker.cli import doctor, rights
+from worker.cli.findings import Finding
 from worker.cli.rights import RIGHTS, Right
 from worker.db.engine import make_engine
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
@@ -28,7 +29,7 @@ from worker.web import history, metrics
 ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mariadb-uuid"], indirect=True)
 
 
-Findings = Callable[[], list[doctor.Finding]]
+Findings = Callable[[], list[Finding]]
 
 
 def lay(data: Data, lms: Simulator) -> tuple[UUID, UUID]:
@@ -76,11 +77,11 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
 
 
 @pytest.fixture
-def findings(account: Account) -> Iterator[Callable[[], list[doctor.Finding]]]:
+def findings(account: Account) -> Iterator[Callable[[], list[Finding]]]:
     """What doctor finds about the account's rights, as they are when asked."""
     engine = make_engine(account.url)
 
-    def look() -> list[doctor.Finding]:
+    def look() -> list[Finding]:
         engine.dispose()  # PostgreSQL looks at a schema's rights once in a session
         with engine.connect() as connection:
             return list(doctor._rights(connection, rights.missing_rights(connection)))

@@ -1,0 +1,82 @@
+"""Whether the LMS takes the calls of a night: each is sent about nobody, so that a missing role is known early."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import inf
+from uuid import UUID
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.cli.findings import Finding, explained
+from worker.db.engine import make_engine
+from worker.db.transactions import Database
+from worker.errors import LicenseExpiryError
+from worker.lms.client import LmsClient
+from worker.runs.request import unknown_enterprises
+from worker.settings import Settings
+
+# No account of a platform has it: ids are counted from 1.
+NO_USER = 0
+NOT_TRIED = "the unlink call is not tried"
+
+
+def check_calls(client: LmsClient, settings: Settings) -> Iterator[Finding]:
+    """Send the downgrade and the unlink call that concern nobody, and ask who is linked; each is found on its own."""
+    yield from _told("the downgrade call", _downgrades(client))
+    listed = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
+    if not listed:
+        yield Finding("LMS", "ok", f"{NOT_TRIED}: no enterprise is on the unlink list")
+        return
+    try:
+        enterprise = _first_known(settings, listed)
+    except (LicenseExpiryError, SQLAlchemyError):
+        remedy = "do first what is said about the database"
+        yield Finding("LMS", "warning", f"{NOT_TRIED}: license-manager's enterprises cannot be read", remedy)
+        return
+    if enterprise is None:
+        remedy = "check CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
+        yield Finding("LMS", "warning", f"{NOT_TRIED}: license-manager knows no enterprise of the unlink list", remedy)
+        return
+    yield from _told("the unlink call", _unlinks(client, enterprise))
+    yield from _told("the question who is linked", _addresses(client, enterprise))
+
+
+def _told(call: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """What is found of a call; with its name where it fails, for several may fail alike."""
+    for each in explained("LMS", findings):
+        yield replace(each, what=f"{call}: {each.what}") if each.status == "wrong" else each
+
+
+def _downgrades(client: LmsClient) -> Iterator[Finding]:
+    client.check_downgrades(_any_time)
+    yield Finding("LMS", "ok", "it takes a downgrade call that concerns nobody")
+
+
+def _unlinks(client: LmsClient, enterprise: UUID) -> Iterator[Finding]:
+    client.check_unlinks(enterprise, _any_time)
+    yield Finding("LMS", "ok", f"it takes an unlink call of enterprise {enterprise} that concerns nobody")
+
+
+def _addresses(client: LmsClient, enterprise: UUID) -> Iterator[Finding]:
+    if client.linked_learners(enterprise, [NO_USER], _any_time) is not None:
+        yield Finding("LMS", "ok", "it tells the e-mail addresses of linked learners")
+        return
+    what = (
+        "it does not tell the e-mail addresses of linked learners: addresses are not checked, and a learner who "
+        "changed theirs on the platform stays linked"
+    )
+    remedy = 'give license-manager\'s service user "is staff" in the LMS, and have enterprise-learner take user_ids'
+    yield Finding("LMS", "warning", what, remedy)
+
+
+def _first_known(settings: Settings, listed: frozenset[UUID]) -> UUID | None:
+    database = Database(make_engine(settings.DATABASE_URL))
+    try:
+        return min(listed - unknown_enterprises(settings, database).keys(), default=None)
+    finally:
+        database.engine.dispose()
+
+
+def _any_time() -> float:
+    """The guard of a call that belongs to no run."""
+    return inf
