@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.cli import rights
 from worker.cli.broker import celery_app, connected
 from worker.cli.findings import Finding, explained, wrong
-from worker.cli.lms_check import check_calls
+from worker.cli.lms_check import check_calls, check_owner
 from worker.cli.rights import Right
 from worker.clock import BEAT_AHEAD
 from worker.db.engine import address_of, cannot_be_used, make_engine
@@ -211,6 +211,10 @@ def _redis(client: Any) -> Iterator[Finding]:
 
 
 def _lms(settings: Settings) -> Iterator[Finding]:
+    owner = list(check_owner(settings))
+    yield from owner
+    if any(finding.status == "wrong" for finding in owner):
+        return
     # Two tries, because a slow LMS may take the whole time-out of a call.
     client = make_lms_client(settings, patience=Patience(tries=2, longest_throttle=10.0))
     try:

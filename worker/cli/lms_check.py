@@ -11,6 +11,7 @@ from worker.cli.findings import Finding, explained
 from worker.db.engine import make_engine
 from worker.db.transactions import Database
 from worker.errors import LicenseExpiryError
+from worker.ledger.lms_address import lms_of, of_another_lms
 from worker.lms.client import LmsClient
 from worker.runs.request import unknown_enterprises
 from worker.settings import Settings
@@ -39,6 +40,23 @@ def check_calls(client: LmsClient, settings: Settings) -> Iterator[Finding]:
         return
     yield from _told("the unlink call", _unlinks(client, enterprise))
     yield from _told("the question who is linked", _addresses(client, enterprise))
+
+
+def check_owner(settings: Settings) -> Iterator[Finding]:
+    """Find out whether the database belongs to this LMS; nothing is found where it cannot be read."""
+    database = Database(make_engine(settings.DATABASE_URL))
+    try:
+        known = lms_of(database)
+    except (LicenseExpiryError, SQLAlchemyError):  # told with the database
+        return
+    finally:
+        database.engine.dispose()
+    if known is None:
+        yield Finding("LMS", "ok", f"the database belongs to no LMS yet: the first run gives it to {settings.LMS_URL}")
+    elif error := of_another_lms(known, settings.LMS_URL):
+        yield Finding("LMS", "wrong", error.what, error.remedy)
+    else:
+        yield Finding("LMS", "ok", f"the database belongs to {known}")
 
 
 def _told(call: str, findings: Iterator[Finding]) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Insert, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,7 @@ def set_lms(database: Database, url: str) -> None:
 
     def work(session: Session) -> None:
         if not changed(session, update(Lms).values(url=url)) and session.scalar(select(Lms.url)) is None:
-            session.execute(insert(Lms).values(id=1, url=url))
+            session.execute(_first(url))
 
     database.transact(work)
 
@@ -35,9 +35,20 @@ def check_lms(database: Database, url: str, *, first: bool) -> None:
     known = lms_of(database)
     if known is None and first:
         with suppress(IntegrityError):  # another was the first
-            set_lms(database, url)
+            database.transact(lambda session: session.execute(_first(url)))
         known = lms_of(database)
-    if known is not None and known.lower() != url.lower():
-        what = f"the database belongs to the LMS {known}, and LMS_URL is {url}: nothing is sent and nothing recorded"
-        remedy = f"give each LMS its own database; if this one has moved: license-expiry init-db --lms-url {url}"
-        raise Unusable(what, remedy)
+    if known is not None and (error := of_another_lms(known, url)):
+        raise error
+
+
+def of_another_lms(known: str, url: str) -> Unusable | None:
+    """The error that the LMS at `url` is not the one that the database is known to belong to, if so."""
+    if known.lower() == url.lower():
+        return None
+    what = f"the database belongs to the LMS {known}, and LMS_URL is {url}: nothing is sent and nothing recorded"
+    moved = f"license-expiry init-db --lms-url {url}"
+    return Unusable(what, f"correct LMS_URL or DATABASE_URL; if the LMS has moved: {moved}")
+
+
+def _first(url: str) -> Insert:
+    return insert(Lms).values(id=1, url=url)

@@ -1,6 +1,7 @@
 """Claims on runs: one at a time, and nobody writes who has lost the run."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -315,3 +316,29 @@ def test_long_errors_are_cut_to_what_the_column_holds(database: Database) -> Non
     assert run_of(database, run.id).error == "ø" * 500
     claim(database, run).fail("å" * 600)
     assert run_of(database, run.id).error == "å" * 500
+
+
+@ON_EACH
+def test_a_run_judges_by_the_moment_at_which_its_first_step_is_first_claimed(
+    database: Database, engine: Engine
+) -> None:
+    run = open_run(database)
+    assert run.as_of == run.triggered_at == AS_OF
+    before = database.now()
+    began = claim(database, run).run.as_of
+    assert before <= began <= database.now()
+    lapse(engine, run.id)
+    again = claim(database, run)
+    assert again.run.as_of == began, "it goes on with what it began with"
+    again.advance()
+    assert claim(database, run, UNLINK).run.as_of == began
+    assert run_of(database, run.id).triggered_at == AS_OF
+
+
+@ON_EACH
+@pytest.mark.parametrize("hours", [-21, 1])
+def test_a_run_that_is_too_old_is_not_begun(hours: int, database: Database, engine: Engine) -> None:
+    run = open_run(database)
+    set_run(database, run, opened_at=database.now() + timedelta(hours=hours))
+    with pytest.raises(NotClaimed, match="it is too old, and reconcile will end it"):
+        claim(database, run)

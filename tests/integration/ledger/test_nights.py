@@ -6,19 +6,26 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, delete, update
+from support.claims import end_well
 from support.runs import (
     ON_EACH,
     ON_SQLITE,
     Make,
+    finish,
     lapse as lapse_run,
     lay,
     lost_commit_answer,
     open_one,
+    opened_run,
+    ready,
     rows,
+    run_of,
     together,
     unlinking,
 )
+from support.steps import add_plan
 
+from simulator.data.rows import DAY, Data
 from simulator.lms.server import Simulator
 from worker.db.ledger_tables import Heartbeat, Night, Run
 from worker.db.sql import DatabaseNow
@@ -26,6 +33,7 @@ from worker.db.transactions import Database
 from worker.errors import Unavailable
 from worker.ledger import nights
 from worker.ledger.nights import MAX_TRIES
+from worker.ledger.order import Phase
 from worker.runs import reconcile, start
 
 TONIGHT = datetime(2026, 6, 2, 2, 0, tzinfo=UTC)
@@ -208,3 +216,72 @@ def test_when_reconcile_last_ended_well_is_known(database: Database, engine: Eng
         connection.execute(delete(Heartbeat))
     nights.record_heartbeat(database)
     assert len(rows(engine, Heartbeat)) == 1, "a table that was emptied is mended"
+
+
+# Nights that found another run live
+
+
+@ON_EACH
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param({"dry_run": True}, id="a rehearsal"),
+        pytest.param({"expired_before": "2020-01-01"}, id="a narrowed run"),
+    ],
+)
+def test_a_run_that_is_less_than_a_night_does_not_cost_its_enterprise_the_night(
+    asked: dict[str, Any], lms: Simulator, make_test_deps: Make
+) -> None:
+    laid = lay(lms, licenses=2, days=3000)
+    deps = make_test_deps(**unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise, **asked)
+    sent: list[UUID] = []
+    night = deps.database.now().replace(microsecond=0)
+    started = start.start_scheduled_night(deps, night, lambda _, run_id: sent.append(run_id))
+    assert ([each.new for each in started or ()], sent) == ([False], [])
+    if "expired_before" in asked:  # what it leaves
+        data = Data(deps.database.engine, seed=2)
+        data.license(add_plan(data, laid, expires=data.now - 100 * DAY, title="Later"))
+        ready(data, lms)
+    assert reconcile.start_postponed_runs(deps, lambda *_: None) == 0, "it is still live"
+    finish(deps, laid.enterprise, run_id)
+    assert reconcile.start_postponed_runs(deps, lambda _, run_id: sent.append(run_id)) == 1
+    assert reconcile.start_postponed_runs(deps, lambda *_: None) == 0
+    [own] = [run_of(deps.database, each) for each in sent]
+    assert (own.scheduled_for, own.dry_run, own.expired_before) == (night, False, None)
+    assert finish(deps, laid.enterprise, own.id).phase == Phase.FINISHED
+
+
+@ON_SQLITE
+def test_a_night_has_nothing_to_do_after_a_run_that_did_it_all(lms: Simulator, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = make_test_deps(**unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    start.start_scheduled_night(deps, deps.database.now(), lambda *_: None)
+    finish(deps, laid.enterprise, run_id)
+    assert reconcile.start_postponed_runs(deps, lambda *_: None) == 0
+    assert run_of(deps.database, run_id).night_after is None
+
+
+@ON_SQLITE
+def test_an_enterprise_that_is_gone_by_then_needs_no_night(lms: Simulator, make_test_deps: Make) -> None:
+    deps = make_test_deps()
+    run = opened_run(deps.database, UUID(int=9), deps.database.now())
+    start.start_scheduled_night(deps, deps.database.now(), lambda *_: None)
+    end_well(deps.database, run_of(deps.database, run.run_id))
+    with deps.database.engine.begin() as connection:
+        connection.execute(update(Run).values(night_after=DatabaseNow()))
+    assert reconcile.start_postponed_runs(deps, lambda *_: None) == 0
+    assert run_of(deps.database, run.run_id).night_after is None
+
+
+@ON_EACH
+def test_a_night_that_a_wrong_clock_has_begun_is_still_to_come(database: Database, engine: Engine) -> None:
+    now = database.now()
+    ahead, latest = now + timedelta(days=1), now - timedelta(hours=1)
+    assert nights.begin(database, latest)
+    nights.opened(database, latest)
+    assert nights.begin(database, ahead)
+    nights.opened(database, ahead)
+    assert nights.note_and_find_overdue(database, latest) == []
+    assert nights.begin(database, ahead), "when its moment comes"

@@ -33,6 +33,15 @@ def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
     assert second == pytest.approx(600, abs=30)
 
 
+@ON_EACH
+def test_what_a_wrong_clock_has_booked_for_later_holds_nobody_up(database: Database) -> None:
+    far = database.now() + timedelta(days=1)
+    database.transact(lambda session: session.execute(update(Throttle).values(next_call_at=far)))
+    first, second = (rate_limit.book_next_call(database, 60) for _ in range(2))
+    assert first == 0
+    assert second == pytest.approx(1, abs=1)
+
+
 @ON_SQLITE
 def test_without_a_rate_nothing_is_booked(database: Database, engine: Engine) -> None:
     before = rows(engine, Throttle)

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine
-from support.claims import AS_OF, ENDS, open_run, seconds_left
+from support.claims import AS_OF, ENDS, end_well, open_run, seconds_left, set_run
 from support.runs import LONGEST, ON_EACH, ON_SQLITE, lost_commit_answer, opened_run, rows, run_of, together
 
 from worker.db.ledger_tables import Run
@@ -73,3 +73,29 @@ def test_a_refusal_is_a_failed_run_that_stands_in_nobodys_way(database: Database
     assert run.ended_at is not None
     assert opened_run(database, enterprise, AS_OF).new
     assert stalled.release_stalled(database, LONGEST) == ([], [])
+
+
+@ON_EACH
+def test_the_next_trigger_ends_a_run_that_is_too_old_and_opens_its_own(database: Database, engine: Engine) -> None:
+    old = open_run(database)
+    set_run(database, old, opened_at=database.now() - timedelta(hours=21))
+    assert old.live is not None
+    again = opened_run(database, old.live, AS_OF)
+    assert again.new
+    assert (run_of(database, old.id).phase, run_of(database, again.run_id).phase) == (Phase.ABANDONED, Phase.QUEUED)
+
+
+@ON_EACH
+def test_a_night_that_finds_a_run_of_another_kind_live_is_remembered(database: Database, engine: Engine) -> None:
+    tonight = datetime(2026, 6, 2, 2, 0, tzinfo=UTC)
+    by_hand = open_run(database, dry_run=True)
+    of_tonight = open_run(database, scheduled_for=tonight)
+    ended = open_run(database)
+    end_well(database, ended)
+    others = [run.enterprise_customer_uuid for run in (by_hand, of_tonight, ended)]
+    opened = opening.open_runs(database, others, AS_OF, tonight)
+    assert [each.new for each in opened] == [False, False, True]
+    waits = [run_of(database, run.id).night_after for run in (by_hand, of_tonight, ended)]
+    assert waits == [tonight, None, None]
+    opened_run(database, others[1], AS_OF)
+    assert run_of(database, of_tonight.id).night_after is None, "a trigger by hand is told, and does not wait"

@@ -135,3 +135,64 @@ def test_of_two_that_find_the_same_stalled_run_one_publishes_it(database: Databa
     outcomes = together(2, lambda _: stalled.release_stalled(database, LONGEST))
     assert [len(each[0]) for each in outcomes if not isinstance(each, LicenseExpiryError)] in ([0, 1], [1, 0])
     assert (run_of(database, run.id).publications, run_of(database, run.id).fence) == (1, 1)
+
+
+# Too old
+
+
+@ON_EACH
+@pytest.mark.parametrize(
+    ("opened", "ended"),
+    [
+        pytest.param(timedelta(hours=-21), True, id="it waited over a weekend"),
+        pytest.param(timedelta(hours=-19), False, id="a long night"),
+        pytest.param(timedelta(hours=1), True, id="opened while the clock was ahead"),
+        pytest.param(timedelta(minutes=5), False, id="a clock that is corrected a little"),
+    ],
+)
+def test_a_run_that_is_too_old_is_ended_with_its_reason(
+    opened: timedelta, ended: bool, database: Database, engine: Engine
+) -> None:
+    queued, handed_back = open_run(database), open_run(database)
+    claim(database, handed_back).release(0, AWAY)
+    for run in (queued, handed_back):
+        set_run(database, run, opened_at=database.now() + opened)
+    _, gone = stalled.release_stalled(database, LONGEST)
+    assert set(gone) == ({queued.id, handed_back.id} if ended else set())
+    for run in (run_of(database, queued.id), run_of(database, handed_back.id)):
+        assert (run.phase == Phase.ABANDONED, run.live is None) == (ended, ended)
+        assert ("more than 20 hours ago" in str(run.error)) == ended
+    assert ("the LMS is away" in str(run_of(database, handed_back.id).error)) is True
+
+
+@ON_EACH
+def test_a_run_that_is_too_old_is_let_be_while_a_worker_is_at_it(database: Database, engine: Engine) -> None:
+    run = open_run(database)
+    held = claim(database, run)
+    set_run(database, run, opened_at=database.now() - timedelta(hours=30))
+    assert stalled.release_stalled(database, LONGEST) == ([], [])
+    held.record(licenses_downgraded=1)
+    lapse(engine, run.id)
+    assert stalled.release_stalled(database, LONGEST) == ([], [run.id])
+
+
+@ON_EACH
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_lease_of_the_far_future_is_cut_short(owned: bool, database: Database, engine: Engine) -> None:
+    run = open_run(database)
+    if owned:
+        claim(database, run)
+    set_run(database, run, lease_until=database.now() + timedelta(days=2))
+    assert stalled.release_stalled(database, LONGEST) == ([], [])
+    assert seconds_left(database, run) == pytest.approx(QUEUED_SECONDS, abs=30)
+
+
+@ON_EACH
+def test_a_lease_that_somebody_may_have_asked_for_is_let_be(database: Database, engine: Engine) -> None:
+    waits = open_run(database)
+    set_run(database, waits, publications=4, lease_until=DatabaseNow(LONGEST + QUEUED_SECONDS * 15))
+    works = open_run(database)
+    claim(database, works, lease=LONGEST - 10)
+    stalled.release_stalled(database, LONGEST)
+    assert seconds_left(database, waits) > LONGEST
+    assert seconds_left(database, works) > QUEUED_SECONDS

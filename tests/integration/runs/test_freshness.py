@@ -195,6 +195,7 @@ def test_a_license_that_another_learner_was_given_while_its_call_waited_is_left_
     engine, given = deps.database.engine, laid.licenses[0]
     for number, license in enumerate(laid.licenses):
         change(engine, "license", license, lms_user_id=100 + number)
+    lms.seed()
     run_id = reach(deps, laid, "unlink")
     lms.faults(Fault(kind="unlink", nth=1, delay=60, status=503))
     with in_background(lms, lambda: finish(deps, laid.enterprise, run_id)) as running:
