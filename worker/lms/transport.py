@@ -22,6 +22,7 @@ from worker.errors import LeaseLost, RunRefused, Unavailable
 from worker.lms.outcomes import (
     CREDENTIALS_REMEDY,
     LOOK_AT_THE_LMS,
+    TOKEN_URL,
     Answer,
     date_of,
     judge,
@@ -254,8 +255,7 @@ class Transport:
         """Get a token and its lifetime in seconds by the client-credentials grant."""
         form = {"grant_type": "client_credentials", "token_type": "jwt", **self._credentials}
         options = {"data": form, "auth": lambda request: request}  # else a netrc file's
-        setting = "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)"
-        response = self._send_unless_throttled("POST", "token", self._token_url, lambda: options, setting)
+        response = self._send_unless_throttled("POST", "token", self._token_url, lambda: options, TOKEN_URL)
         self._told = date_of(response.headers), steady()
         judge_token(Answer(response.status_code, response.headers, response.content))
         try:

@@ -101,7 +101,6 @@ def test_a_token_is_kept_until_shortly_before_it_expires(
     "body",
     [
         pytest.param("", id="nothing"),
-        pytest.param("<html>Sign in</html>", id="a page"),
         pytest.param("null", id="null"),
         pytest.param("[]", id="a list"),
         pytest.param("{}", id="an empty object"),
@@ -160,6 +159,21 @@ def test_a_refused_token_names_the_settings_to_check(client: LmsClient, wire: Wi
     assert "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT" in str(error)
     assert "BATCH_SIZE" not in str(error)
     assert "enterprise" not in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 203, 302, 400, 401, 403, 404, 503])
+def test_a_web_page_in_place_of_a_token_is_not_the_lms_and_blames_no_credentials(
+    client: LmsClient, wire: Wire, status: int
+) -> None:
+    wire.tokens = [Reply(status, {"Content-Type": "text/html", "Server": "a proxy"}, "<html>Sign in</html>")]
+    error = fails(client)
+    if status == 503:
+        assert error.reason == "token_http_503", "a gateway's page, for a while"
+        return
+    assert (type(error), error.reason) == (RunRefused, "not_the_lms")
+    assert "Server: a proxy" in error.what
+    assert "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT" in error.remedy
+    assert "SECRET" not in str(error)
 
 
 def test_a_netrc_file_is_not_asked_for_credentials(
