@@ -89,7 +89,7 @@ def judge_token(answer: Answer) -> None:
 
 def refused_for_all(refused: BatchRefused) -> ReasonedError:
     """What it means that a call which concerns nobody was refused so: RunRefused, or Unavailable."""
-    what = f"the LMS refuses even a call that concerns nobody: {refused.what}"
+    what = f"{refused.what}, even to a call that concerns nobody"
     if refused.reason == NOT_THE_LMS:
         return RunRefused(NOT_THE_LMS, what, NOT_THE_LMS_REMEDY.format("LMS_URL"))
     status = int(refused.reason.removeprefix("http_"))
