@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import urllib3
 from support.lms_calls import (
     EMAILS,
     MARK,
@@ -256,6 +258,23 @@ def test_a_selection_that_is_old_is_made_anew_and_its_connection_is_not_used_aga
     with pytest.raises(Unavailable, match="nothing was sent"):
         client.unlink(customer.enterprise, lambda: Selection(EMAILS, steady() - 1), nothing)
     assert lms.calls("unlink") == []
+
+
+def test_connecting_may_take_longer_than_a_selection_stays_fresh(
+    lms: Simulator, client: LmsClient, customer: Customer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow resolver, say: the connection is made before the next selection, or nothing would ever be sent."""
+    real = urllib3.connection.HTTPConnection.connect
+
+    def slow(connection: urllib3.connection.HTTPConnection) -> None:
+        time.sleep(0.3)
+        real(connection)
+
+    client.lms_now()
+    client.close()
+    monkeypatch.setattr(urllib3.connection.HTTPConnection, "connect", slow)
+    client.unlink(customer.enterprise, lambda: Selection(EMAILS, steady() + 0.2), nothing)
+    assert [entry.emails for entry in lms.calls("unlink") if entry.status] == [EMAILS]
 
 
 # The guard
