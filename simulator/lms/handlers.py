@@ -200,12 +200,8 @@ class LearnersHandler(CallHandler):
     def call(self) -> Answer:
         """List those of the users that are linked. A service user that is not staff sees itself alone: none of them."""
         linked = self.lms.state.learners(self.enterprise, self.user_ids) if self.lms.staff else []
-        try:
-            page = int(self.get_query_argument("page", "1"))
-            size = min(int(self.get_query_argument("page_size", "")), LONGEST_PAGE)
-        except ValueError:
-            page, size = (1 if "page" not in self.request.query_arguments else 0), SHORT_PAGE
-        size = size if size > 0 else SHORT_PAGE
+        page, size = self._number("page", 1, 0), self._number("page_size", SHORT_PAGE, SHORT_PAGE)
+        size = min(size, LONGEST_PAGE) if size > 0 else SHORT_PAGE
         last = max(1, -(-len(linked) // size))
         if not 1 <= page <= last:
             return json_answer(404, {"detail": "Invalid page."})
@@ -217,6 +213,10 @@ class LearnersHandler(CallHandler):
             "results": [self._learner(user_id, email) for user_id, email in shown],
         }
         return json_answer(200, content)
+
+    def _number(self, name: str, missing: int, malformed: int) -> int:
+        given = self.get_query_argument(name, str(missing))
+        return int(given) if given.isdecimal() else malformed
 
     def _page(self, number: int) -> str:
         others = [(name, value) for name, value in parse_qsl(self.request.query) if name != "page"]

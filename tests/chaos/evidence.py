@@ -18,7 +18,7 @@ from worker.db.ledger_tables import Downgrade, HeldLicense, Run
 from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
 
 Step = Literal["downgrade", "unlink"]
-REFUSALS = (400, 422, 500)
+REFUSALS = (400, 403, 404, 422, 500)
 
 
 @dataclass(frozen=True)

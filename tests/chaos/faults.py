@@ -114,7 +114,8 @@ def _call(**effect: Any) -> Drawn:
 
 
 def _refusal(rng: Random, scale: Scale) -> dict[str, Any]:
-    return _call(status=lambda r: r.choice((403, 404)))(rng, scale) | {
+    """Of one batch, which is split, or, as a redirect, of the run."""
+    return _call(status=lambda r: r.choice((302, 403, 404)))(rng, scale) | {
         "enterprise": rng.choice(scale.enterprises),
         "first": rng.randint(1, 3),
     }

@@ -57,6 +57,15 @@ def fails(call: Call, client: LmsClient) -> ReasonedError:
     return caught.value
 
 
+def outcome(act: Callable[[], None]) -> tuple[type[ReasonedError], str] | None:
+    """What a call comes to: None for success, else the error's type and its reason."""
+    try:
+        act()
+    except ReasonedError as error:
+        return type(error), error.reason
+    return None
+
+
 def statuses(calls: list[Entry]) -> list[int | None]:
     return [entry.status for entry in calls]
 

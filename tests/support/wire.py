@@ -81,7 +81,7 @@ class Wire:
     def send(self, request: requests.PreparedRequest, timeout: Any) -> requests.Response:
         for_token = str(request.url).endswith(lms.TOKEN_PATH)
         script, sent = (self.tokens, self.token_calls) if for_token else (self.script, self.calls)
-        text = str(request.body) if for_token else request.body.read().decode()  # type: ignore[union-attr]
+        text = str(request.body) if for_token else request.body.read().decode() if request.body else ""  # type: ignore[union-attr]
         self.log.append(("token" if for_token else "send", self.clock.now))
         sent.append(Sent(str(request.url), dict(request.headers), text, timeout, self.clock.now))
         assert len(sent) < ENDLESS, "the client never gives up"

@@ -132,7 +132,7 @@ class LmsClient(Transport):
             raise refused_for_all(refused) from refused
 
     def _confirmed_since(self, path: str, moment: float) -> bool:
-        return path in self.confirmed_at and self.confirmed_at[path] >= moment
+        return self.confirmed_at.get(path, -inf) > moment
 
     def _send_with_tries(self, kind: str, path: str, prepare: Prepare, guard: Guard) -> None:
         self._in_tries(lambda bar: self.post(kind, path, bar(prepare), bar(guard)))

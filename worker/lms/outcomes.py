@@ -13,9 +13,8 @@ CREDENTIALS_REMEDY = (
 )
 LOOK_AT_THE_LMS = "look at the LMS"
 NOT_THE_LMS = "not_the_lms"
-NOT_THE_LMS_REMEDY = (
-    "check LMS_URL, and what stands in front of the LMS: a proxy, a firewall, a maintenance or sign-in page"
-)
+NOT_THE_LMS_REMEDY = "check {}, and what stands in front of the LMS: a proxy, a firewall, a maintenance or sign-in page"
+TOKEN_URL = "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)"  # noqa: S105, a setting's name
 REMEDIES = {
     401: f"it does not accept our token: {CREDENTIALS_REMEDY}",
     403: "the service user lacks the permission: give license-manager's service user the enterprise "
@@ -83,16 +82,16 @@ def judge_token(answer: Answer) -> None:
         later = retry_after(answer.headers)
         raise Unavailable(reason, f"the LMS gave no token but {status}", LOOK_AT_THE_LMS, later)
     if answer.is_web_page:
-        raise _not_the_lms(answer)
+        raise _not_the_lms(answer, TOKEN_URL)
     if not 200 <= status < 300:
         raise RunRefused(reason, "the LMS gives us no token", CREDENTIALS_REMEDY)
 
 
 def refused_for_all(refused: BatchRefused) -> ReasonedError:
     """What it means that a call which concerns nobody was refused so: RunRefused, or Unavailable."""
-    what = f"the LMS refuses even a call that concerns nobody: {refused.what}"
+    what = f"{refused.what}, even to a call that concerns nobody"
     if refused.reason == NOT_THE_LMS:
-        return RunRefused(NOT_THE_LMS, what, NOT_THE_LMS_REMEDY)
+        return RunRefused(NOT_THE_LMS, what, NOT_THE_LMS_REMEDY.format("LMS_URL"))
     status = int(refused.reason.removeprefix("http_"))
     if status in OF_THE_BATCH:
         return Unavailable(refused.reason, what, "look at the LMS's log")
@@ -123,8 +122,9 @@ def _meaning(answer: Answer) -> ReasonedError:
     return RunRefused(reason, what, "check LMS_URL: this is not its API")
 
 
-def _not_the_lms(answer: Answer) -> RunRefused:
-    return RunRefused(NOT_THE_LMS, f"{answer.told}, which is not the LMS's answer", NOT_THE_LMS_REMEDY)
+def _not_the_lms(answer: Answer, setting: str = "LMS_URL") -> RunRefused:
+    what = f"{answer.told}, which is not the LMS's answer"
+    return RunRefused(NOT_THE_LMS, what, NOT_THE_LMS_REMEDY.format(setting))
 
 
 def _shown(value: str) -> str:

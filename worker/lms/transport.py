@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -22,6 +23,7 @@ from worker.errors import LeaseLost, RunRefused, Unavailable
 from worker.lms.outcomes import (
     CREDENTIALS_REMEDY,
     LOOK_AT_THE_LMS,
+    TOKEN_URL,
     Answer,
     date_of,
     judge,
@@ -204,6 +206,7 @@ class Transport:
 
         def with_token() -> dict[str, Any]:
             self._auth.ready()
+            self._connect_if_slow()
             return {**ready(), "auth": self._auth}
 
         response = self._send_unless_throttled(method, kind, self._url + path, with_token)
@@ -239,6 +242,9 @@ class Transport:
             response = self._session().request(method, url, timeout=timeout, **options)
             outcome = f"http_{response.status_code}"
             return response
+        except Unavailable:  # of a TimedBody
+            self._local.too_old = True
+            raise
         except requests.Timeout as error:
             outcome = "timeout"
             raise Unavailable(outcome, "the LMS did not answer in time", LOOK_AT_THE_LMS) from error
@@ -250,12 +256,22 @@ class Transport:
             if outcome:  # else nothing was sent
                 self._observe(kind, outcome, time.monotonic() - began)
 
+    def _connect_if_slow(self) -> None:
+        """Open this thread's connection before the next selection is made, if the last one grew old on its way.
+
+        Where connecting takes longer than a selection stays fresh (a slow resolver, say), nothing would ever be sent.
+        """
+        if getattr(self._local, "too_old", False):
+            self._local.too_old = False
+            options: dict[str, Any] = {"timeout": (CONNECT_TIMEOUT, CONNECT_TIMEOUT), "auth": lambda request: request}
+            with suppress(requests.RequestException):
+                self._session().head(self._url + TOKEN_PATH, **options)
+
     def _fetch_token(self) -> tuple[str, float]:
         """Get a token and its lifetime in seconds by the client-credentials grant."""
         form = {"grant_type": "client_credentials", "token_type": "jwt", **self._credentials}
         options = {"data": form, "auth": lambda request: request}  # else a netrc file's
-        setting = "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)"
-        response = self._send_unless_throttled("POST", "token", self._token_url, lambda: options, setting)
+        response = self._send_unless_throttled("POST", "token", self._token_url, lambda: options, TOKEN_URL)
         self._told = date_of(response.headers), steady()
         judge_token(Answer(response.status_code, response.headers, response.content))
         try:

@@ -98,12 +98,14 @@ def test_a_failed_run_makes_the_exit_status_1_and_prints_its_error_and_the_other
     lms: Simulator, set_up: Use
 ) -> None:
     bad, good = lay(lms, seed=1), lay(lms, seed=2)
-    lms.faults(Fault("downgrade", enterprise=str(bad.enterprise), status=403))
+    lms.faults(Fault("downgrade", enterprise=str(bad.enterprise), status=401))
     result = license_expiry("run", "--here")
     assert result.exit_code == 1
     assert re.search(rf"^{good.enterprise} finished ", result.stdout, re.MULTILINE)
     assert re.search(rf"^{bad.enterprise} failed ", result.stdout, re.MULTILINE)
-    assert re.search(rf"^{bad.enterprise}: the LMS answered 403: .*role in the LMS", result.stdout, re.MULTILINE)
+    assert re.search(
+        rf"^{bad.enterprise}: the LMS answered 401: .*BACKEND_SERVICE_EDX_OAUTH2_SECRET", result.stdout, re.MULTILINE
+    )
 
 
 def test_a_rehearsal_counts_what_the_run_then_does_and_sends_nothing(

@@ -208,16 +208,16 @@ def test_status_tells_when_a_run_began_how_long_it_took_and_its_retries(
 def test_status_ends_with_1_while_the_newest_run_of_any_enterprise_is_failed(lms: Simulator, set_up: Use) -> None:
     laid = lay(lms, seed=1)
     lay(lms, seed=2)
-    lms.faults(Fault("downgrade", enterprise=str(laid.enterprise), status=403))
+    lms.faults(Fault("downgrade", enterprise=str(laid.enterprise), status=401))
     assert license_expiry("run", "--here").exit_code == 1
     failed = license_expiry("status")
     assert failed.exit_code == 1
-    assert f"{laid.enterprise}: the LMS answered 403" in failed.stdout
+    assert f"{laid.enterprise}: the LMS answered 401" in failed.stdout
     lms.faults()
     assert license_expiry("run", "--here").exit_code == 0
     mended = license_expiry("status")
     assert mended.exit_code == 0
-    assert "403" not in mended.stdout
+    assert "401" not in mended.stdout
 
 
 def test_status_watches_until_the_live_runs_have_ended(

@@ -256,16 +256,17 @@ class Refusal:
     kind: Literal["token", "downgrade", "unlink"]
     status: int
     remedy: str
-    calls: int = 1
+    calls: int = 1  # two where a call that concerns nobody is asked what it means
 
 
 REFUSALS = [
-    Refusal("downgrade", 403, "give license-manager's service user the enterprise operator role"),
-    Refusal("unlink", 403, "give license-manager's service user the enterprise operator role"),
-    Refusal("unlink", 404, "it does not know the enterprise, or the enterprise is not active there"),
-    Refusal("downgrade", 404, "LMS_URL is wrong"),
+    Refusal("downgrade", 403, "give license-manager's service user the enterprise operator role", calls=2),
+    Refusal("unlink", 403, "give license-manager's service user the enterprise operator role", calls=2),
+    Refusal("unlink", 404, "it does not know the enterprise, or the enterprise is not active there", calls=2),
+    Refusal("unlink", 404, '"is staff"', calls=2),
+    Refusal("downgrade", 404, "LMS_URL is wrong", calls=2),
     Refusal("downgrade", 302, "check LMS_URL"),  # a redirect is never taken for success
-    Refusal("downgrade", 413, "lower LICENSE_EXPIRATION_BATCH_SIZE"),
+    Refusal("downgrade", 413, "raise the limit", calls=2),
     Refusal("downgrade", 401, "BACKEND_SERVICE_EDX_OAUTH2_SECRET", calls=2),  # with one new token
     Refusal("token", 401, "BACKEND_SERVICE_EDX_OAUTH2_SECRET"),
     Refusal("token", 403, "BACKEND_SERVICE_EDX_OAUTH2_SECRET"),
@@ -398,7 +399,7 @@ def test_one_enterprise_that_fails_stops_no_other(lms: Simulator, make_test_deps
     laid = sorted((lay(lms, licenses=2, seed=seed) for seed in (1, 2, 3)), key=lambda each: each.enterprise)
     deps = make_test_deps(**unlinking(*(each.enterprise for each in laid)))
     lms.state.inactive.add(laid[0].enterprise)  # 404
-    lms.faults(Fault(kind="downgrade", enterprise=str(laid[1].enterprise), status=403))
+    lms.faults(Fault(kind="downgrade", enterprise=str(laid[1].enterprise), status=401))
     runs = night(deps)
     assert [runs[each.enterprise].phase for each in laid] == [Phase.FAILED, Phase.FAILED, Phase.FINISHED]
     assert set(events(deps.database.engine, UNLINKED_EVENT)) == set(laid[2].licenses)

@@ -246,7 +246,7 @@ def test_fault_07_one_failing_enterprise_stops_all_that_follow(
     lms.state.inactive.add(listed[0])
     lms.state.two_accounts.update(lms.state.linked[listed[1]])
     lms.faults(
-        Fault(kind="downgrade", enterprise=str(listed[2]), status=403),
+        Fault(kind="downgrade", enterprise=str(listed[2]), status=401),
         Fault(kind="unlink", enterprise=str(listed[3]), status=302, headers={"Location": "/login"}),
     )
     monkeypatch.setattr(deps_module, "Patience", partial(Patience, first_wait=0.01, longest_wait=0.05))
@@ -269,10 +269,10 @@ def test_fault_07_an_error_of_our_own_in_one_enterprise_stops_all_that_follow(
     deps = make_test_deps()
     real = lms_module.LmsClient.downgrade
 
-    def breaks(client: Any, licenses: Any, *rest: Any) -> None:
-        if set(licenses) & set(laid[0].licenses):
+    def breaks(client: Any, select: Any, *rest: Any) -> None:
+        if set(select().items) & set(laid[0].licenses):
             raise ZeroDivisionError
-        real(client, licenses, *rest)
+        real(client, select, *rest)
 
     monkeypatch.setattr(lms_module.LmsClient, "downgrade", breaks)
     result = command(lms, deps, "run", "--here", "--json")

@@ -4,13 +4,13 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import requests
 from sqlalchemy import create_engine
+from support.plain_client import GOOD, Client, enroll
 
 from simulator.data.rows import Data
 from simulator.data.schema import create_tables
@@ -19,69 +19,6 @@ from simulator.lms.server import Simulator
 from simulator.lms.state import Enrollment
 
 PAST = "2025-01-01T00:00:00Z"
-GOOD = "good@x.example"
-
-
-class Client:
-    """Calls the simulator as any service would, with nothing of the worker's client."""
-
-    def __init__(self, lms: Simulator) -> None:
-        self.lms = lms
-        self.session = requests.Session()
-        self.sign_in()
-
-    def token(self, **form: str) -> requests.Response:
-        right = {
-            "grant_type": "client_credentials",
-            "client_id": self.lms.client_id,
-            "client_secret": self.lms.client_secret,
-            "token_type": "jwt",
-        }
-        return self.session.post(f"{self.lms.url}/oauth2/access_token", data={**right, **form}, timeout=30)
-
-    def sign_in(self) -> None:
-        self.session.headers["Authorization"] = f"JWT {self.token().json()['access_token']}"
-
-    def post(self, path: str, body: Any, timeout: float = 30, **options: Any) -> requests.Response:
-        return self.session.post(self.lms.url + path, json=body, timeout=timeout, **options)
-
-    def downgrade(self, *licenses: object, after: str | None = None, **options: Any) -> requests.Response:
-        path = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_licensed_enrollments_expiration/"
-        body = {
-            "expired_license_uuids": [str(license) for license in licenses],
-            "ignore_enrollments_modified_after": after,
-        }
-        return self.post(path, body, **options)
-
-    def unlink(self, enterprise: object, emails: Any, **fields: Any) -> requests.Response:
-        path = f"/enterprise/api/v1/enterprise-customer/{enterprise}/unlink_users/"
-        return self.post(path, {"user_emails": emails, "is_relinkable": True, **fields})
-
-
-@pytest.fixture
-def lms() -> Iterator[Simulator]:
-    with Simulator() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def client(lms: Simulator) -> Iterator[Client]:
-    client = Client(lms)
-    yield client
-    client.session.close()
-
-
-@pytest.fixture
-def enterprise(lms: Simulator) -> UUID:
-    made = uuid4()
-    lms.state.add_enterprise(made, [GOOD, "other@x.example"])
-    return made
-
-
-def enroll(lms: Simulator, enterprise: UUID, *enrollments: Enrollment) -> UUID:
-    license = uuid4()
-    lms.state.add_license(license, enterprise, list(enrollments) or [Enrollment()])
-    return license
 
 
 def modes(lms: Simulator, *licenses: UUID) -> list[list[str]]:
@@ -455,7 +392,7 @@ def test_the_journal_over_http(client: Client, enterprise: UUID, lms: Simulator)
     assert (unlink["enterprise"], unlink["emails"]) == (str(enterprise), [GOOD])
     assert unlink["is_relinkable"] is True
     counts = client.session.get(f"{lms.url}/_simulator/counts", timeout=30).json()
-    assert counts["requests"] == {"token": 1, "downgrade": 1, "unlink": 1, "other": 0}
+    assert counts["requests"] == {"token": 1, "downgrade": 1, "unlink": 1, "learners": 0, "other": 0}
     assert (counts["licenses_downgraded"], counts["linked"]) == (1, 1)
     client.post("/_simulator/reset", None)
     assert lms.journal.entries == []
@@ -464,6 +401,7 @@ def test_the_journal_over_http(client: Client, enterprise: UUID, lms: Simulator)
 def test_the_control_side_does_what_the_class_does(client: Client, lms: Simulator, enterprise: UUID) -> None:
     seeded = {
         "enterprises": [{"uuid": str(enterprise), "linked": ["third@x.example"], "active": False}],
+        "learners": [{"user_id": 7, "email": "third@x.example"}],
         "two_accounts": ["two@x.example"],
     }
     for path, body in (
@@ -472,6 +410,8 @@ def test_the_control_side_does_what_the_class_does(client: Client, lms: Simulato
         ("latency", {"seconds": 0}),
         ("seed", seeded),
         ("release", None),
+        ("staff", {"staff": False}),
+        ("change-email", {"user_id": 7, "email": "fourth@x.example"}),
         ("forget-tokens", None),
     ):
         assert client.post(f"/_simulator/{path}", body).json() == {}
@@ -479,7 +419,9 @@ def test_the_control_side_does_what_the_class_does(client: Client, lms: Simulato
     assert (lms.lms.throttle is not None, lms.lms.tokens) == (True, {})
     state = client.session.get(f"{lms.url}/_simulator/state", timeout=30).json()
     assert state["enterprises"][str(enterprise)]["active"] is False
-    assert "third@x.example" in state["enterprises"][str(enterprise)]["linked"]
+    assert "fourth@x.example" in state["enterprises"][str(enterprise)]["linked"]
+    assert (lms.lms.staff, lms.state.accounts) == (False, {7: "fourth@x.example"})
+    assert client.post("/_simulator/change-email", {"user_id": 8, "email": "x"}).status_code == 400
     assert client.post("/_simulator/throttle", None).json() == {}
     assert lms.lms.throttle is None
     assert client.post("/_simulator/reseed", None).status_code == 400  # it was given no database

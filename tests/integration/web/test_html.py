@@ -68,10 +68,10 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
             attempt(deps, each.enterprise, runs[each.enterprise], step)
     lms.faults(Fault(kind="downgrade", enterprise=str(retried.enterprise), status=503))
     assert attempt(deps, retried.enterprise, runs[retried.enterprise], DOWNGRADE, retries=0).retry
-    lms.faults(Fault(kind="downgrade", enterprise=str(failing.enterprise), status=403))
+    lms.faults(Fault(kind="downgrade", enterprise=str(failing.enterprise), status=401))
     for step in STEPS:
         attempt(deps, retried.enterprise, runs[retried.enterprise], step)
-    with pytest.raises(Exception, match="403"):
+    with pytest.raises(Exception, match="401"):
         attempt(deps, failing.enterprise, runs[failing.enterprise], DOWNGRADE)
     attempt(deps, live.enterprise, runs[live.enterprise], DOWNGRADE)
 
@@ -87,7 +87,7 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
         assert max(float(x) for lane, x in bars if lane == "s0") <= float(bars[-1][1])
         assert bars[-1][0] == "s1"
     assert BAR.findall(shown[str(failing.enterprise)])[-1][0] == "s0"
-    assert "Failed: the LMS answered 403" in shown[str(failing.enterprise)]
+    assert "Failed: the LMS answered 401" in shown[str(failing.enterprise)]
     assert "#failed" in shown[str(failing.enterprise)]
     assert "#retry" in shown[str(retried.enterprise)]
     assert "the LMS answered 503, to downgrade again at" in shown[str(retried.enterprise)]

@@ -121,7 +121,7 @@ def test_a_night_is_told_as_the_ledger_has_it(
     first, second, third, fourth = start(deps)
     lms.faults(
         Fault(kind="downgrade", enterprise=str(first.enterprise), status=503, times=4),
-        Fault(kind="downgrade", enterprise=str(second.enterprise), status=403),
+        Fault(kind="downgrade", enterprise=str(second.enterprise), status=401),
         Fault(kind="downgrade", license=str(refused[third.enterprise]), status=422),
     )
     assert attempt(deps, first.enterprise, first.run_id, DOWNGRADE, retries=0).retry

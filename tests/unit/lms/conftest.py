@@ -16,6 +16,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     for module in (lms, lms_client, patience, tenacity.nap):
         monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(lms, "steady", clock.monotonic)
     return clock
 
 

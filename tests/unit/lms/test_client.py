@@ -6,6 +6,7 @@ from support.wire import (
     EMAIL,
     ENTERPRISE,
     Clock,
+    Reply,
     Wire,
     downgrade,
     fails,
@@ -70,11 +71,19 @@ def test_a_refused_batch_is_sent_as_often_as_its_status_deserves(
     assert (type(error), error.reason, len(wire.calls)) == (BatchRefused, f"http_{status}", sends)
 
 
-@pytest.mark.parametrize("status", [302, 403, 404, 405, 413, 451])
-def test_what_will_not_change_is_sent_once(client: LmsClient, wire: Wire, clock: Clock, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "sends"),
+    [
+        pytest.param(302, 1, id="a redirect is no refusal of a batch"),
+        *(pytest.param(status, 2, id=f"{status}, and then for nobody") for status in (403, 404, 405, 413, 451)),
+    ],
+)
+def test_what_will_not_change_is_not_sent_again(
+    client: LmsClient, wire: Wire, clock: Clock, status: int, sends: int
+) -> None:
     wire.says(status)
     error = fails(client)
-    assert (type(error), error.reason, len(wire.calls)) == (RunRefused, f"http_{status}", 1)
+    assert (type(error), error.reason, len(wire.calls)) == (RunRefused, f"http_{status}", sends)
     assert clock.slept == []
 
 
@@ -83,8 +92,8 @@ def test_what_will_not_change_is_sent_once(client: LmsClient, wire: Wire, clock:
     [
         pytest.param(401, ("BACKEND_SERVICE_EDX_OAUTH2_KEY", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT"), id="token refused"),
         pytest.param(403, ("permission", "enterprise operator role"), id="no permission"),
-        pytest.param(404, ("enterprise", "not active", "LMS_URL"), id="unknown enterprise"),
-        pytest.param(413, ("LICENSE_EXPIRATION_BATCH_SIZE", "BULK_UNLINK_BATCH_SIZE"), id="too large"),
+        pytest.param(404, ("enterprise", "not active", '"is staff"', "LMS_URL"), id="unknown enterprise, or not staff"),
+        pytest.param(413, ("even the smallest request", "raise the limit"), id="too large"),
         pytest.param(405, ("LMS_URL",), id="not the API"),
         pytest.param(301, ("LMS_URL",), id="http for https, say"),
     ],
@@ -164,6 +173,9 @@ def test_a_short_pause_does_not_cut_a_longer_one() -> None:
 
 # The probe
 
+HTML = {"Content-Type": "text/html"}
+PAGE_400, PAGE_403 = (Reply(status, HTML, "<html>Blocked</html>") for status in (400, 403))
+
 
 def test_a_refusal_is_believed_when_the_lms_takes_a_call_that_concerns_nobody(client: LmsClient, wire: Wire) -> None:
     wire.says(422, 200)
@@ -201,6 +213,29 @@ def test_an_lms_that_answered_recently_is_not_probed(
     assert len(wire.calls) == 1 + probes
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        pytest.param(Reply(403), id="the role may have been taken away just now"),
+        pytest.param(Reply(404), id="or the enterprise"),
+        pytest.param(Reply(413), id="or a limit been set"),
+        pytest.param(PAGE_400, id="or a firewall"),
+        pytest.param(PAGE_403, id="which may answer 403"),
+    ],
+)
+def test_a_refusal_that_may_be_of_every_call_is_probed_though_the_lms_answered_recently(
+    client: LmsClient, wire: Wire, refusal: Reply
+) -> None:
+    """Else all licenses of some seconds were held, one by one."""
+    downgrade(client)
+    wire.calls.clear()
+    wire.says(refusal)
+    assert type(fails(client)) is RunRefused
+    assert len(wire.calls) == 2
+    wire.says(refusal, 200)
+    assert type(fails(client)) is BatchRefused, "and it is the batch's when the probe is taken"
+
+
 def test_a_probe_that_was_answered_counts_as_an_answer(client: LmsClient, wire: Wire) -> None:
     for script, sends in (([422, 200], 2), ([422], 1)):
         wire.calls.clear()
@@ -225,10 +260,15 @@ def test_what_one_call_answered_says_nothing_about_the_other(client: LmsClient, 
         pytest.param([500], Unavailable, "http_500", id="failed as well"),
         pytest.param([503], Unavailable, "http_503", id="gone in between"),
         pytest.param([403], RunRefused, "http_403", id="the permission was taken away in between"),
+        pytest.param([404], RunRefused, "http_404", id="it does not know the enterprise"),
+        pytest.param([418], RunRefused, "http_418", id="nothing known"),
+        pytest.param([PAGE_400], RunRefused, "not_the_lms", id="a firewall that refuses everything"),
+        pytest.param([PAGE_403], RunRefused, "not_the_lms", id="a sign-in page"),
+        pytest.param([Reply(500, HTML, "<html>")], Unavailable, "http_500", id="the LMS's own page of a 500"),
     ],
 )
 def test_what_the_probe_meets_decides(
-    client: LmsClient, wire: Wire, probe: list[int], kind: type[Exception], reason: str
+    client: LmsClient, wire: Wire, probe: list[int | Reply], kind: type[Exception], reason: str
 ) -> None:
     wire.says(422, *probe)
     error = fails(client)

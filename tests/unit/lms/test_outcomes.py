@@ -1,20 +1,138 @@
-"""What an answer's Retry-After asks for, and that it is kept."""
+"""What an answer means; what its Retry-After asks for, and that it is kept."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 import requests
 from support.wire import LICENSE, Clock, Reply, Wire, downgrade, fails, http_date, nothing
 
-from worker.errors import Unavailable
+from worker.errors import BatchRefused, ReasonedError, RunRefused, Unavailable
 from worker.lms.client import LmsClient, Selection
-from worker.lms.outcomes import retry_after
+from worker.lms.outcomes import Answer, judge, judge_question, retry_after
 from worker.lms.patience import Patience
 
 
 def as_header(value: str | int) -> str:
     """A header's text; a number stands for the HTTP date so many seconds from now, when the test runs."""
     return http_date(value) if isinstance(value, int) else value
+
+
+# What is the LMS's "done"
+
+
+def of(kind: str, **headers: str) -> dict[str, str]:
+    return {"Content-Type": kind} | headers
+
+
+def judged(answer: Answer, by: Callable[[Answer], None] = judge) -> ReasonedError | None:
+    try:
+        by(answer)
+    except ReasonedError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(Answer(200, {}), id="what the real views answer"),
+        pytest.param(Answer(200, {"Content-Length": "0"} | of("text/html")), id="a declared type, and no body"),
+        pytest.param(Answer(200, of("application/json"), b" \r\n\t"), id="white space alone"),
+        pytest.param(Answer(204, {}), id="no content"),
+    ],
+)
+def test_done_is_an_empty_answer_alone(answer: Answer) -> None:
+    assert judged(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        pytest.param(Answer(200, of("text/plain"), b"down for maintenance"), ("200", "text/plain"), id="maintenance"),
+        pytest.param(Answer(200, of("application/json"), b'{"detail": 1}'), ("200", "application/json"), id="JSON"),
+        pytest.param(Answer(200, of("application/json"), b"{}"), ("200", "application/json"), id="an empty object"),
+        pytest.param(Answer(200, of("text/html"), b"<html>"), ("200", "text/html"), id="a sign-in page"),
+        pytest.param(Answer(200, {}, b"x"), ("200", "no content type"), id="something undeclared"),
+        pytest.param(Answer(204, of("text/plain"), b"x"), ("204", "text/plain"), id="no content, with content"),
+        pytest.param(Answer(201, {}), ("201", "empty"), id="created: these calls create nothing"),
+        pytest.param(Answer(202, {}), ("202", "empty"), id="accepted is not done"),
+        pytest.param(Answer(203, {}), ("203", "empty"), id="changed by a proxy"),
+        pytest.param(Answer(206, {}), ("206", "empty"), id="a part of something"),
+        pytest.param(Answer(207, of("text/xml"), b"<a/>"), ("207", "text/xml"), id="one status for each of many"),
+        pytest.param(Answer(299, {}), ("299", "empty"), id="nobody knows"),
+        pytest.param(Answer(302, {"Location": "/login"}), ("302", "empty"), id="a redirect"),
+        pytest.param(Answer(301, of("text/html"), b"<html>"), ("301", "text/html"), id="a redirect's page"),
+        pytest.param(Answer(202, {"Server": "awselb/2.0", "Via": "b"}), ("(Server: awselb/2.0)",), id="who it was"),
+        pytest.param(Answer(202, {"Via": "1.1 varnish"}), ("(Via: 1.1 varnish)",), id="or who passed it on"),
+    ],
+)
+def test_any_other_success_or_redirect_is_not_the_lms(answer: Answer, words: tuple[str, ...]) -> None:
+    error = judged(answer)
+    assert error is not None
+    assert (type(error), error.reason) == (RunRefused, "not_the_lms")
+    assert [word for word in words if word not in error.what] == []
+    assert "LMS_URL" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        pytest.param("x" * 500, "x" * 60, id="shortened"),
+        pytest.param("a\x00b\x1b[31m\u202ec", "ab[31mc", id="printable alone"),
+        pytest.param("for bob@x.example", "(not shown)", id="an address, whyever"),
+    ],
+)
+def test_a_header_is_shown_short_and_printable_and_without_an_address(value: str, shown: str) -> None:
+    for headers in ({"Server": value}, {"Content-Type": value}):
+        error = judged(Answer(200, headers, b"bob@x.example"))
+        assert error is not None
+        assert f"{shown})" in error.what or f"of {shown} came" in error.what
+        assert "bob" not in str(error) + repr(Answer(200, {}, b"bob@x.example"))
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "kind", "reason"),
+    [
+        pytest.param(400, False, BatchRefused, "http_400", id="a malformed e-mail"),
+        pytest.param(400, True, BatchRefused, "not_the_lms", id="a firewall's 400"),
+        pytest.param(401, True, RunRefused, "http_401", id="a token that stays refused"),
+        pytest.param(403, False, BatchRefused, "http_403", id="the role, or a firewall: the call for nobody tells"),
+        pytest.param(403, True, BatchRefused, "not_the_lms", id="a firewall's 403"),
+        pytest.param(404, False, BatchRefused, "http_404", id="the enterprise, or staff: the call for nobody tells"),
+        pytest.param(405, True, BatchRefused, "not_the_lms", id="any other"),
+        pytest.param(408, True, Unavailable, "http_408", id="too slow"),
+        pytest.param(413, False, BatchRefused, "http_413", id="too large: its halves are not"),
+        pytest.param(413, True, BatchRefused, "not_the_lms", id="too large for what stands in front"),
+        pytest.param(500, True, BatchRefused, "http_500", id="the LMS's own page"),
+        pytest.param(502, True, Unavailable, "http_502", id="a gateway's page"),
+        pytest.param(504, True, Unavailable, "http_504", id="a gateway that waited"),
+        pytest.param(304, False, RunRefused, "http_304", id="a redirect to nowhere"),
+    ],
+)
+def test_a_refusal_is_first_the_batchs(status: int, page: bool, kind: type[ReasonedError], reason: str) -> None:
+    """And no sentence of it blames the role or the secret."""
+    bodies = [(of("text/html"), b"<p>"), ({}, b"\n<!DOCTYPE HTML><p>"), (of("x"), b"<html>")] if page else [({}, b"")]
+    for headers, body in bodies:
+        for by in (judge, judge_question):
+            error = judged(Answer(status, headers, body), by)
+            assert error is not None
+            assert (type(error), error.reason) == (kind, reason)
+            assert kind is not BatchRefused or error.remedy == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        pytest.param(Answer(200, of("application/json"), b"{}"), None, id="what is asked for"),
+        pytest.param(Answer(200, of("text/html"), b"<html>"), "not_the_lms", id="a page"),
+        pytest.param(Answer(202, of("application/json"), b"{}"), "not_the_lms", id="accepted"),
+        pytest.param(Answer(204, {}), "not_the_lms", id="nothing"),
+    ],
+)
+def test_a_question_is_answered_with_200_and_no_page(answer: Answer, reason: str | None) -> None:
+    error = judged(answer, judge_question)
+    assert getattr(error, "reason", None) == reason
 
 
 # Retry-After

@@ -1,19 +1,23 @@
-"""The order before each send, the token, time-outs."""
+"""The order before each send, how fresh what is sent is, the token, time-outs."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from math import inf
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import requests
-from support.wire import LICENSE, PATIENCE, Clock, Reply, Wire, downgrade, fails, throttled, unlink
+from support.wire import ENTERPRISE, LICENSE, PATIENCE, Clock, Reply, Wire, downgrade, fails, throttled, unlink
 
 from worker.errors import BatchRefused, LeaseLost, RunRefused, Unavailable
-from worker.lms.client import LmsClient, Selection
+from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE, LmsClient, Selection
+from worker.lms.transport import TimedBody
 
 # The order before each send
 
 
-def test_before_each_send_come_the_pace_the_pause_and_last_the_guard(wire: Wire, clock: Clock) -> None:
+def test_before_each_send_come_the_pace_the_pause_the_selection_and_last_the_guard(wire: Wire, clock: Clock) -> None:
     def pace() -> float:
         wire.log.append(("pace", clock.now))
         return 10.0
@@ -27,14 +31,18 @@ def test_before_each_send_come_the_pace_the_pause_and_last_the_guard(wire: Wire,
         wire.log.append(("guard", clock.now))
         return inf
 
-    client.downgrade(lambda: Selection([LICENSE]), guard)
+    def select() -> Selection:
+        wire.log.append(("select", clock.now))
+        return Selection([LICENSE])
+
+    client.downgrade(select, guard)
     log = [event for event, after in zip(wire.log, [*wire.log[1:], None], strict=True) if event != after]
-    assert [name for name, _ in log] == ["pace", "guard", "send"] * 3
+    assert [name for name, _ in log] == ["pace", "select", "guard", "send"] * 3
     moments = [moment for _, moment in log]
-    for paced, guarded, sent in (moments[:3], moments[3:6], moments[6:]):
-        assert guarded - paced >= 10.0
-        assert guarded == sent, "no time passes between the guard and the send"
-    assert moments[4] - moments[2] >= 100.0, "the guard is asked after the pause, not before it"
+    for paced, selected, guarded, sent in (moments[:4], moments[4:8], moments[8:]):
+        assert selected - paced >= 10.0
+        assert selected == guarded == sent, "no time passes between the selection and the send"
+    assert moments[5] - moments[3] >= 100.0, "the selection is asked for after the pause, not before it"
 
 
 def test_a_token_is_paced_too(wire: Wire, clock: Clock) -> None:
@@ -73,6 +81,173 @@ def test_the_lease_that_is_lost_while_a_token_is_fetched_stops_the_call(
     assert wire.calls == []
 
 
+# How fresh what is sent is
+
+
+class Selector:
+    """Selects a license of its own each time, which stays fresh for two seconds."""
+
+    def __init__(self, clock: Clock, takes: Sequence[float] = ()) -> None:
+        self.made: list[tuple[str, float]] = []
+        self._clock, self._takes = clock, list(takes)
+
+    def __call__(self) -> Selection:
+        license, now = uuid4(), self._clock.now
+        self.made.append((str(license), now))
+        self._clock.now += self._takes.pop(0) if self._takes else 0.0
+        return Selection([license], now + 2.0)
+
+
+@pytest.mark.parametrize(
+    ("script", "tokens", "pace", "asked"),
+    [
+        pytest.param([200], [], 0.0, 1, id="the first try"),
+        pytest.param([200], [], 30.0, 1, id="a booked rate"),
+        pytest.param([throttled(60), throttled(60), 200], [], 0.0, 3, id="a throttle's pause, twice"),
+        pytest.param([503, 200], [], 0.0, 2, id="the wait between tries"),
+        pytest.param([Reply(503, {"Retry-After": "60"}), 200], [], 0.0, 2, id="and the one that the LMS asks for"),
+        pytest.param([requests.ReadTimeout(), 200], [], 0.0, 2, id="no answer"),
+        pytest.param([500, 200], [], 0.0, 2, id="a 500 once more"),
+        pytest.param([200], [throttled(60)], 0.0, 1, id="a token that takes its time"),
+        pytest.param([401, 200], [throttled(60)], 0.0, 2, id="the repeat with a new token"),
+        pytest.param([throttled(60), 401, 503, 401, 200], [throttled(9)], 5.0, 5, id="all of them"),
+    ],
+)
+def test_after_each_wait_the_selection_is_made_anew_and_nothing_older_leaves(
+    wire: Wire,
+    clock: Clock,
+    script: list[int | Reply | Exception],
+    tokens: list[Reply],
+    pace: float,
+    asked: int,
+) -> None:
+    client = LmsClient("https://l", "https://l", "k", "s", patience=PATIENCE, next_call_in=lambda: pace)
+    wire.says(*script)
+    wire.tokens = [*tokens, *wire.tokens]
+    select = Selector(clock)
+    client.downgrade(select, lambda: inf)
+    sent = [(body["expired_license_uuids"], call.at) for body, call in zip(wire.bodies(), wire.calls, strict=True)]
+    assert sent == [([license], at) for license, at in select.made]
+    assert len(sent) == asked
+
+
+def test_a_selection_that_grew_old_before_its_first_byte_is_made_anew(
+    client: LmsClient, wire: Wire, clock: Clock
+) -> None:
+    """The process was frozen, or connecting took long: the tries in place take it up."""
+    select = Selector(clock, takes=[2.0, 3600.0])
+    client.downgrade(select, lambda: inf)
+    assert [body["expired_license_uuids"] for body in wire.bodies()] == [[select.made[2][0]]]
+    select = Selector(clock, takes=[1.9])
+    client.downgrade(select, lambda: inf)
+    assert len(select.made) == 1
+
+
+def test_a_selection_that_is_never_fresh_is_never_sent(client: LmsClient, wire: Wire, clock: Clock) -> None:
+    select = Selector(clock, takes=[2.0] * 9)
+    with pytest.raises(Unavailable, match="nothing was sent") as caught:
+        client.downgrade(select, lambda: inf)
+    assert (caught.value.reason, wire.calls, len(select.made)) == ("connection_error", [], PATIENCE.tries)
+
+
+def test_a_lease_that_is_short_comes_before_a_selection_that_is_old(client: LmsClient, clock: Clock) -> None:
+    with pytest.raises(LeaseLost):
+        client.downgrade(Selector(clock, takes=[2.0] * 9), lambda: clock.now + 1)
+
+
+def test_only_the_first_byte_must_be_fresh(clock: Clock) -> None:
+    """A body of which half has left is not taken back: the LMS may have it all."""
+    body = TimedBody(b"ab", inf, clock.now + 2)
+    assert body.read(1) == b"a"
+    clock.now += 60
+    assert body.read(1) == b"b"
+
+
+def test_an_empty_selection_sends_nothing_and_confirms_nothing(client: LmsClient, wire: Wire) -> None:
+    client.downgrade(lambda: Selection([]), lambda: inf)
+    client.unlink(ENTERPRISE, lambda: Selection([]), lambda: inf)
+    assert (wire.calls, client.confirmed_at) == ([], {})
+
+
+@pytest.mark.parametrize("error", [Unavailable("database", "away"), RunRefused("x", "x", "x"), LeaseLost("gone")])
+def test_what_the_selection_raises_ends_the_call(client: LmsClient, wire: Wire, error: Exception) -> None:
+    asked: list[None] = []
+
+    def select() -> Selection:
+        asked.append(None)
+        raise error
+
+    with pytest.raises(type(error)):
+        client.unlink(ENTERPRISE, select, lambda: inf)
+    assert (len(asked), wire.calls) == (1, [])
+
+
+def test_the_call_for_nobody_needs_no_selection(client: LmsClient, wire: Wire, clock: Clock) -> None:
+    wire.says(403, 200)
+    select = Selector(clock)
+    with pytest.raises(BatchRefused):
+        client.downgrade(select, lambda: inf)
+    assert (len(select.made), len(wire.calls)) == (1, 2)
+
+
+# The calls that concern nobody, and the clock
+
+
+@pytest.mark.parametrize(
+    ("before", "recently", "sends"),
+    [
+        pytest.param(None, None, 1, id="asked for plainly"),
+        pytest.param(0.0, None, 1, id="though one was just taken"),
+        pytest.param(None, 60.0, 1, id="none was taken so far"),
+        pytest.param(None, inf, 1, id="none ever"),
+        pytest.param(59.0, 60.0, 0, id="recently enough"),
+        pytest.param(61.0, 60.0, 1, id="too long ago"),
+        pytest.param(9e9, inf, 0, id="once in this process"),
+    ],
+)
+def test_a_check_of_unlinks_is_left_out_where_one_was_taken_recently(
+    client: LmsClient, wire: Wire, clock: Clock, before: float | None, recently: float | None, sends: int
+) -> None:
+    if before is not None:
+        client.check_unlinks(ENTERPRISE, lambda: inf)
+        clock.now += before
+        wire.calls.clear()
+    client.check_unlinks(ENTERPRISE, lambda: inf, recently)
+    assert len(wire.calls) == sends
+    client.check_unlinks(uuid4(), lambda: inf, recently)
+    assert len(wire.calls) == sends + 1, "of another enterprise nothing is known"
+
+
+def test_checks_say_what_is_refused(client: LmsClient, wire: Wire) -> None:
+    wire.says(404)
+    for check in (client.check_downgrades, lambda guard: client.check_unlinks(ENTERPRISE, guard)):
+        with pytest.raises(RunRefused, match="is staff"):
+            check(lambda: inf)
+    assert wire.bodies() == [
+        {"expired_license_uuids": [str(NOBODYS_LICENSE)], "ignore_enrollments_modified_after": None},
+        {"user_emails": [NOBODYS_EMAIL], "is_relinkable": True},
+    ]
+
+
+def test_the_lms_clock_goes_on_from_its_last_token(client: LmsClient, wire: Wire, clock: Clock) -> None:
+    token = wire.tokens[0]
+    assert isinstance(token, Reply)
+    token.headers["Date"] = "Wed, 21 Oct 2026 07:28:00 GMT"
+    began = datetime(2026, 10, 21, 7, 28, tzinfo=UTC)
+    assert client.lms_now() == began
+    clock.now += 600
+    assert client.lms_now() == began + timedelta(seconds=600)
+    assert len(wire.token_calls) == 1
+    clock.now += 3600
+    assert client.lms_now() == began, "the clock of a new token counts from it"
+    assert len(wire.token_calls) == 2
+
+
+def test_an_lms_that_tells_no_date_has_no_clock(client: LmsClient, wire: Wire) -> None:
+    assert client.lms_now() is None
+    assert len(wire.token_calls) == 1
+
+
 # The token
 
 
@@ -101,7 +276,6 @@ def test_a_token_is_kept_until_shortly_before_it_expires(
     "body",
     [
         pytest.param("", id="nothing"),
-        pytest.param("<html>Sign in</html>", id="a page"),
         pytest.param("null", id="null"),
         pytest.param("[]", id="a list"),
         pytest.param("{}", id="an empty object"),
@@ -160,6 +334,21 @@ def test_a_refused_token_names_the_settings_to_check(client: LmsClient, wire: Wi
     assert "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT" in str(error)
     assert "BATCH_SIZE" not in str(error)
     assert "enterprise" not in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 203, 302, 400, 401, 403, 404, 503])
+def test_a_web_page_in_place_of_a_token_is_not_the_lms_and_blames_no_credentials(
+    client: LmsClient, wire: Wire, status: int
+) -> None:
+    wire.tokens = [Reply(status, {"Content-Type": "text/html", "Server": "a proxy"}, "<html>Sign in</html>")]
+    error = fails(client)
+    if status == 503:
+        assert error.reason == "token_http_503", "a gateway's page, for a while"
+        return
+    assert (type(error), error.reason) == (RunRefused, "not_the_lms")
+    assert "Server: a proxy" in error.what
+    assert "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT" in error.remedy
+    assert "SECRET" not in str(error)
 
 
 def test_a_netrc_file_is_not_asked_for_credentials(
