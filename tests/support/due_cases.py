@@ -36,9 +36,11 @@ DOWNGRADE_FIRST: Fate = DOWNGRADE | {"rehearsed_unlinks"}
 UNLINK: Fate = frozenset({"due_unlinks", "rehearsed_unlinks"})
 KEPT: Fate = frozenset({"rehearsed_unlinks"})  # unless this very run downgrades what keeps the learner linked
 PROTECTED: Fate = frozenset({"protected"})
+WAITS: Fate = frozenset({"plans_waiting"})
+NAMELESS: Fate = frozenset({"without_email"})
 
 OF_PLAN = ("ago", "since", "is_active", "processed")
-OF_LICENSE = ("email", "lms_user_id", "status", "renewed")
+OF_LICENSE = ("email", "lms_user_id", "status", "renewed", "assigned_after", "revoked_after")
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Case:
         self.asked = given
 
 
-def renew(ago: timedelta | None = None) -> More:
+def renew(ago: timedelta | None = None, **given: Any) -> More:
     """Renew the plan, by one that expired `ago`; by none yet unless given."""
-    return lambda s: s.world.renew(s.plan, None if ago is None else s.world.plan(s.customer, ago))
+    return lambda s: s.world.renew(s.plan, None if ago is None else s.world.plan(s.customer, ago), **given)
 
 
 def event(name: str, after: timedelta = DAY) -> More:
@@ -81,8 +83,8 @@ def confirm(after: timedelta = DAY, run: UUID = OTHER_RUN) -> More:
     return lambda s: s.world.confirm(s.license, after, run)
 
 
-def hold(ago: timedelta = NOW, run: UUID = OTHER_RUN, step: str = "unlink") -> More:
-    return lambda s: s.world.hold(s.license, ago, run, step)
+def hold(ago: timedelta = NOW, run: UUID = OTHER_RUN, step: str = "unlink", held_at: UUID | None = None) -> More:
+    return lambda s: s.world.hold(s.license, ago, run, step, held_at)
 
 
 def other(ago: timedelta = -10 * DAY, elsewhere: bool = False, **given: Any) -> Callable[[Situation], License]:
@@ -96,9 +98,9 @@ def other(ago: timedelta = -10 * DAY, elsewhere: bool = False, **given: Any) -> 
     return add
 
 
-def hold_other(held_ago: timedelta = NOW, step: str = "unlink", **given: Any) -> More:
+def hold_other(held_ago: timedelta = NOW, step: str = "unlink", held_at: UUID | None = None, **given: Any) -> More:
     """Another license, in another expired plan, that is held."""
-    return lambda s: s.world.hold(other(50 * DAY, **given)(s), held_ago, step=step)
+    return lambda s: s.world.hold(other(50 * DAY, **given)(s), held_ago, step=step, held_at=held_at)
 
 
 def colleague(s: Situation) -> License:
@@ -140,29 +142,29 @@ EXPIRED = [
     Case("nobody's license: the plan is marked without a call", DONE, status="unassigned", email=None),
     Case("an unassigned license with leftovers of a learner", DONE, status="unassigned", lms_user_id=7),
     Case("carried on by the next plan: downgraded under this one, and stays linked", DOWNGRADE, renewed=True),
-    Case("no e-mail: it cannot be unlinked, and is downgraded all the same", DOWNGRADE, email=None),
-    Case("a blank e-mail: likewise", DOWNGRADE, email=""),
+    Case("no e-mail: it cannot be unlinked, and is downgraded all the same", DOWNGRADE | NAMELESS, email=None),
+    Case("a blank e-mail: likewise", DOWNGRADE | NAMELESS, email=""),
 ]
 WAITING = [
-    waiting("the plan waits for its renewal; the learner's 90 days do not", ALONE),
-    waiting("exactly 90 days: too young to unlink, so it waits with its plan", NOTHING, ago=90 * DAY),
-    waiting("90 days and a microsecond", ALONE, ago=90 * DAY + US),
+    waiting("the plan waits for its renewal; the learner's 90 days do not", ALONE | WAITS),
+    waiting("exactly 90 days: too young to unlink, so it waits with its plan", WAITS, ago=90 * DAY),
+    waiting("90 days and a microsecond", ALONE | WAITS, ago=90 * DAY + US),
     waiting("processed before the renewal was made", UNLINK, processed=True),
-    waiting("carried on by the next plan", NOTHING, renewed=True),
-    waiting("revoked", NOTHING, status="revoked"),
-    waiting("no e-mail: not unlinked, so not downgraded before its plan is", NOTHING, email=None),
-    waiting("not on the list: likewise", NOTHING, unlink_enabled=frozenset()),
-    waiting("unlinked already", NOTHING, event(UNLINKED_EVENT)),
-    waiting("protected: stays linked, so stays enrolled", PROTECTED, other()),
-    waiting("downgraded one by one already", UNLINK, event(DOWNGRADED_EVENT)),
-    waiting("downgraded with its plan, which was then given a renewal", UNLINK, confirm()),
-    waiting("downgraded for an earlier expiration date", ALONE, event(DOWNGRADED_EVENT, -US)),
-    waiting("held", NOTHING, hold()),
-    waiting("held last night", ALONE, hold(13 * HOUR)),
-    waiting("a colleague's too: their plan is named once", ALONE, colleague),
-    waiting("a colleague who is held does not matter", ALONE, lambda s: s.world.hold(colleague(s))),
-    waiting("force is for processed plans and makes no difference", ALONE, force=True),
-    Case("renewed by a current plan, but not carried on into it", ALONE, renew(-100 * DAY)),
+    waiting("carried on by the next plan", WAITS, renewed=True),
+    waiting("revoked", WAITS, status="revoked"),
+    waiting("no e-mail: not unlinked, so not downgraded before its plan is", NAMELESS | WAITS, email=None),
+    waiting("not on the list: likewise", WAITS, unlink_enabled=frozenset()),
+    waiting("unlinked already", WAITS, event(UNLINKED_EVENT)),
+    waiting("protected: stays linked, so stays enrolled", PROTECTED | WAITS, other()),
+    waiting("downgraded one by one already", UNLINK | WAITS, event(DOWNGRADED_EVENT)),
+    waiting("downgraded with its plan, which was then given a renewal", UNLINK | WAITS, confirm()),
+    waiting("downgraded for an earlier expiration date", ALONE | WAITS, event(DOWNGRADED_EVENT, -US)),
+    waiting("held", WAITS, hold()),
+    waiting("held last night", ALONE | WAITS, hold(13 * HOUR)),
+    waiting("a colleague's too: their plan is named once", ALONE | WAITS, colleague),
+    waiting("a colleague who is held does not matter", ALONE | WAITS, lambda s: s.world.hold(colleague(s))),
+    waiting("force is for processed plans and makes no difference", ALONE | WAITS, force=True),
+    Case("renewed by a current plan, but not carried on into it", ALONE | WAITS, renew(-100 * DAY)),
     Case("renewed by a plan that has expired: nothing to wait for", DOWNGRADE_FIRST, renew(NOW)),
 ]
 HELD = [
@@ -211,7 +213,7 @@ HELD = [
     processed("another learner's", UNLINK, hold_other(email="bob@example.org", lms_user_id=8), lms_user_id=7),
     processed("a license of nobody known", UNLINK, hold_other(email=None)),
     Case("kept linked by it, not kept enrolled: this downgrade is due", DOWNGRADE, hold_other()),
-    waiting("kept linked by it, so nothing to downgrade one by one", NOTHING, hold_other()),
+    waiting("kept linked by it, so nothing to downgrade one by one", WAITS, hold_other()),
     processed("and protected: counted as neither", NOTHING, hold(), other()),
 ]
 FORCED = [

@@ -88,6 +88,7 @@ class World:
     events: list[tuple[UUID, str, datetime]] = field(default_factory=list)
     confirmations: list[tuple[UUID, UUID, datetime]] = field(default_factory=list)
     holds: dict[UUID, tuple[UUID, datetime]] = field(default_factory=dict)
+    held_at: dict[UUID, UUID] = field(default_factory=dict)
     undowngraded: set[UUID] = field(default_factory=set)
 
     def customer(self) -> UUID:
@@ -166,8 +167,17 @@ class World:
         """Let the ledger have the downgrade confirmed, so long after the plan's expiration date."""
         self.confirmations.append((license.uuid, run, license.plan.expires + after))
 
-    def hold(self, license: License, ago: timedelta = timedelta(), run: UUID = OTHER_RUN, step: str = "unlink") -> None:
+    def hold(
+        self,
+        license: License,
+        ago: timedelta = timedelta(),
+        run: UUID = OTHER_RUN,
+        step: str = "unlink",
+        held_at: UUID | None = None,
+    ) -> None:
+        """Hold a license; at the customer whose it was then, unless that is the same."""
         self.holds[license.uuid] = (run, self.as_of - ago)
+        self.held_at[license.uuid] = held_at or license.plan.customer
         if step == "downgrade":
             self.undowngraded.add(license.uuid)
 
@@ -184,7 +194,7 @@ class World:
     def hold_rows(self) -> list[dict[str, Any]]:
         rest = {"reason": "refused", "tries": 1}
         return [
-            {"license_uuid": uuid, "run_id": run, "as_of": at, "enterprise_customer_uuid": self._customer(uuid)}
+            {"license_uuid": uuid, "run_id": run, "as_of": at, "enterprise_customer_uuid": self.held_at[uuid]}
             | {"first_held_at": at, "step": "downgrade" if uuid in self.undowngraded else "unlink", **rest}
             for uuid, (run, at) in self.holds.items()
         ]

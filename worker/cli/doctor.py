@@ -27,6 +27,7 @@ from worker.runs.request import unknown_enterprises
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
 from worker.settings_sources import load
 
+NAMED = 3  # the most enterprises that one finding names
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 
 
@@ -149,6 +150,12 @@ def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
         yield Finding("rights", "wrong", f"{account} lacks {right.verb} on {right.table}", right.grant(connection))
     if not missing:
         yield Finding("rights", "ok", f"{account} has each right that is needed")
+    for right in rights.missing_optional_rights(connection):
+        what = (
+            f"{account} lacks {right.verb} on {right.table}: licenses that are moved into a processed plan after its "
+            "mark are not noticed, and their learners are unlinked without a downgrade"
+        )
+        yield Finding("rights", "warning", what, right.grant(connection))
     if more := rights.surplus_rights(connection):
         shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")
         remedy = "give the nights an account of their own, with the GRANTs of docs/security.md"
@@ -160,12 +167,14 @@ def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Findi
     unknown = unknown_enterprises(settings, database).values()
     found = [finding for error in unknown for finding in wrong("unlinking", error)]
     query = enterprises.purged_too_early(enabled, timedelta(days=after))
-    for enterprise, kept in database.transact(lambda session: session.execute(query).all()):
+    if purged := database.transact(lambda session: session.execute(query).all()):
+        named = ", ".join(f"{enterprise} ({kept.days})" for enterprise, kept in purged[:NAMED])
         what = (
-            f"license-manager clears the e-mails of enterprise {enterprise} when a plan has expired for {kept.days} "
-            f"days (license_duration_before_purge): unlinking, after {after} days, may come too late"
+            f"{len(purged)} of the {len(enabled)} enterprises on the unlink list may lose the unlink: license-manager "
+            f"clears their e-mails before a plan has been expired for more than {after} days. These, after days: "
+            f"{named}{f' and {len(purged) - NAMED} more' if purged[NAMED:] else ''}"
         )
-        remedy = f"set it to more than {after} days in the customer agreement, or lower UNLINK_AFTER_DAYS"
+        remedy = f"set license_duration_before_purge of their customer agreements to more than {after} days"
         found.append(Finding("unlinking", "wrong", what, remedy))
     listed = f"{len(enabled)} enterprises are on the unlink list, and keep e-mails for longer than {after} days"
     empty = "nobody is unlinked: CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED is empty"

@@ -12,7 +12,14 @@ from sqlalchemy import Connection, Dialect, text
 from sqlalchemy.exc import DBAPIError
 
 from worker.db.ledger_tables import Ledger
-from worker.db.license_manager_tables import CustomerAgreement, License, LicenseManager, SubscriptionPlanRenewal
+from worker.db.license_manager_tables import (
+    CustomerAgreement,
+    HistoricalLicense,
+    Histories,
+    License,
+    LicenseManager,
+    SubscriptionPlanRenewal,
+)
 from worker.db.schema_check import EVENT_TABLE, PLAN_HISTORY_TABLE, PLAN_TABLE
 from worker.db.transactions import DENIED, codes_of
 from worker.ledger.migrations import VERSION_TABLE
@@ -37,13 +44,17 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "license_expiry_lms_call": ("SELECT", "INSERT", "DELETE"),
     VERSION_TABLE: ("SELECT",),
 }
+# A night does without these, and then knows less.
+OPTIONAL: dict[str, tuple[str, ...]] = {HistoricalLicense.__tablename__: ("SELECT",)}
 # Before Django 4.1 license-manager numbered rows by a sequence, whose use is a right of its own.
 NUMBERED = ((EVENT_TABLE, "id"), (PLAN_HISTORY_TABLE, "history_id"))
 
 _ON_COLUMNS = ["SELECT", "INSERT", "UPDATE", "REFERENCES"]
 _ON_TABLES = ["DELETE", "TRUNCATE", "TRIGGER"]
 _COLUMNS = {
-    table.name: table.columns.keys() for base in (LicenseManager, Ledger) for table in base.metadata.sorted_tables
+    table.name: table.columns.keys()
+    for base in (LicenseManager, Histories, Ledger)
+    for table in base.metadata.sorted_tables
 }
 _WHOLE = (PLAN_TABLE, VERSION_TABLE)  # read with all columns that there may be
 
@@ -82,14 +93,23 @@ def missing_rights(connection: Connection) -> list[Right]:
     if connection.dialect.name == "postgresql" and not connection.scalar(text("SELECT current_schema()")):
         path = str(connection.scalar(text("SELECT current_setting('search_path')"))).split(",")
         return [Right("USAGE", f"SCHEMA {next((name.strip() for name in path if '$user' not in name), 'public')}")]
-    lacks = [
-        Right(verb, table) for table, verbs in RIGHTS.items() for verb in verbs if not _may(connection, verb, table)
-    ]
+    lacks = _lacking(connection, RIGHTS)
     return lacks + (list(_sequences(connection)) if connection.dialect.name == "postgresql" else [])
 
 
+def missing_optional_rights(connection: Connection) -> list[Right]:
+    """The rights of OPTIONAL that the account does not have."""
+    return _lacking(connection, OPTIONAL)
+
+
+def _lacking(connection: Connection, wanted: dict[str, tuple[str, ...]]) -> list[Right]:
+    return [
+        Right(verb, table) for table, verbs in wanted.items() for verb in verbs if not _may(connection, verb, table)
+    ]
+
+
 def surplus_rights(connection: Connection) -> list[str]:
-    """Privileges that the account has beyond those in RIGHTS, such as "DELETE on …".
+    """Privileges that the account has beyond those in RIGHTS and OPTIONAL, such as "DELETE on …".
 
     Creating and altering the ledger's tables is not reported.
     """
@@ -104,10 +124,14 @@ def surplus_rights(connection: Connection) -> list[str]:
             table = where.removeprefix(database) if where.startswith(database) else ""
             verbs = [_normal(verb) for verb in re.findall(r"[^,(]+(?:\([^)]*\))?", granted[1])]
             verbs += ["GRANT OPTION"] if granted[3] else []
-            more = [verb for verb in verbs if verb not in ("USAGE", *RIGHTS.get(table, ()))]
+            more = [verb for verb in verbs if verb not in ("USAGE", *_allowed(table))]
             if more and not of_ledger(table):
                 found.append(_told(more, where))
     return found
+
+
+def _allowed(table: str) -> tuple[str, ...]:
+    return (RIGHTS | OPTIONAL).get(table, ())
 
 
 def _normal(verb: str) -> str:
@@ -172,7 +196,7 @@ def _surplus_on_postgresql(connection: Connection) -> list[str]:
     found: dict[str, list[str]] = {}
     asked = {"verbs": _ON_TABLES + _ON_COLUMNS, "on_columns": _ON_COLUMNS, "plan": PLAN_TABLE, "marked": _MARKED}
     for table, verb in connection.execute(text(_SURPLUS), asked):
-        if not of_ledger(table) and verb not in RIGHTS.get(table, ()):
+        if not of_ledger(table) and verb not in _allowed(table):
             found.setdefault(table, []).append(verb)
     told = [_told(verbs, table) for table, verbs in found.items()]
     return [what for what, may in zip(attributes, others, strict=True) if may] + told

@@ -99,7 +99,7 @@ class Claim:
             if ends == run.force and not run.dry_run:
                 confirmations.drop_confirmations(session, run.enterprise_customer_uuid)
             if ends and not run.dry_run:
-                held.drop_stale_holds(session, run)
+                held.drop_stale_holds(session, run.enterprise_customer_uuid)
 
         self._leave(tidy, **last, **columns, **{self.step.ended_at: DatabaseNow()})
         self._note(last)

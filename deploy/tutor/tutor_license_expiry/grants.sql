@@ -4,6 +4,7 @@ GRANT SELECT ON subscriptions_subscriptionplanrenewal TO license_expiry;
 GRANT SELECT ON subscriptions_license TO license_expiry;
 GRANT SELECT, INSERT ON subscriptions_licenseevent TO license_expiry;
 GRANT SELECT, INSERT ON subscriptions_historicalsubscriptionplan TO license_expiry;
+GRANT SELECT ON subscriptions_historicallicense TO license_expiry;
 GRANT SELECT, INSERT, UPDATE ON license_expiry_run TO license_expiry;
 GRANT SELECT, INSERT, DELETE ON license_expiry_downgrade TO license_expiry;
 GRANT SELECT, INSERT, UPDATE, DELETE ON license_expiry_held TO license_expiry;

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 from support.database_account import Account, documented
 from support.eventually import eventually
-from support.runs import LONGEST, Make, events, finish, held, processed, ready, unlinking
+from support.runs import LONGEST, Make, events, finish, held, night, processed, ready, unlinking
 
 from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
@@ -29,6 +29,7 @@ from worker.web import history, metrics
 ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mariadb-uuid"], indirect=True)
 
 
+HISTORY = Right("SELECT", "subscriptions_historicallicense")
 Findings = Callable[[], list[Finding]]
 
 
@@ -111,6 +112,41 @@ def test_each_right_that_is_taken_away_is_named_and_its_remedy_gives_it_back(
 
 
 @ON_EACH_SERVER
+def test_a_right_that_a_night_can_do_without_is_a_warning_of_what_is_lost(account: Account, findings: Findings) -> None:
+    account.revoke(HISTORY)
+    ok, warning = findings()
+    assert ok.status == "ok"
+    assert warning.status == "warning"
+    assert warning.what == (
+        f"{account.name} lacks SELECT on subscriptions_historicallicense: licenses that are moved into a processed plan "
+        "after its mark are not noticed, and their learners are unlinked without a downgrade"
+    )
+    account.execute(warning.remedy)
+    assert [each.status for each in findings()] == ["ok"]
+
+
+@ON_EACH_SERVER
+@pytest.mark.parametrize("may_read", [True, False])
+def test_a_license_moved_after_the_mark_is_downgraded_first_where_its_history_may_be_read(
+    engine: Engine, account: Account, lms: Simulator, make_test_deps: Make, may_read: bool
+) -> None:
+    data = Data(engine)
+    agreement, day = data.agreement(), timedelta(days=1)
+    before, plan = (data.plan(agreement, expires=data.now - ago * day, expiration_processed=True) for ago in (110, 100))
+    data.plan_history(plan, data.now - 99 * day, processed=True)
+    moved = data.license(plan)
+    data.license_history(moved, data.now - 200 * day, before)
+    data.license_history(moved, data.now - 2 * day, plan)
+    ready(data, lms)
+    if not may_read:
+        account.revoke(HISTORY)
+    enterprise = agreement.enterprise_customer_uuid
+    night(make_test_deps(DATABASE_URL=account.url, **unlinking(enterprise)), enterprise)
+    assert events(engine, DOWNGRADED_EVENT) == ({moved: 1} if may_read else {})
+    assert events(engine, UNLINKED_EVENT) == {moved: 1}
+
+
+@ON_EACH_SERVER
 def test_a_ledger_that_the_account_cannot_see_is_one_finding(
     engine: Engine, account: Account, findings: Findings
 ) -> None:
@@ -123,7 +159,7 @@ def test_a_ledger_that_the_account_cannot_see_is_one_finding(
 
 
 PLAN, MARKS = "subscriptions_subscriptionplan", "expiration_processed, modified"
-OTHER = "subscriptions_historicallicense"
+OTHER = "subscriptions_historicalcustomeragreement"
 SPARE = {
     "mysql": {
         "DELETE ON license_manager.subscriptions_license": "DELETE on {database}.subscriptions_license",

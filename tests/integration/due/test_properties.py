@@ -419,7 +419,7 @@ def test_a_night_that_is_done_leaves_nothing_to_do(engine: Engine, database: Dra
         again = answers_of(laid.connection, replace(scope, force=False), *REQUESTS, "due_enterprises")
         assert [again[name] for name in REQUESTS] == [[], [], []]
         # A forced run may hold what an earlier one confirmed, whose plan is then still to be marked; and who is kept
-        # linked by a license that is not due any more is due until a full run has dropped that from the list.
+        # linked by a held license that is not due any more is due for as long as that stays on the list.
         assert again["due_enterprises"] == [] or scope.force or kept
 
 

@@ -14,11 +14,14 @@ from simulator.data.rows import Data
 from worker.db.ledger_tables import Downgrade, HeldLicense, Run
 from worker.db.transactions import Database
 from worker.ledger import confirmations, held as confirmations_held, runs as confirmations_runs, runs as opening
+from worker.ledger.claims import claim
 from worker.ledger.held import HOLD_FOR
-from worker.ledger.order import Phase
+from worker.ledger.order import DOWNGRADE, UNLINK, Phase
 
 AS_OF = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 LATER = AS_OF + timedelta(days=1)
+IN_A_MINUTE = timedelta(minutes=1)
+PURGED: dict[str, Any] = {"status": "revoked", "email": None}  # by license-manager's retire_old_licenses
 
 
 @pytest.fixture
@@ -87,36 +90,63 @@ def test_confirmations_are_kept_until_their_plan_is_marked(database: Database, e
     assert {row["license_uuid"] for row in rows(engine, Downgrade)} == {unmarked, others}
 
 
-def test_holds_that_were_up_and_not_tried_are_dropped(database: Database, engine: Engine) -> None:
-    enterprise = uuid4()
-    earlier, run = make_run(enterprise), make_run(enterprise, AS_OF + HOLD_FOR)
-    not_due, tried = uuid4(), uuid4()
-    hold(database, earlier, not_due, tried)
-    hold(database, run, tried)
-    recent, of_another = uuid4(), uuid4()
-    hold(database, make_run(enterprise, AS_OF + timedelta(microseconds=1)), recent)
-    hold(database, make_run(), of_another)
-    database.transact(lambda session: confirmations_held.drop_stale_holds(session, run))
-    assert set(held(engine)) == {tried, recent, of_another}
-
-
-# A run that looked at some plans only cannot tell which holds are not due any more.
-NARROWED: list[dict[str, Any]] = [
-    {"plan_uuids": [str(uuid4())]},
-    {"expired_after": AS_OF - timedelta(days=9)},
-    {"expired_before": AS_OF - timedelta(days=9)},
+# What became of a held license, and why its hold stays or goes.
+HOLDS: list[tuple[str, bool, dict[str, Any], dict[str, Any]]] = [
+    ("its plan has expired: the LMS still refuses it", True, {}, {}),
+    ("purged: the LMS was told nothing, and the learner has a paid enrollment", True, {}, PURGED),
+    ("renewed, so no query finds it due any more", True, {}, {"renewed": True}),
+    ("its plan was marked by hand: that downgrades nobody", True, {"expiration_processed": True}, {}),
+    ("its plan was switched off", True, {"is_active": False}, {}),
+    ("its plan was extended: nothing is to be downgraded", False, {"expires": IN_A_MINUTE}, {}),
+    ("it was deleted", False, {}, {"deleted": True}),
 ]
 
 
-@ON_SQLITE
-def test_a_narrowed_run_drops_no_hold(database: Database, engine: Engine) -> None:
-    enterprise, license = uuid4(), uuid4()
-    hold(database, make_run(enterprise), license)
-    for request in NARROWED:
-        database.transact(partial(confirmations_held.drop_stale_holds, run=make_run(enterprise, LATER, **request)))
-        assert set(held(engine)) == {license}, request
-    database.transact(lambda session: confirmations_held.drop_stale_holds(session, make_run(enterprise, LATER)))
+@pytest.mark.parametrize("held_ago", [timedelta(), HOLD_FOR, timedelta(days=40)], ids=str)
+def test_a_hold_goes_with_its_license_or_its_plans_expiration_and_never_else(
+    database: Database, engine: Engine, held_ago: timedelta
+) -> None:
+    now = database.now()
+    data = Data(engine, now=now)
+    agreement, stays = data.agreement(), {}
+    for why, stays_held, of_plan, of_license in HOLDS:
+        of_plan, of_license = dict(of_plan), dict(of_license)
+        minutes: timedelta = of_plan.pop("expires", -timedelta(days=9))
+        plan = data.plan(agreement, expires=now + minutes, **of_plan)
+        on = data.license(plan) if of_license.pop("renewed", False) else None
+        gone = of_license.pop("deleted", False)
+        stays[uuid4() if gone else data.license(plan, renewed_to=on, **of_license)] = (why, stays_held)
+    data.flush()
+    hold(database, make_run(agreement.enterprise_customer_uuid, now - held_ago), *stays)
+    of_another = uuid4()
+    hold(database, make_run(), of_another)
+    database.transact(lambda session: confirmations_held.drop_stale_holds(session, agreement.enterprise_customer_uuid))
+    left = held(engine)
+    assert {why for uuid, (why, _) in stays.items() if uuid in left} == {why for why, kept in stays.values() if kept}
+    assert of_another in left
+
+
+@pytest.mark.parametrize("narrowed", [{}, {"expired_after": AS_OF - timedelta(days=900)}], ids=["all", "narrowed"])
+def test_any_run_of_the_enterprise_drops_them_as_it_ends(
+    database: Database, engine: Engine, narrowed: dict[str, Any]
+) -> None:
+    enterprise, gone = uuid4(), uuid4()
+    hold(database, make_run(enterprise), gone)
+    run_id = opened_run(database, enterprise, LATER, **narrowed).run_id
+    for step in (DOWNGRADE, UNLINK):
+        assert set(held(engine)) == {gone}
+        claim(database, run_id, enterprise, step, "a test", 300).advance()
     assert held(engine) == {}
+
+
+@ON_SQLITE
+def test_a_held_license_whose_agreement_moved_is_held_there(database: Database, engine: Engine) -> None:
+    before, after, license = make_run(), make_run(as_of=LATER), uuid4()
+    hold(database, before, license)
+    hold(database, after, license)
+    [row] = rows(engine, HeldLicense)
+    assert (row["enterprise_customer_uuid"], row["tries"]) == (after.enterprise_customer_uuid, 2)
+    assert row["first_held_at"] == AS_OF
 
 
 def test_runs_are_listed_the_newest_first_and_one_for_each_enterprise(database: Database) -> None:
