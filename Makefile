@@ -8,6 +8,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Where it is set, each of the hundreds of processes of a test run would compile all that it imports, 2 s long.
 unexport PYTHONDONTWRITEBYTECODE
 
+# An option for a variable, where it was given by name (`make run DATABASE_URL=…`) and is not of the environment.
+named = $(if $(findstring command line,$(origin $(1))),$(2)='$(subst ','\'',$(value $(1)))')
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-engines test-compose bench chaos check lint format lock clean
 
@@ -15,6 +18,7 @@ help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run ONCE=1 ends after one night; make test T=tests/unit runs one part"
+	@echo "  make run DATABASE_URL=URL CELERY_BROKER_URL=URL uses yours; what the environment says is ignored"
 	@echo "  make chaos SEED=2 FAULTS=1000 plays longer; ENGINE=mariadb NIGHT=7 plays one night again"
 
 setup: $(READY)  ## Make the environment, in .venv
@@ -30,7 +34,8 @@ $(READY): requirements/dev.txt pyproject.toml
 	@touch $@
 
 run: setup  ## Run a night end to end on this machine, and stay until Ctrl-C
-	@$(BIN)/python -m simulator.demo $(if $(ONCE),--once)
+	@$(BIN)/python -m simulator.demo $(if $(ONCE),--once) $(call named,DATABASE_URL,--database) \
+	  $(call named,CELERY_BROKER_URL,--broker) $(call named,LMS_URL,--lms)
 
 test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails)
 	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(T)

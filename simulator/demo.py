@@ -1,7 +1,8 @@
 """`make run`: everything that a night needs as real processes on this machine, and one night through them.
 
-What is set in the environment is used as it is: CELERY_BROKER_URL, DATABASE_URL, LMS_URL. What is not set is
-embedded: fakeredis's TCP server, an SQLite file with invented data, the simulated LMS.
+Everything is embedded: fakeredis's TCP server, an SQLite file with invented data, the simulated LMS. Settings of the
+environment, of files and of LICENSE_EXPIRY_CFG are ignored, by all that the demo starts as well: only a database and a
+broker that are named as options take the place of the embedded ones. The LMS is always the simulated one.
 """
 
 import json
@@ -18,14 +19,15 @@ from uuid import UUID
 import click
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 
+from simulator.data.mark import Whose, mark, whose
 from simulator.data.rows import Data
 from simulator.data.schema import create_tables
 from simulator.data.showcase import Demo, demo, read_demo
 from simulator.processes import Processes, StartError, free_port, listens
-from worker.db.engine import cannot_be_used, make_engine
+from simulator.sealed import close_secrets, environment
+from worker.db.engine import address_of, cannot_be_used, make_engine
 from worker.errors import LicenseExpiryError, Unusable, WrongSetting
 from worker.settings import Settings, load_settings
 
@@ -35,20 +37,32 @@ FLOWER_LOGIN = "demo:demo"
 # So that whoever breaks the LMS sees a step come again, and its run fail, within a minute or two.
 IMPATIENCE = {"TASK_RETRY_SECONDS": "5", "TASK_MAX_RETRIES": "3"}
 PYTHON = sys.executable
-COMMAND = [PYTHON, "-c", "from worker.cli.main import main; main(prog_name='license-expiry')"]
+SEALED = [PYTHON, "-m", "simulator.sealed"]
+COMMAND = [*SEALED, "license-expiry"]
+LMS_KEY, LMS_SECRET = "demo-key", "demo-secret"
 out = Console(highlight=False)
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="End after the night, with its exit status.")
-def main(once: bool) -> None:
+@click.option("--database", metavar="URL", help="An empty database, or one that the demo has made before.")
+@click.option("--broker", metavar="URL", help="A Redis or a RabbitMQ that no other worker uses.")
+@click.option("--lms", metavar="URL", help="Refused: the demo's LMS is always its simulator.")
+def main(once: bool, database: str | None, broker: str | None, lms: str | None) -> None:
     """Start all that a night needs, run one night, show what it did, and stay until Ctrl-C."""
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, signal.default_int_handler)
-    FOLDER.mkdir(exist_ok=True)
+    harmless = environment(os.environ)
+    os.environ.clear()
+    os.environ.update(harmless)
+    close_secrets()
     try:
+        if lms:
+            what = "LMS_URL: the demo never calls an LMS but its own simulator"
+            raise WrongSetting(what, "Leave LMS_URL out; to run on a real LMS see docs/install.md")
+        FOLDER.mkdir(exist_ok=True)
         with Processes(FOLDER.absolute(), ROOT) as processes:
-            status = _everything(processes, once)
+            status = _everything(processes, once, database, broker)
     except KeyboardInterrupt:
         out.print("\nStopped.")
         status = 130
@@ -58,77 +72,74 @@ def main(once: bool) -> None:
     raise SystemExit(status)
 
 
-def _everything(processes: Processes, once: bool) -> int:
-    embedded = _set_environment()
-    shown = _prepare_database(load_settings(broker=True), real_lms="LMS_URL" not in embedded)
-    for name, (command, port) in embedded.items():
-        processes.start(name.lower(), command, lambda port=port: listens(port))  # type: ignore[misc]
+def _everything(processes: Processes, once: bool, database: str | None, broker: str | None) -> int:
+    broker_port, lms_port = None if broker else free_port(), free_port(8000)
+    settings = _settings(database, broker or f"redis://127.0.0.1:{broker_port}/0", lms_port)
+    shown = _prepare_database(settings)
+    if broker_port:
+        serve = f"from fakeredis import TcpFakeServer; TcpFakeServer(('127.0.0.1', {broker_port})).serve_forever()"
+        processes.start("broker", [PYTHON, "-c", serve], lambda: listens(broker_port))
+    command = [PYTHON, "-m", "simulator", "serve", "--port", str(lms_port), "--latency", "0.1"]
+    command += ["--client-id", LMS_KEY, "--client-secret", LMS_SECRET, "--database", settings.DATABASE_URL]
+    processes.start("lms", command, lambda: listens(lms_port))
     flower = _start_celery(processes)
     status = _night(shown)
     if not once:
         pages = _start_serve(processes)
         prometheus = _start_prometheus(processes, pages, flower)
-        _invite(flower, pages, prometheus, "LMS_URL" in embedded)
+        _invite(flower, pages, prometheus)
         signal.pause()
     return status
 
 
-def _set_environment() -> dict[str, tuple[list[str], int]]:
-    """Fill in what the environment leaves open; return the servers to be embedded for it, with their ports."""
-    embedded = {}
-    os.environ.setdefault("DATABASE_URL", f"sqlite:///{FOLDER.absolute()}/license_manager.sqlite3")
-    if not os.environ.get("CELERY_BROKER_URL"):
-        port = free_port()
-        os.environ["CELERY_BROKER_URL"] = f"redis://127.0.0.1:{port}/0"
-        serve = f"from fakeredis import TcpFakeServer; TcpFakeServer(('127.0.0.1', {port})).serve_forever()"
-        embedded["CELERY_BROKER_URL"] = [PYTHON, "-c", serve], port
-    if not os.environ.get("LMS_URL"):
-        port = free_port(8000)
-        os.environ["LMS_URL"] = f"http://127.0.0.1:{port}"
-        key = os.environ["BACKEND_SERVICE_EDX_OAUTH2_KEY"] = "demo-key"
-        secret = os.environ["BACKEND_SERVICE_EDX_OAUTH2_SECRET"] = "demo-secret"
-        command = [PYTHON, "-m", "simulator", "serve", "--port", str(port), "--latency", "0.1"]
-        command += ["--client-id", key, "--client-secret", secret, "--database", os.environ["DATABASE_URL"]]
-        embedded["LMS_URL"] = command, port
-        for name, value in IMPATIENCE.items():
-            os.environ.setdefault(name, value)
-    return embedded
+def _settings(database: str | None, broker: str, lms_port: int) -> Settings:
+    """Set the environment of everything that is started, and return the settings in it."""
+    os.environ.update(
+        DATABASE_URL=database or f"sqlite:///{FOLDER.absolute()}/license_manager.sqlite3",
+        CELERY_BROKER_URL=broker,
+        LMS_URL=f"http://127.0.0.1:{lms_port}",
+        BACKEND_SERVICE_EDX_OAUTH2_KEY=LMS_KEY,
+        BACKEND_SERVICE_EDX_OAUTH2_SECRET=LMS_SECRET,
+        FLOWER_BASIC_AUTH=FLOWER_LOGIN,
+        **IMPATIENCE,
+    )
+    return load_settings(broker=True)
 
 
-def _prepare_database(settings: Settings, real_lms: bool) -> Demo | None:
-    """Make data in an empty database, and the ledger's tables; return what the data shows, if it is the demo's."""
+def _prepare_database(settings: Settings) -> Demo:
+    """Make data in an empty database, and the ledger's tables; return what the data shows.
+
+    Raises WrongSetting before it writes anything when the database holds what the demo did not make.
+    """
     engine = make_engine(settings.DATABASE_URL)
     try:
-        if not real_lms and not inspect(engine).has_table("subscriptions_license"):
+        found = whose(engine)
+        if found is Whose.NOBODYS:
             out.print("Making the data of 15 enterprises ...")
+            mark(engine)
             create_tables(engine)
             data = Data(engine)
             demo(data, datetime.now(UTC))
             data.flush()
-        shown = read_demo(engine)
+        shown = None if found is Whose.OTHERS else read_demo(engine)
+        address = address_of(engine)
     except DBAPIError as error:
         raise Unusable(*cannot_be_used(engine, error)) from error
     finally:
         engine.dispose()
-    if shown is None and not real_lms:
-        raise WrongSetting(
-            "DATABASE_URL: this database holds data that the demo did not make, and with a simulated LMS it would "
-            "record downgrades that never happened",
-            "Set LMS_URL too, or point DATABASE_URL at an empty database",
-        )
+    if shown is None:
+        what = f"DATABASE_URL: {address} holds tables or customers that the demo did not make; it has changed nothing"
+        raise WrongSetting(what, "Name an empty database, or none: make run; where it is the demo's own, make clean")
     if subprocess.run([*COMMAND, "init-db"], stdout=subprocess.DEVNULL, check=False).returncode:
         raise StartError("license-expiry init-db has failed: see above")
-    if shown is not None:
-        listed = ",".join(map(str, shown.unlink_enabled))
-        os.environ.setdefault("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", listed)
+    os.environ["CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"] = ",".join(map(str, shown.unlink_enabled))
     return shown
 
 
 def _start_celery(processes: Processes) -> str:
     """Start worker, beat and Flower; return Flower's address."""
     port = free_port(5555)
-    os.environ.setdefault("FLOWER_BASIC_AUTH", FLOWER_LOGIN)
-    celery = [PYTHON, "-m", "celery", "-A", "worker"]
+    celery = [*SEALED, "celery", "-A", "worker"]
     out.print("Starting worker, beat and Flower ...")
     flower = ["flower", "--address=127.0.0.1", f"--port={port}"]
     address = f"http://127.0.0.1:{port}"
@@ -165,7 +176,7 @@ def _start_prometheus(processes: Processes, pages: str, flower: str) -> str | No
     return f"http://{address}"
 
 
-def _night(shown: Demo | None) -> int:
+def _night(shown: Demo) -> int:
     """Run the command license-expiry for a night, then tell what the data was there to show; return the exit status."""
     out.print("\n[bold]The night begins:[/bold] license-expiry run")
     runs, held = _told("run")["runs"], _told("held")["held"]
@@ -178,8 +189,7 @@ def _night(shown: Demo | None) -> int:
         )
     out.print("make clean makes new data.")
     # What the demo's data plants to be held is no failure.
-    planted = shown.planted_held if shown else set()
-    unplanted = {UUID(license["license_uuid"]) for license in held} - planted
+    unplanted = {UUID(license["license_uuid"]) for license in held} - shown.planted_held
     return 1 if unplanted or any(run["phase"] != "finished" for run in runs) else 0
 
 
@@ -191,8 +201,8 @@ def _told(command: str) -> Any:
     return json.loads(told)
 
 
-def _summary(runs: list[dict[str, Any]], shown: Demo | None) -> Table:
-    known = {str(enterprise.uuid): enterprise for enterprise in shown.enterprises} if shown else {}
+def _summary(runs: list[dict[str, Any]], shown: Demo) -> Table:
+    known = {str(enterprise.uuid): enterprise for enterprise in shown.enterprises}
     table = Table(box=None, pad_edge=False, title="What this data is there to show", title_justify="left")
     for heading in ("enterprise", "down-\ngraded", "un-\nlinked", "pro-\ntected", "held", "why"):
         table.add_column(heading, justify="left" if heading in ("enterprise", "why") else "right")
@@ -206,21 +216,18 @@ def _summary(runs: list[dict[str, Any]], shown: Demo | None) -> Table:
     return table
 
 
-def _invite(flower: str, pages: str, prometheus: str | None, simulated: bool) -> None:
-    own = os.environ["FLOWER_BASIC_AUTH"] != FLOWER_LOGIN
-    login = "USER:PASSWORD" if own else FLOWER_LOGIN
+def _invite(flower: str, pages: str, prometheus: str | None) -> None:
     plain: Any = {"markup": False, "soft_wrap": True}  # lines to copy
     out.print(f"\n[bold]The night as a page[/bold] is at {pages}")
     if prometheus:
         out.print(f"[bold]Prometheus[/bold] with our alerts is at {prometheus}")
-    out.print(f"[bold]Flower[/bold] is at {flower} (user and password: {login}). Start an enterprise again from it:")
-    post = f"curl -u {login} {flower}/api/task/async-apply/license_expiry"
+    out.print(f"[bold]Flower[/bold] is at {flower} (user and password: {FLOWER_LOGIN}). Start an enterprise again:")
+    post = f"curl -u {FLOWER_LOGIN} {flower}/api/task/async-apply/license_expiry"
     again = {"enterprise_customer_uuid": "…", "force": True, "reason": "to see it again"}
     out.print(f"  {post}.run_enterprise -d '{json.dumps({'kwargs': again}, ensure_ascii=False)}'", **plain)
-    if simulated:
-        faults = f"curl -X POST {os.environ['LMS_URL']}/_simulator/faults -d"
-        out.print("Break the LMS, and mend it:")
-        out.print(f"""  {faults} '[{{"status": 503}}]'\n  {faults} '[]'""", **plain)
+    faults = f"curl -X POST {os.environ['LMS_URL']}/_simulator/faults -d"
+    out.print("Break the LMS, and mend it:")
+    out.print(f"""  {faults} '[{{"status": 503}}]'\n  {faults} '[]'""", **plain)
     out.print(f"Logs are in {FOLDER.absolute()}. Ctrl-C ends everything.", soft_wrap=True)
 
 

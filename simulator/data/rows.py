@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from simulator.data.schema import table
 
@@ -203,13 +203,17 @@ class Data:
     def flush(self) -> None:
         """Insert all rows added since the last flush, in one transaction."""
         with self.engine.begin() as connection:
-            for name in ORDER:
-                rows, into = self._rows[name], table(self.engine, name)
-                # As Django does it: every column is named, but for the number that the database gives.
-                blank = {column.name: None for column in into.c if column.name not in ("id", "history_id")}
-                for start in range(0, len(rows), CHUNK):
-                    chunk = [blank | row for row in rows[start : start + CHUNK]]
-                    connection.execute(into.insert(), chunk)
+            self.write(connection)
+
+    def write(self, connection: Connection) -> None:
+        """Insert all rows added since the last flush, in a transaction that has begun already."""
+        for name in ORDER:
+            rows, into = self._rows[name], table(self.engine, name)
+            # As Django does it: every column is named, but for the number that the database gives.
+            blank = {column.name: None for column in into.c if column.name not in ("id", "history_id")}
+            for start in range(0, len(rows), CHUNK):
+                chunk = [blank | row for row in rows[start : start + CHUNK]]
+                connection.execute(into.insert(), chunk)
         self._rows = {name: [] for name in ORDER}
 
     def _own(self, columns: Row) -> UUID:

@@ -1,39 +1,97 @@
-"""`make run` with nothing set: everything embedded, everything ended."""
+"""`make run`: everything embedded, everything ended; and whatever the environment says, nothing real is touched."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 
 import pytest
+from sqlalchemy import Engine, func, inspect, select, text
 from support.eventually import eventually
+from support.services import new_database
 
+from simulator.data.mark import MARK
+from simulator.data.rows import Data
+from simulator.data.schema import create_tables, table
+from simulator.data.showcase import bulk
+from worker.db.engine import make_engine
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "simulator.demo"]
-SET = ("DATABASE_URL", "CELERY_BROKER_URL", "LMS_URL", "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED")
+ELSEWHERE = {
+    "DATABASE_URL": "postgresql://real:secret@127.0.0.1:PORT/license_manager",
+    "CELERY_BROKER_URL": "redis://127.0.0.1:PORT/5",
+    "CELERY_RESULT_BACKEND": "redis://127.0.0.1:PORT/6",
+    "CELERY_BROKER_READ_URL": "redis://127.0.0.1:PORT/5",
+    "CELERY_BROKER_WRITE_URL": "redis://127.0.0.1:PORT/5",
+    "LMS_URL": "http://127.0.0.1:PORT",
+    "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT": "http://127.0.0.1:PORT",
+    "BACKEND_SERVICE_EDX_OAUTH2_KEY": "real-key",
+    "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "real-secret",
+    "BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE": "/real/secret",
+    "FLOWER_BASIC_AUTH": "real:real",
+    "FLOWER_BROKER_API": "http://127.0.0.1:PORT/api/",
+    "SEGMENT_KEY": "real-key",
+    "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED": "",
+    "UNLINK_AFTER_DAYS": "36500",
+    "LICENSE_EXPIRATION_BATCH_SIZE": "wrong",
+    "PGHOST": "127.0.0.1",
+    "PGPORT": "PORT",
+    **dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy"), "http://127.0.0.1:PORT"),
+}
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> dict[str, str]:
-    """An environment with none of our settings, and a mark by which its processes are known."""
-    return {name: value for name, value in os.environ.items() if name not in SET} | {"DEMO_MARK": str(tmp_path)}
+def elsewhere() -> Iterator[int]:
+    """The port of a place that stands for everything real. No test may connect to it."""
+    called = []
+
+    def listen() -> None:
+        with suppress(OSError):
+            while True:
+                called.append(place.accept()[1])
+
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        Thread(target=listen, daemon=True).start()
+        yield place.getsockname()[1]
+        place.shutdown(socket.SHUT_RDWR)
+    assert called == []
+
+
+@pytest.fixture
+def real(tmp_path: Path, elsewhere: int) -> dict[str, str]:
+    """An environment with all settings of a real installation; the processes of the demo are known by its TMPDIR."""
+    assert {name for name in Settings.model_fields if name.endswith(("_URL", "_URL_ROOT"))} <= {*ELSEWHERE}
+    settings = {name: value.replace("PORT", str(elsewhere)) for name, value in ELSEWHERE.items()}
+    config, folder = tmp_path / "real.yaml", tmp_path / "tmp"
+    config.write_text("".join(f"{name}: '{value}'\n" for name, value in settings.items()))
+    folder.mkdir()
+    return {**os.environ, **settings, "LICENSE_EXPIRY_CFG": str(config), "TMPDIR": str(folder)}
 
 
 def left_behind(mark: Path) -> list[str]:
-    """The commands of the processes that carry the mark in their environment."""
+    """The commands of the processes that this test's demo started, and of itself."""
     left = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if f"DEMO_MARK={mark}".encode() in (process / "environ").read_bytes():
+            if f"TMPDIR={mark}/tmp\0".encode() in (process / "environ").read_bytes():
                 left.append((process / "cmdline").read_text().replace("\0", " "))
         except OSError:
             continue
     return left
 
 
-def test_once_twice(tmp_path: Path, bare: dict[str, str]) -> None:
+def test_once_twice(tmp_path: Path, real: dict[str, str]) -> None:
     nights = [
-        subprocess.run([*DEMO, "--once"], cwd=tmp_path, env=bare, capture_output=True, text=True, timeout=120)
+        subprocess.run([*DEMO, "--once"], cwd=tmp_path, env=real, capture_output=True, text=True, timeout=120)
         for _ in range(2)
     ]
     assert [night.returncode for night in nights] == [0, 0], nights[0].stdout + nights[0].stderr
@@ -44,9 +102,9 @@ def test_once_twice(tmp_path: Path, bare: dict[str, str]) -> None:
     assert left_behind(tmp_path) == []
 
 
-def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, bare: dict[str, str]) -> None:
+def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, real: dict[str, str]) -> None:
     with (tmp_path / "out").open("w+") as out:
-        demo = subprocess.Popen(DEMO, cwd=tmp_path, env=bare, stdout=out, stderr=out, start_new_session=True)
+        demo = subprocess.Popen(DEMO, cwd=tmp_path, env=real, stdout=out, stderr=out, start_new_session=True)
         eventually(lambda: "async-apply/license_expiry.run_enterprise" in (tmp_path / "out").read_text(), seconds=120)
         assert len(left_behind(tmp_path)) >= 6, "broker, LMS, Flower, worker, beat and the demo itself"
         demo.send_signal(signal.SIGINT)
@@ -54,12 +112,131 @@ def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, bare: d
     eventually(lambda: left_behind(tmp_path) == [], what="every process ended")
 
 
-def test_a_simulated_lms_never_confirms_for_data_that_is_not_the_demos(tmp_path: Path, bare: dict[str, str]) -> None:
-    url = f"sqlite:///{tmp_path}/other.db"
-    make = [sys.executable, "-m", "simulator", "make-data", "--enterprises", "1", "--licenses", "4", "--database", url]
-    subprocess.run(make, cwd=tmp_path, env=bare, check=True, capture_output=True, timeout=60)
-    demo = subprocess.run(
-        [*DEMO, "--once"], cwd=tmp_path, env=bare | {"DATABASE_URL": url}, capture_output=True, text=True, timeout=60
-    )
+def run_once(folder: Path, env: dict[str, str], *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [*DEMO, "--once", *options]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def foreign(engine: Engine) -> None:
+    """What license-manager has in a database."""
+    create_tables(engine)
+    bulk(Data(engine, now=datetime.now(UTC)), 1, 4)
+
+
+def foreign_and_marked(engine: Engine) -> None:
+    """The demo made this database, and then somebody used it for a license-manager."""
+    foreign(engine)
+    MARK.create(engine)
+
+
+def an_empty_license_manager(engine: Engine) -> None:
+    create_tables(engine)
+
+
+def a_ledger(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE license_expiry_run (id INTEGER)"))
+
+
+def in_another_schema(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA production"))
+        connection.execute(text("CREATE TABLE production.subscriptions_license (id INTEGER)"))
+
+
+def rows(engine: Engine) -> dict[str, int]:
+    """How many rows each table has."""
+    with engine.connect() as connection:
+        return {
+            name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one()
+            for name in inspect(engine).get_table_names()
+        }
+
+
+@pytest.mark.parametrize(
+    ("kind", "lay"),
+    [
+        ("sqlite", foreign),
+        ("sqlite", foreign_and_marked),
+        ("sqlite", an_empty_license_manager),
+        ("sqlite", a_ledger),
+        ("postgresql", foreign),
+        ("postgresql", in_another_schema),
+        ("mariadb", foreign),
+    ],
+)
+def test_a_database_that_is_not_the_demos_is_refused_before_anything_is_written(
+    kind: str, lay: Callable[[Engine], None], tmp_path: Path, real: dict[str, str]
+) -> None:
+    with new_database(kind, tmp_path) as url:
+        engine = make_engine(url)
+        lay(engine)
+        before = rows(engine)
+        demo = run_once(tmp_path, real, f"--database={url}")
+        assert demo.returncode == 2
+        assert "that the demo did not make; it has changed nothing. Name an empty database" in demo.stderr
+        assert rows(engine) == before
+        engine.dispose()
+
+
+def test_a_database_of_ones_own_is_used_and_known_again(tmp_path: Path, real: dict[str, str]) -> None:
+    with new_database("postgresql", tmp_path) as url:
+        nights = [run_once(tmp_path, real, f"--database={url}") for _ in range(2)]
+        assert [night.returncode for night in nights] == [0, 0], nights[0].stdout + nights[0].stderr
+        assert "Juniper Thousand" in nights[0].stdout
+        assert "Nothing is due" in nights[1].stdout
+        engine = make_engine(url)
+        with engine.connect() as connection:
+            assert connection.execute(select(func.count()).select_from(table(engine, "licenseevent"))).scalar_one() > 0
+        engine.dispose()
+
+
+def test_data_of_the_demo_that_is_not_whole_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
+    """A demo was killed while it made its data."""
+    url = f"sqlite:///{tmp_path}/own.db"
+    engine = make_engine(url)
+    create_tables(engine)
+    MARK.create(engine)
+    demo = run_once(tmp_path, real, f"--database={url}")
     assert demo.returncode == 2
-    assert "Set LMS_URL too" in demo.stderr
+    assert "make clean" in demo.stderr
+
+
+def test_another_lms_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
+    demo = run_once(tmp_path, real, f"--lms={real['LMS_URL']}")
+    assert demo.returncode == 2
+    assert "the demo never calls an LMS but its own simulator" in demo.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], []),
+        (["ONCE=1"], ["--once"]),
+        (["-e"], []),
+        (["DATABASE_URL=sqlite:///x.db"], ["--database=sqlite:///x.db"]),
+        (["CELERY_BROKER_URL=redis://b"], ["--broker=redis://b"]),
+        (["LMS_URL=http://lms"], ["--lms=http://lms"]),
+        (['DATABASE_URL=mysql://u:it\'s$HOME "x"@h/d'], ['--database=mysql://u:it\'s$HOME "x"@h/d']),
+    ],
+    ids=str,
+)
+def test_make_passes_on_what_is_given_by_name_alone(
+    given: list[str], wanted: list[str], tmp_path: Path, real: dict[str, str]
+) -> None:
+    """A password may hold what means something to a shell or to make."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/.ready").touch()
+    python = tmp_path / ".venv/bin/python"
+    python.write_text('#!/bin/sh\nfor argument in "$@"; do echo "$argument"; done\n')
+    python.chmod(0o755)
+    made = subprocess.run(
+        ["make", "-o", ".venv/.ready", "run", *given],
+        cwd=tmp_path,
+        env=real,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout.splitlines() == ["-m", "simulator.demo", *wanted]

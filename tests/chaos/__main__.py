@@ -113,6 +113,7 @@ def _tell(engine: str, report: Report, verdict: str = "") -> None:
     starved = f" (machine stood still {report.starved} times)" if report.starved else ""
     click.echo(
         f"{time.strftime('%H:%M:%S')} {engine:<11} night {report.number:<4} {len(report.struck):>3} faults"
+        f" {len(report.deeds):>2} deeds"
         f" {report.points:>6} points {report.seconds:>6.1f} s {report.extra:>2} further  {verdict}{starved}"
     )
 

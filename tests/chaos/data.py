@@ -116,7 +116,7 @@ def empty(engine: Engine) -> None:
     license = table(engine, "license")
     with engine.begin() as connection:
         connection.execute(license.update().where(license.c.renewed_to_id.is_not(None)).values(renewed_to_id=None))
-        for name in (*reversed(ORDER), "historicalsubscriptionplan"):
+        for name in reversed(ORDER):
             connection.execute(table(engine, name).delete())
         for each in reversed(Ledger.metadata.sorted_tables):
             if each.name not in KEPT:

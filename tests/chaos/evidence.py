@@ -1,7 +1,7 @@
 """What the judge judges by: the simulated LMS's journal and state, and the database. Never Celery."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from support.runs import Row, rows
 
 from chaos.data import LaidData
+from chaos.timeline import Rows, read
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
 from simulator.lms.state import State
@@ -32,6 +33,7 @@ class License:
     lms_user_id: int | None
     learners: bool
     expired: bool
+    sent: bool
 
     @property
     def mailbox(self) -> str:
@@ -52,8 +54,11 @@ def named(entry: Entry) -> list[str]:
 class Evidence:
     """The rows and requests of a night, read once, and the questions that several promises ask of them."""
 
-    def __init__(self, laid_data: LaidData, engine: Engine, lms: Simulator) -> None:
+    def __init__(
+        self, laid_data: LaidData, engine: Engine, lms: Simulator, touched: Collection[UUID] = frozenset()
+    ) -> None:
         self.laid_data = laid_data
+        self.untouched = [each for each in laid_data.enterprises if each not in touched]
         self.state: State = lms.state
         calls = lms.calls("downgrade") + lms.calls("unlink")
         self.entries = sorted((each for each in calls if not _concerns_nobody(each)), key=lambda entry: entry.start)
@@ -63,6 +68,10 @@ class Evidence:
             row["uuid"]: self._license(row, customers[self.plans[row["subscription_plan_id"]]["customer_agreement_id"]])
             for row in rows(engine, "license")
         }
+        self._engine = engine
+        self._customers: dict[UUID, UUID] = customers
+        self.plan_history = _in_order(rows(engine, "historicalsubscriptionplan"))
+        self.license_history = _in_order(rows(engine, "historicallicense"))
         self.events = rows(engine, "licenseevent")
         self.held = rows(engine, HeldLicense)
         self.downgrades = rows(engine, Downgrade)
@@ -79,7 +88,9 @@ class Evidence:
         learners = row["status"] in ("assigned", "activated")
         expired = plan["expiration_date"] <= self.laid_data.laid_at
         own = (row["user_email"], row["lms_user_id"])
-        return License(row["uuid"], plan["uuid"], enterprise, *own, learners=learners, expired=expired)
+        revoked_since = row["status"] == "revoked" and row["revoked_date"] >= plan["expiration_date"]
+        known = {"learners": learners, "expired": expired, "sent": learners or revoked_since}
+        return License(row["uuid"], plan["uuid"], enterprise, *own, **known)
 
     def calls(self, enterprise: UUID, step: Step | None = None) -> list[Entry]:
         """The requests for an enterprise, by their start; probes, which concern nobody, are none."""
@@ -109,8 +120,8 @@ class Evidence:
         return [each for each in own if each.mailbox == mailbox or each.lms_user_id in users]
 
     def of_plan(self, plan: UUID) -> list[License]:
-        """The licenses of a plan that learners have: those that a downgrade is about."""
-        return [each for each in self.licenses.values() if each.plan == plan and each.learners]
+        """The licenses of a plan that learners had when it expired: those that a downgrade is about."""
+        return [each for each in self.licenses.values() if each.plan == plan and each.sent]
 
     def runs_of(self, enterprise: UUID) -> list[Row]:
         """An enterprise's runs, in the order in which they were opened."""
@@ -121,9 +132,14 @@ class Evidence:
         marked = (uuid for uuid, row in self.plans.items() if row["expiration_processed"])
         return [uuid for uuid in marked if uuid not in self.laid_data.processed]
 
-    def enterprise_of_plan(self, plan: UUID) -> UUID | None:
-        """The customer of a plan, as its licenses tell it."""
-        return next((each.enterprise for each in self.licenses.values() if each.plan == plan), None)
+    def enterprise_with(self, plan: UUID) -> UUID | None:
+        """The customer of a plan, by its agreement; None when it is not there any more."""
+        return self._customers[self.plans[plan]["customer_agreement_id"]] if plan in self.plans else None
+
+    def rows_of(self, enterprise: UUID) -> Rows:
+        """An enterprise's rows of license-manager's tables, as they are in the end."""
+        with self._engine.connect() as connection:
+            return read(self._engine, connection, enterprise)
 
     def of_the_night(self, event_name: str) -> list[tuple[License, datetime]]:
         """The licenses with such an event that were laid without one, each with the event's moment."""
@@ -133,6 +149,10 @@ class Evidence:
             for row in found
             if row["license_id"] not in self.laid_data.unlinked
         ]
+
+
+def _in_order(history: list[Row]) -> list[Row]:
+    return sorted(history, key=lambda row: (row["history_date"], row["history_id"]))
 
 
 def _concerns_nobody(entry: Entry) -> bool:

@@ -13,6 +13,7 @@ from simulator.lms.faults import Fault as LmsFault
 
 LEASE_SECONDS = 4
 FEWEST, MOST = 9, 16
+FEWEST_DEEDS, MOST_DEEDS, MOST_TOUCHED = 6, 14, 5
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 WHERE = (
     "before call",
@@ -173,6 +174,22 @@ AT_THE_LMS = {
     "lms_timeout_after": _Kind(2, 1, _call(delay=_too_long, after_work=True)),
     "lms_truncated": _Kind(2, 2, _call(truncate=True)),
 }
+# How often each is drawn against the others; each strikes one of a few enterprises of the night, or none.
+PEOPLE = {
+    "plan_extended": 3,
+    "plan_cut": 3,
+    "marked_plan_moved": 1,
+    "plan_flipped": 2,
+    "renewal_made": 2,
+    "renewal_processed": 2,
+    "renewal_cancelled": 1,
+    "license_revoked": 3,
+    "enterprise_purged": 2,
+    "license_reassigned": 3,
+    "license_deleted": 3,
+    "license_moved": 3,
+    "license_given": 4,
+}
 NIGHT_MISSED = "night_missed"
 KINDS = {**IN_A_PROCESS, **BY_THE_DRIVER, **AT_THE_LMS}
 
@@ -190,7 +207,20 @@ def draw(seed: int, engine: str, night: int, scale: Scale) -> list[Fault]:
         if drawn[name] < KINDS[name].most:
             drawn[name] += 1
             plan.append(Fault(name, at, detail))
-    return sorted(plan, key=lambda fault: fault.at)
+    return sorted(plan + _draw_people(seed, engine, night, scale), key=lambda fault: fault.at)
+
+
+def _draw_people(seed: int, engine: str, night: int, scale: Scale) -> list[Fault]:
+    """What people do in two nights of three. They keep to a few enterprises: the others are as undisturbed as ever."""
+    rng = Random(f"{seed}:{engine}:{night}:people")
+    if rng.random() < 1 / 3:
+        return []
+    enterprises = rng.sample(scale.enterprises, min(MOST_TOUCHED, len(scale.enterprises)))
+    kinds = rng.choices(list(PEOPLE), list(PEOPLE.values()), k=rng.randint(FEWEST_DEEDS, MOST_DEEDS))
+    return [
+        Fault(kind, _nth(rng, scale.points), {"enterprise": rng.choice(enterprises), "pick": rng.getrandbits(30)})
+        for kind in kinds
+    ]
 
 
 def order(fault: Fault) -> Order:

@@ -5,11 +5,10 @@ UUIDs and requests by their number in the journal (#12), and hold no e-mail addr
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from math import inf
-from typing import Protocol
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -17,7 +16,10 @@ from support.runs import scan
 
 from chaos.data import PARALLEL, LaidData, due
 from chaos.evidence import Evidence, License, Step, confirms, named, numbers
-from chaos.snapshot import Snapshot, difference, take_snapshot
+from chaos.moving import judge_moving
+from chaos.snapshot import Snapshot, difference, take_snapshot, without
+from chaos.strikes import Strike, strikes_on
+from chaos.timeline import Timeline
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
@@ -37,38 +39,33 @@ CRASHES = (
     "database_restart",
     "database_reset",
 )
-# They strike all processes of a worker, whatever enterprise the one was at that reached the point.
-OF_A_WHOLE_WORKER = ("kill_worker", "freeze_worker")
-
 Verdict = Iterator[str]
 
 
-class Strike(Protocol):
-    """What the judge is to know of a fault that struck."""
-
-    @property
-    def kind(self) -> str:
-        """What it was."""
-
-    @property
-    def enterprise(self) -> str | None:
-        """Whose task it struck; None when it may have struck anybody's."""
-
-
 def judge(
-    laid_data: LaidData, engine: Engine, lms: Simulator, undisturbed: Snapshot, struck: Sequence[Strike]
+    laid_data: LaidData,
+    engine: Engine,
+    lms: Simulator,
+    undisturbed: Snapshot,
+    struck: Sequence[Strike],
+    timeline: Timeline,
 ) -> list[str]:
-    """Say which promises were broken, one sentence for each time."""
-    night = Evidence(laid_data, engine, lms)
+    """Say which promises were broken, one sentence for each time.
+
+    The enterprises to which people did something meanwhile are judged by the promises of `moving`: what would have
+    become of them undisturbed nobody knows.
+    """
+    night = Evidence(laid_data, engine, lms, timeline.touched)
     verdicts = [
         _order(night),
         _learner_by_learner(night),
-        _nothing_lost(night, engine, lms, undisturbed),
+        _nothing_lost(night, engine, lms, undisturbed, timeline),
         _nothing_invented(night),
         _one_at_a_time(night, struck),
         _isolation(night, struck),
         _repeats(night, struck),
         _counts(night),
+        judge_moving(night, timeline, struck),
     ]
     return [sentence for verdict in verdicts for sentence in verdict]
 
@@ -90,7 +87,7 @@ def _order(night: Evidence) -> Verdict:
     then: but all that this laid_data calls due was due before the night, and nobody narrows a run to some of the plans.
     Those held are not due again for twelve hours.
     """
-    for enterprise in night.laid_data.enterprises:
+    for enterprise in night.untouched:
         unlinks, downgrades = night.calls(enterprise, "unlink"), night.calls(enterprise, "downgrade")
         if not unlinks:
             continue
@@ -118,7 +115,7 @@ def _in_flight(night: Evidence, enterprise: UUID, call: Entry, first: int) -> Ve
 
 def _learner_by_learner(night: Evidence) -> Verdict:
     """Promise 2. All expired licenses of learners here are due ones, or the learner is protected."""
-    for enterprise in night.laid_data.enterprises:
+    for enterprise in night.untouched:
         for call in night.calls(enterprise, "unlink"):
             told = f"Learner by learner: enterprise {enterprise}: unlink #{call.start}"
             for email in named(call):
@@ -134,9 +131,12 @@ def _learner_by_learner(night: Evidence) -> Verdict:
                         yield f"{told} holds the learner of license {license.uuid}, not confirmed downgraded by then"
 
 
-def _nothing_lost(night: Evidence, engine: Engine, lms: Simulator, undisturbed: Snapshot) -> Verdict:
+def _nothing_lost(
+    night: Evidence, engine: Engine, lms: Simulator, undisturbed: Snapshot, timeline: Timeline
+) -> Verdict:
     """Promise 3: in the end all is as after a night that nothing disturbed."""
-    for sentence in difference(take_snapshot(engine, lms), undisturbed):
+    ids = timeline.ids()
+    for sentence in difference(without(take_snapshot(engine, lms), ids), without(undisturbed, ids)):
         yield f"Nothing lost: {sentence}"
     if left := due(night.laid_data, engine):
         yield f"Nothing lost: {left} enterprises still have something due"
@@ -154,17 +154,24 @@ def _nothing_invented(night: Evidence) -> Verdict:
         if not night.confirmations(license.enterprise, str(license.uuid)):
             yield f"{told}, which no request had confirmed"
     for license, _ in night.of_the_night(UNLINKED_EVENT):
-        if (license.email or "").strip() in night.state.linked[license.enterprise]:
+        if (
+            license.enterprise in night.untouched
+            and (license.email or "").strip() in night.state.linked[license.enterprise]
+        ):
             yield f"Nothing invented: license {license.uuid} is recorded as unlinked, but its learner is still linked"
     for event_name in (UNLINKED_EVENT, DOWNGRADED_EVENT):
         told = f"Nothing invented: event {event_name.rpartition('license.')[2]} of license"
         for license, created in night.of_the_night(event_name):
+            if license.enterprise not in night.untouched:
+                continue
             name = str(license.uuid if event_name == DOWNGRADED_EVENT else license.email)
             ends = [each.ended_at for each in night.confirmations(license.enterprise, name) if each.ended_at]
             if not any(end <= created + TOLERANCE for end in ends):
                 yield f"{told} {license.uuid} was not confirmed by any request before {created}"
     for (license_uuid, event_name), times in Counter(
-        (row["license_id"], row["event_name"]) for row in night.events
+        (row["license_id"], row["event_name"])
+        for row in night.events
+        if night.licenses[row["license_id"]].enterprise in night.untouched
     ).items():
         if times > 1:
             yield f"Nothing invented: license {license_uuid} has event {event_name} {times} times"
@@ -175,7 +182,7 @@ def _recorded_downgrades(night: Evidence) -> Iterator[License]:
     for plan in night.processed():
         yield from night.of_plan(plan)
     by_plan = {license.uuid for plan in night.processed() for license in night.of_plan(plan)}
-    alone = {row["license_uuid"] for row in night.downgrades}
+    alone = {row["license_uuid"] for row in night.downgrades if row["license_uuid"] in night.licenses}
     alone |= {license.uuid for license, _ in night.of_the_night(DOWNGRADED_EVENT)}
     yield from (night.licenses[uuid] for uuid in sorted(alone - by_plan))
 
@@ -201,8 +208,8 @@ def _together(calls: list[Entry], call: Entry) -> list[Entry]:
 
 def _isolation(night: Evidence, struck: Sequence[Strike]) -> Verdict:
     """Promise 7: whom nothing struck has had a night like any other."""
-    for enterprise in night.laid_data.enterprises:
-        if _strikes(struck, enterprise):
+    for enterprise in night.untouched:
+        if strikes_on(struck, enterprise):
             continue
         told = f"Isolation: enterprise {enterprise}, which nothing struck,"
         phases = [str(run["phase"]) for run in night.runs_of(enterprise)]
@@ -218,8 +225,8 @@ def _repeats(night: Evidence, struck: Sequence[Strike]) -> Verdict:
     Counted are the confirmed requests of which anything was sent again, and not those that it was sent in: licenses
     left over from two batches can come to lie in three.
     """
-    for enterprise in night.laid_data.enterprises:
-        crashes = len(_strikes(struck, enterprise, CRASHES))
+    for enterprise in night.untouched:
+        crashes = len(strikes_on(struck, enterprise, CRASHES))
         again = _sent_again(night, enterprise)
         if len(again) > PARALLEL * crashes:
             bound = f"{PARALLEL} for each of {crashes} crashes, {PARALLEL * crashes}, are allowed"
@@ -246,7 +253,7 @@ def _any_after(call: Entry, last: dict[str, int]) -> bool:
 
 def _counts(night: Evidence) -> Verdict:
     """What the runs have counted is what the night has left, no more and no less."""
-    for enterprise in night.laid_data.enterprises:
+    for enterprise in night.untouched:
         downgraded = {license.uuid for license in _recorded_downgrades(night) if license.enterprise == enterprise}
         unlinked = [each for each, _ in night.of_the_night(UNLINKED_EVENT) if each.enterprise == enterprise]
         held = [row for row in night.held if row["enterprise_customer_uuid"] == enterprise]
@@ -259,13 +266,3 @@ def _counts(night: Evidence) -> Verdict:
             counted = sum(run[name] for run in night.runs_of(enterprise))
             if counted != wanted:
                 yield f"Counts: enterprise {enterprise}: its runs have {name} {counted}, its records {wanted}"
-
-
-def _strikes(struck: Iterable[Strike], enterprise: UUID, kinds: Sequence[str] | None = None) -> list[Strike]:
-    """The faults, of these kinds if any are named, that struck an enterprise or may have."""
-    return [
-        each
-        for each in struck
-        if (each.enterprise in (None, str(enterprise)) or each.kind in OF_A_WHOLE_WORKER)
-        and (kinds is None or each.kind in kinds)
-    ]

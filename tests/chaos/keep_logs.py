@@ -40,6 +40,7 @@ def keep(session: ChaosSession, report: "Report", logs: Logs) -> Path:
     shutil.copy(session.counter.folder / "points.log", folder)
     _write(folder / "plan.json", to_json(report.plan))
     _write(folder / "struck.json", [asdict(each) for each in report.struck])
+    _write(folder / "deeds.json", [asdict(each) for each in report.deeds])
     _write(folder / "runs.json", report.runs)
     _write(folder / "journal.json", [entry.to_json() for entry in session.lms.calls()])
     (folder / "verdict.txt").write_text("\n".join(report.broken) + "\n")

@@ -13,18 +13,22 @@ from sqlalchemy.exc import DBAPIError
 
 from chaos import data, judge, missed
 from chaos.counter import Line
-from chaos.faults import AT_THE_LMS, BY_THE_DRIVER, IN_A_PROCESS, NIGHT_MISSED, Fault, Scale, Struck, order
+from chaos.faults import AT_THE_LMS, BY_THE_DRIVER, IN_A_PROCESS, NIGHT_MISSED, PEOPLE, Fault, Scale, Struck, order
+from chaos.hands import HANDS
 from chaos.inflict import Agenda, Inflict
 from chaos.keep_logs import Logs
+from chaos.people import People
 from chaos.recovery import Blow, recovery
 from chaos.session import ChaosSession
 from chaos.struck import Noted, killed_by_celery, thaw, what_struck
+from chaos.timeline import Deed, Timeline
 
 GIVE_UP_SECONDS = 150
 QUIET_SECONDS = 1.0
 TAKEN_SECONDS = 3.0
 STARVED_SECONDS = 1.5
 MOST_EXTRA_NIGHTS = 6
+MOST_TRIES = 10
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Report:
     starved: int = 0
     recoveries: list[tuple[str, float]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    deeds: list[Deed] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -57,6 +62,9 @@ class Night:
         self.logs = Logs(session.folder / "logs")
         self._agenda = Agenda()
         self._hands = Inflict(session, self._agenda.later)
+        self._timeline = Timeline()
+        self._people = People(session.database.url, session.lms, self._timeline, HANDS)
+        self._deeds = [(fault, MOST_TRIES) for fault in plan if fault.kind in PEOPLE]
         self._pending = [fault for fault in plan if fault.kind in BY_THE_DRIVER]
         self._noted = [Noted.of(fault) for fault in plan if fault.kind in AT_THE_LMS]
         self._blows: list[Blow] = []
@@ -78,6 +86,7 @@ class Night:
         finally:
             self.session.counter.disarm()
             self.report.seconds = time.time() - self.report.started
+            self.report.deeds = self._timeline.deeds
             self.report.runs = [dict(run._mapping) for run in self._trying(self.session.runs) or []]
         return self.report
 
@@ -104,6 +113,7 @@ class Night:
     def _restored(self) -> bool:
         try:
             self.session.laid_data.restore(self.session.engine, self.session.lms)
+            self._timeline.begin(self.session.engine, self.session.laid_data)
         except DBAPIError:  # a worker that looked for work meanwhile
             return False
         return True
@@ -116,7 +126,7 @@ class Night:
             self.session.engine.dispose()
             if not data.due(self.session.laid_data, self.session.engine):
                 return
-            if self.report.extra == MOST_EXTRA_NIGHTS:
+            if self.report.extra == MOST_EXTRA_NIGHTS + len(self._timeline.deeds):
                 raise NotSettled(f"still due after {self.report.extra} further nights: {self._state()}")
             self.report.extra += 1
             self._post_night()
@@ -125,6 +135,7 @@ class Night:
         """A last night with no faults, which has nothing to do and sends nothing."""
         self.session.counter.disarm()
         self._pending.clear()
+        self._deeds.clear()
         self.session.lms.faults()
         self.session.processes.back_to_normal()
         self._wait(self._quiet, 60, "everybody back to normal")
@@ -144,7 +155,8 @@ class Night:
         struck = [*report.struck, *killed_by_celery(logs.values(), self._last, known)]
         if report.starved:  # a machine that stands still for so long is as a freeze of all
             struck.append(Struck("freeze_worker", datetime.now(UTC), None, "starved"))
-        report.broken += judge.judge(session.laid_data, session.engine, session.lms, session.undisturbed, struck)
+        evidence = (session.laid_data, session.engine, session.lms, session.undisturbed)
+        report.broken += judge.judge(*evidence, struck, self._timeline)
         texts = logs | {"Redis": b"\n".join(session.broker.seen).decode()}
         report.broken += [f"Privacy: an e-mail address in {place}" for place in judge.scan(texts, session.engine)]
         runs = session.runs()
@@ -203,6 +215,19 @@ class Night:
             if self._hands.do(fault):
                 self._pending.remove(fault)
                 self._strike(struck)
+        if session.database.up:
+            self._work(reached)
+
+    def _work(self, reached: int) -> None:
+        """Let people do what is due by this count of points."""
+        for fault, tries in [(fault, tries) for fault, tries in self._deeds if fault.at <= reached]:
+            self._deeds.remove((fault, tries))
+            if not self._done(fault) and tries:
+                self._deeds.append((fault, tries - 1))
+
+    def _done(self, fault: Fault) -> bool:
+        """Do what people do; True also when there is nothing for them to do. What is locked or away is tried again."""
+        return self._trying(lambda: self._people.do(fault.kind, **fault.detail)) is not None
 
     def _freeze(self, line: Line) -> None:
         self._agenda.later(line.order["seconds"] - (time.time() - line.time), partial(thaw, line))

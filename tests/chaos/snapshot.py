@@ -1,5 +1,6 @@
 """Everything that a night leaves in the database and at the LMS, in a form in which two nights can be compared."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ Table = dict[str, list[Row]]
 # Numbers that the database gives, and moments that differ by the run.
 VOLATILE = ("id", "history_id", "history_date")
 ADDRESSES = ("user_email",)
+UUIDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,17 @@ def difference(found: Snapshot, wanted: Snapshot) -> list[str]:
         if mine != theirs
         for sentence in _differences(mine, theirs)
     ]
+
+
+def without(snapshot: Snapshot, ids: set[UUID]) -> Snapshot:
+    """All but the rows whose key names any of these UUIDs."""
+    names = set(map(str, ids))
+    return Snapshot(
+        {
+            name: {key: rows for key, rows in content.items() if not names & set(UUIDS.findall(key))}
+            for name, content in snapshot.tables.items()
+        }
+    )
 
 
 def _pairs(found: Table, wanted: Table) -> Iterator[tuple[str, list[Row], list[Row]]]:

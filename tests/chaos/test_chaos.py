@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 
 from chaos import counter, servers
-from chaos.faults import AT_THE_LMS, IN_A_PROCESS, KINDS, NIGHT_MISSED, Fault, Scale, draw, lms_fault, order
+from chaos.faults import (
+    AT_THE_LMS,
+    IN_A_PROCESS,
+    KINDS,
+    MOST_TOUCHED,
+    NIGHT_MISSED,
+    PEOPLE,
+    Fault,
+    Scale,
+    draw,
+    lms_fault,
+    order,
+)
+from chaos.hands import HANDS
 
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -66,12 +79,14 @@ def test_a_night_of_another_length_has_the_same_faults_at_other_numbers() -> Non
 
 def test_every_kind_gets_its_share_and_none_more_than_a_night_may_have() -> None:
     drawn = Counter(fault.kind for plan in plans() for fault in plan)
+    assert PEOPLE.keys() == HANDS.keys()
     may_be_missing = {kind for kind, each in KINDS.items() if each.most == 0}
-    assert drawn.keys() | may_be_missing == {*KINDS, NIGHT_MISSED}
+    assert drawn.keys() | may_be_missing == {*KINDS, *PEOPLE, NIGHT_MISSED}
     assert min(drawn.values()) > 15
     for plan in plans():
         counts = Counter(fault.kind for fault in plan)
         assert all(counts[kind] <= KINDS[kind].most for kind in KINDS)
+        assert len({fault.detail["enterprise"] for fault in plan if fault.kind in PEOPLE}) <= MOST_TOUCHED
         assert all(1 <= fault.at <= SCALE.points for fault in plan if fault.kind != NIGHT_MISSED)
 
 

@@ -20,6 +20,7 @@ from chaos.evidence import Step, named
 from chaos.faults import Struck
 from chaos.judge import judge, requests_since, scan
 from chaos.snapshot import Snapshot, take_snapshot
+from chaos.timeline import Timeline
 from simulator.data.schema import create_tables, table
 from simulator.data.showcase import MALFORMED_EMAIL
 from simulator.lms.journal import Entry
@@ -44,6 +45,7 @@ class Done:
     entries: list[Entry]
     state: State
     snapshot: Snapshot
+    timeline: Timeline
 
 
 @dataclass
@@ -54,10 +56,11 @@ class Night:
     engine: Engine
     lms: Simulator
     snapshot: Snapshot
+    timeline: Timeline
     struck: list[Struck] = field(default_factory=list)
 
     def verdict(self) -> list[str]:
-        return judge(self.laid_data, self.engine, self.lms, self.snapshot, self.struck)
+        return judge(self.laid_data, self.engine, self.lms, self.snapshot, self.struck, self.timeline)
 
     def enterprise(self, name: str) -> UUID:
         return self.laid_data.by_name[name]
@@ -94,12 +97,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     laid_data = LaidData(1)
     with Simulator(engine) as lms:
         laid_data.restore(engine, lms)
+        timeline = Timeline()
+        timeline.begin(engine, laid_data)
         run_night(laid_data, f"sqlite:///{path}", lms)
         entries = lms.journal.entries
         for entry in entries:
             entry.start *= SPREAD
             entry.end = (entry.end or 0) * SPREAD
-        made = Done(laid_data, path, entries, lms.state, take_snapshot(engine, lms))
+        made = Done(laid_data, path, entries, lms.state, take_snapshot(engine, lms), timeline)
     engine.dispose()
     return made
 
@@ -112,7 +117,7 @@ def night(done: Done, tmp_path: Path) -> Iterator[Night]:
     lms.lms.state = deepcopy(done.state)
     lms.journal._entries = deepcopy(done.entries)
     lms.journal._numbers = count(max(entry.end or 0 for entry in done.entries) + SPREAD)
-    yield Night(done.laid_data, engine, lms, done.snapshot)
+    yield Night(done.laid_data, engine, lms, done.snapshot, deepcopy(done.timeline))
     engine.dispose()
 
 

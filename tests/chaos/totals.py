@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from chaos.faults import KINDS, NIGHT_MISSED
+from chaos.faults import KINDS, NIGHT_MISSED, PEOPLE
 
 if TYPE_CHECKING:
     from chaos.night import Report
@@ -23,6 +23,7 @@ class Totals:
     points: int = 0
     seconds: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
+    deeds: dict[str, int] = field(default_factory=dict)
     recoveries: dict[str, list[float]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
@@ -38,6 +39,7 @@ class Totals:
         self.points += report.points
         self.seconds += report.seconds
         self.faults = dict(Counter(self.faults) + Counter(each.kind for each in report.struck))
+        self.deeds = dict(Counter(self.deeds) + Counter(each.kind for each in report.deeds))
         for kind, seconds in report.recoveries:
             self.recoveries.setdefault(kind, []).append(round(seconds, 2))
 
@@ -56,6 +58,7 @@ class Totals:
             whole.points += part.points
             whole.seconds += part.seconds
             whole.faults = dict(Counter(whole.faults) + Counter(part.faults))
+            whole.deeds = dict(Counter(whole.deeds) + Counter(part.deeds))
             whole.failed += part.failed
             for kind, seconds in part.recoveries.items():
                 whole.recoveries.setdefault(kind, []).extend(seconds)
@@ -70,4 +73,7 @@ class Totals:
                 line += f"{len(seconds):>12}{median(seconds):>10.1f}{max(seconds):>11.1f}"
             lines.append(line)
         whole = f"{self.nights} nights, {self.extra} further ones, {self.seconds / max(1, self.nights):.1f} s a night"
-        return "\n".join([*lines, f"{'all':<20}{self.struck:>8}   in {whole}"])
+        lines.append(f"{'all':<20}{self.struck:>8}   in {whole}")
+        lines.append(f"\n{'people at work':<20}{'done':>8}")
+        lines += [f"{kind:<20}{self.deeds.get(kind, 0):>8}" for kind in PEOPLE]
+        return "\n".join(lines)
