@@ -81,6 +81,7 @@ def settings_of(folder: Path, url: str, customers: list[Any], in_flight: int = 8
         "BACKEND_SERVICE_EDX_OAUTH2_KEY": "license-expiry",
         "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "not-a-secret",
         "LICENSE_EXPIRY_CFG": str(folder / "settings.yml"),
+        "UNLINK_LIMIT": "0",
         "LMS_PARALLEL_REQUESTS": str(in_flight),
         "LMS_PARALLEL_REQUESTS_PER_HOST": str(in_flight),
         "BENCH_FOLDER": str(folder),

@@ -86,7 +86,8 @@ def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float)
     def read_page(after: UUID | None, rows: int) -> Sequence[Any]:
         return _fetch(deps, unlinks.unlink_page, scope, after=after, limit=rows)
 
-    limit.check(deps.database.transact(lambda session: fetch_count(session, unlinks.due_unlinks, scope)))
+    if not limit.allows(_count(deps, unlinks.unlink_candidates, scope)):  # quickly counted, and never fewer
+        limit.check(_count(deps, unlinks.due_unlinks, scope))
     reader = BatchReader(claim, deps.settings.BULK_UNLINK_BATCH_SIZE, [(None, read_page)], limit.check)
     return Flight(deps, claim, reader, send, confirm, deadline).send_all()
 
@@ -139,6 +140,10 @@ def settle(last: Callable[..., None], *arguments: Any) -> None:
 
 def _fetch(deps: Deps, question: Callable[..., Rows], scope: Scope, **values: Any) -> Sequence[Any]:
     return deps.database.transact(lambda session: fetch(session, question, scope, **values))
+
+
+def _count(deps: Deps, question: Callable[..., Rows], scope: Scope) -> int:
+    return deps.database.transact(lambda session: fetch_count(session, question, scope))
 
 
 def _of(plan: DuePlan | None) -> dict[str, Any]:

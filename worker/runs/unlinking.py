@@ -29,10 +29,14 @@ class UnlinkLimit:
     def __init__(self, settings: Settings, run: Run) -> None:
         self._run, self._before, self._limit = run, run.learners_unlinked, settings.UNLINK_LIMIT
 
+    def allows(self, more: int) -> bool:
+        """May this attempt unlink so many?"""
+        return not self._limit or self._before + more <= max(self._limit, self._run.approve_unlinks or 0)
+
     def check(self, more: int) -> None:
-        """Raise RunRefused when this attempt is to unlink so many, and that is more than the run may."""
-        number = self._before + more
-        if self._limit and number > max(self._limit, self._run.approve_unlinks or 0):
+        """Raise RunRefused when this attempt is to unlink so many, and may not."""
+        if not self.allows(more):
+            number = self._before + more
             leave = f", and {self._run.approve_unlinks} were approved" if self._run.approve_unlinks else ""
             what = f"{number} learners are due to be unlinked: UNLINK_LIMIT is {self._limit}{leave}"
             done = self._run.learners_unlinked

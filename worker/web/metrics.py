@@ -3,6 +3,7 @@
 Runs that ended long ago are added up once in a process. A scrape reads only the runs since.
 """
 
+import re
 import threading
 import time
 from collections import defaultdict
@@ -50,6 +51,7 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "downgraded_licenses_total": ((), "Licenses whose downgrade the LMS confirmed."),
     "unlinked_licenses_total": ((), "Licenses whose learner was unlinked."),
     "protected_licenses_total": ((), "Licenses whose learner another license kept; counted by each run anew."),
+    "unchecked_addresses_total": ((), "Refused questions to the LMS for learners' addresses: the licenses' were used."),
     "held_licenses": (("step", "reason"), "Licenses on the held list."),
     "due_enterprises": ((), "Enterprises with work due, as last counted."),
     "due_downgrades": ((), "Licenses to be downgraded, as last counted."),
@@ -59,6 +61,8 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "due_counted_timestamp_seconds": ((), "When the work due was last counted."),
 }
 _CALLS = "HTTP calls to the LMS, by how long they took; kept when their step ends or is given back."
+# Of a question: 401, 408 and 429 are none.
+_REFUSED = re.compile(r"http_4(?!01|08|29)\d\d")
 _BOUNDS = [lms_calls.bucket(bound) for bound in lms_calls.BUCKETS]
 _LICENSES = {
     "downgraded_licenses_total": Run.licenses_downgraded,
@@ -208,6 +212,8 @@ def _sums(session: Session, since: datetime | None, until: datetime) -> tuple[Va
     sums = (func.sum(LmsCall.calls), func.sum(LmsCall.seconds))
     for into, (*labels, le), (calls, seconds) in grouped(LmsCall.run_id, buckets, *sums):
         into["calls", *labels, le] += float(calls)
+        if labels[0] == "learners" and _REFUSED.fullmatch(labels[1]):
+            into["unchecked_addresses_total",] += float(calls)
         into["seconds", *labels] += seconds
     return old, fresh
 
@@ -220,7 +226,7 @@ def _zeros() -> Values:
     """Series exported as 0 before their first event, so that rate() sees the first increase."""
     phases = {("ended_runs_total" if phase in order.ENDED else "live_runs", phase): 0.0 for phase in order.Phase}
     steps = {("steps_total", step.name): 0.0 for step in order.STEPS}
-    return phases | steps | {(name,): 0.0 for name in _LICENSES}
+    return phases | steps | {(name,): 0.0 for name in (*_LICENSES, "unchecked_addresses_total")}
 
 
 def _families(values: Values) -> Iterator[Metric]:

@@ -47,7 +47,7 @@ from simulator.data.rows import DAY, Data
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
 from worker.cli import main
-from worker.db.ledger_tables import HeldLicense, Ledger, Run
+from worker.db.ledger_tables import HeldLicense, Ledger, Lms, Run
 from worker.db.license_manager_tables import LicenseManager
 from worker.db.transactions import Database
 from worker.ledger.order import Phase
@@ -163,6 +163,21 @@ def test_init_db_again_keeps_what_the_ledger_holds(
     again = license_expiry("init-db", "--json")
     assert (again.exit_code, json_of(again)) == (0, {"ledger": "ready"})
     assert (snapshot(engine), raw(engine, "SELECT name, sql FROM sqlite_master")) == (before, columns)
+
+
+def test_init_db_says_which_lms_the_database_belongs_to(lms: Simulator, engine: Engine, set_up: Use) -> None:
+    lay(lms)
+    assert license_expiry("run", "--here").exit_code == 0
+    assert [row["url"] for row in rows(engine, Lms)] == [lms.url]
+    set_up(LMS_URL="https://new.example.com")
+    refused = license_expiry("run", "--here")
+    assert refused.exit_code == 2
+    assert f"the database belongs to the LMS {lms.url}, and LMS_URL is https://new.example.com" in refused.stderr
+    assert license_expiry("init-db", "--lms-url", "https://new.example.com/").exit_code == 0
+    assert license_expiry("run", "--here").stdout == "Nothing is due.\n"
+    wrong = license_expiry("init-db", "--lms-url", "new.example.com")
+    assert (wrong.exit_code, "--lms-url must begin with http:// or https://" in wrong.stderr) == (2, True)
+    assert [row["url"] for row in rows(engine, Lms)] == ["https://new.example.com"]
 
 
 def test_init_db_names_every_table_of_license_managers_that_is_missing(database_url: str, set_up_alone: None) -> None:

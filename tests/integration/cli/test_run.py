@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from getpass import getuser
+from socket import gethostname
 from uuid import UUID
 
 import pytest
@@ -36,6 +38,7 @@ from support.runs import (
     sent,
     snapshot,
     times_sent,
+    unlinking,
 )
 
 from simulator.data.rows import DAY, Data
@@ -204,6 +207,43 @@ def test_force_takes_a_held_license_again_at_once(lms: Simulator, set_up: Use) -
     forced = license_expiry("run", "--here", "--enterprise", laid.enterprise, "--force", "--reason", "course mended")
     assert forced.exit_code == 0
     assert license_expiry("held").exit_code == 0
+
+
+def test_the_two_commands_that_a_run_above_the_limit_names_lead_to_its_end(
+    engine: Engine, lms: Simulator, set_up: Use
+) -> None:
+    laid = lay(lms, licenses=3)
+    set_up(UNLINK_LIMIT=2, **unlinking(laid.enterprise))
+    refused = license_expiry("run", "--here", "--json")
+    assert refused.exit_code == 1
+    error = runs_of(refused)[laid.enterprise]["error"]
+    look, go = (re.findall(rf"{word}: license-expiry ([^;\[]+)", error)[0].split() for word in ("look", "go"))
+    looked = license_expiry(*look)
+    assert looked.exit_code == 0
+    assert f"More unlinks than UNLINK_LIMIT, 2, need your leave: license-expiry {' '.join(go)}" in looked.stdout
+    gone = license_expiry(*go, "--here", "--json")
+    assert (gone.exit_code, runs_of(gone)[laid.enterprise]["learners_unlinked"]) == (0, 3)
+    run = next(run for run in rows(engine, Run) if run["approve_unlinks"])
+    assert (run["approve_unlinks"], run["reason"]) == (3, "TEXT")
+    assert run["triggered_by"] == f"{getuser()} on {gethostname()}"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        pytest.param(["--approve-unlinks", 5], "name it with --enterprise", id="for every enterprise"),
+        pytest.param(["--approve-unlinks", 0], "0 is not in the range", id="for nobody"),
+        pytest.param(["--approve-unlinks", "all"], "'all' is not a valid integer", id="for whoever there is"),
+        pytest.param(["--approve-unlinks", 5, "--enterprise", UUID(int=4)], "give both", id="for no reason"),
+    ],
+)
+def test_leave_to_unlink_is_for_one_enterprise_a_number_and_a_reason(
+    options: list[object], complaint: str, engine: Engine, set_up: Use
+) -> None:
+    result = license_expiry("run", "--here", *options)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert rows(engine, Run) == []
 
 
 # With a broker

@@ -197,6 +197,37 @@ def test_each_message_of_a_chain_may_come_twice(queue: Queue, lms: Simulator, wi
         assert set(times_sent(lms, kind).values()) == {1}
 
 
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"approve_unlinks": 5, "reason": "why"}, "give both"),
+        ({"approve_unlinks": 5, "triggered_by": "ada"}, "give both"),
+        ({"approve_unlinks": True, "reason": "why", "triggered_by": "ada"}, "approve_unlinks"),
+        ({"approve_unlinks": -1, "reason": "why", "triggered_by": "ada"}, "approve_unlinks"),
+    ],
+)
+def test_leave_to_unlink_from_flower_needs_who_and_why(
+    given: dict[str, Any], complaint: str, queue: Queue, lms: Simulator, wired: Make
+) -> None:
+    laid = lay(lms)
+    wired(**unlinking(laid.enterprise))
+    tasks.run_enterprise.apply_async(kwargs={"enterprise_customer_uuid": str(laid.enterprise), **given})
+    assert complaint in str(queue.next().result)
+    assert queue.empty()
+
+
+def test_leave_to_unlink_from_flower_is_kept(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=3)
+    deps = wired(**unlinking(laid.enterprise), UNLINK_LIMIT=2)
+    given = {"approve_unlinks": 3, "reason": "contract ended", "triggered_by": "ada"}
+    tasks.run_enterprise.apply_async(kwargs={"enterprise_customer_uuid": str(laid.enterprise), **given})
+    for _ in range(3):
+        queue.next()
+    [run] = rows(deps.database.engine, Run)
+    assert (run["phase"], run["learners_unlinked"]) == (Phase.FINISHED, 3)
+    assert {name: run[name] for name in given} == given
+
+
 @pytest.mark.parametrize("task", [tasks.run_nightly, tasks.run_enterprise], ids=lambda task: task.name)
 def test_a_trigger_that_comes_twice_opens_one_run(task: Any, queue: Queue, lms: Simulator, wired: Make) -> None:
     laid = lay(lms, licenses=2)
@@ -220,7 +251,7 @@ def test_a_reconcile_that_comes_twice_publishes_nothing_twice(queue: Queue, lms:
     tasks.reconcile.apply_async()
     message = queue.take()
     for _ in range(2):
-        assert queue.carry_out(message).result == {"published": 0, "abandoned": 0, "nights": 0}
+        assert queue.carry_out(message).result == {"published": 0, "abandoned": 0, "nights": 0, "postponed": 0}
     assert queue.empty()
 
 
