@@ -74,7 +74,11 @@ class TimedBody(BytesIO):
             raise LeaseLost("too little was left of the lease between its check and the call: nothing was sent")
         if now >= self._fresh_until and not self.tell():
             what = "more than two seconds passed between the selection of a batch and its first byte: nothing was sent"
-            raise Unavailable("connection_error", what, "look whether connections to the LMS take long, or this host")
+            raise Unavailable(
+                "connection_error",
+                what,
+                "check how long connections to the LMS take, and whether this host is overloaded",
+            )
         return super().read(size)
 
 

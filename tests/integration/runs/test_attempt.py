@@ -21,6 +21,7 @@ from support.runs import (
     attempt,
     batches_of,
     counts,
+    emails,
     events,
     finish,
     held,
@@ -295,6 +296,31 @@ def test_a_refusal_for_good_fails_the_run_at_once_and_names_the_remedy(
     if case.kind != "unlink":
         assert sent(lms, "unlink") == []
         assert processed(deps.database.engine) == set()
+
+
+@ON_SQLITE
+def test_a_firewall_that_dislikes_one_address_holds_that_license_alone(lms: Simulator, make_test_deps: Make) -> None:
+    """It failed the run, night after night, and all licenses after that batch waited for ever."""
+    laid = lay(lms, licenses=20)
+    deps = make_test_deps(**unlinking(laid.enterprise))
+    engine = deps.database.engine
+    [address] = emails(engine, laid.licenses[7])
+    lms.faults(
+        Fault(containing=address, status=403, body="<html>Blocked</html>"),
+        Fault(kind="downgrade", containing=str(laid.licenses[9]), status=403, body="<html>Blocked</html>"),
+    )
+    [run] = night(deps).values()
+    assert counts(run) == {"plans": 0, "downgraded": 19, "held": 2, "unlinked": 18, "protected": 0}
+    assert held(engine) == dict.fromkeys((laid.licenses[7], laid.licenses[9]), "not_the_lms")
+
+
+@ON_SQLITE
+def test_a_body_that_is_too_large_goes_through_in_parts(lms: Simulator, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=20)
+    deps = make_test_deps(**unlinking(laid.enterprise))
+    lms.faults(Fault(longer_than=400, status=413))
+    [run] = night(deps).values()
+    assert counts(run) == {"plans": 1, "downgraded": 20, "held": 0, "unlinked": 20, "protected": 0}
 
 
 class BrokenClient:
