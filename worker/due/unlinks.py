@@ -50,11 +50,13 @@ def unlinkable(
     With `protected_by`: those that only a current license of the learner, known by these, keeps from it. A license that
     is `held` so (as the scope has it unless given) keeps its learner linked.
     """
-    protecting = is_learner_of(partial(_in_current_plan, scope), _agreements(scope), protected_by or KNOWN_BY)
-    return unlink_candidates(scope, *columns).where(
-        ~_has_held_license(scope, conditions.holds(scope) if held is None else held),
-        protecting if protected_by else ~protecting,
-    )
+    is_held = partial(_is_held, conditions.holds(scope) if held is None else held)
+    protects = partial(_in_current_plan, scope)
+    customers = _agreements(scope)
+    candidates = unlink_candidates(scope, *columns)
+    if not protected_by:  # at once: all licenses of the customers are read for each answer
+        return candidates.where(~is_learner_of([is_held, protects], customers))
+    return candidates.where(~is_learner_of([is_held], customers), is_learner_of([protects], customers, protected_by))
 
 
 def unlink_candidates(scope: Scope, *columns: Any, addressed: bool = True) -> Rows:
@@ -116,14 +118,12 @@ def _in_current_plan(scope: Scope, _: Any, plan: Any) -> Sequence[ColumnElement[
     return (plan.customer_agreement_id.in_(_agreements(scope)), *current(scope, plan))
 
 
-def _has_held_license(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Is this license, or another one of the same learner and customer, held so? A held license keeps its learner."""
+def _is_held(how: ColumnElement[bool], license: Any, _: Any) -> Sequence[ColumnElement[bool]]:
+    """A license that is held so keeps its learner, under the customer that its plan belongs to now.
 
-    def is_held(license: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
-        entries = select(HeldLicense.license_uuid).where(how)
-        return (plan.customer_agreement_id.in_(_agreements(scope)), Among(license.uuid, entries))
-
-    return is_learner_of(is_held, _agreements(scope))
+    Of whatever customer: few are held, and MariaDB would else read all licenses of the customers to find them.
+    """
+    return (Among(license.uuid, select(HeldLicense.license_uuid).where(how)),)
 
 
 def _agreements(scope: Scope) -> Rows:

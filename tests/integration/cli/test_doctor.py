@@ -245,7 +245,7 @@ def test_all_faults_at_once_are_all_named_each_with_its_remedy(
     named = {
         "settings": ["LEASE_SECONDS: is 100, but must be more than"],
         "rights": [f"{account.name} lacks INSERT on subscriptions_licenseevent", "DELETE on"],
-        "database": ["table subscriptions_license lacks column renewed_to_id", "colour"],
+        "database": ["colour", "table subscriptions_license lacks column renewed_to_id"],
         "ledger": ["table license_expiry_run lacks column fence"],
         "unlinking": [str(stranger), str(trapped)],
         "broker": ["allkeys-lru", "append-only"],
@@ -313,7 +313,9 @@ def test_a_ledger_that_is_not_made_or_lacks_a_column_is_told(engine: Engine, set
 
 
 @ON_EACH
-def test_who_may_lose_the_e_mail_before_being_unlinked_is_one_finding_with_a_count(engine: Engine, settings: dict[str, str]) -> None:
+def test_who_may_lose_the_e_mail_before_being_unlinked_is_one_finding_with_a_count(
+    engine: Engine, settings: dict[str, str]
+) -> None:
     data = Data(engine)
     kept = {days: data.agreement(license_duration_before_purge=timedelta(days=days)) for days in (30, 60, 89, 90, 91)}
     data.agreement(license_duration_before_purge=timedelta(days=1))  # not on the list

@@ -120,9 +120,7 @@ def test_a_hold_goes_with_its_license_or_its_plans_expiration_and_never_else(
     hold(database, make_run(agreement.enterprise_customer_uuid, now - held_ago), *stays)
     of_another = uuid4()
     hold(database, make_run(), of_another)
-    database.transact(
-        lambda session: confirmations_held.drop_stale_holds(session, agreement.enterprise_customer_uuid)
-    )
+    database.transact(lambda session: confirmations_held.drop_stale_holds(session, agreement.enterprise_customer_uuid))
     left = held(engine)
     assert {why for uuid, (why, _) in stays.items() if uuid in left} == {why for why, kept in stays.values() if kept}
     assert of_another in left
