@@ -154,7 +154,8 @@ def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[s
         yield f"  plan {plan.plan_uuid}: waiting for a renewal since {str(plan.waiting_since)[:10]}"
     if overdue:
         more = f" ({len(overdue) - SHOWN} more, see --csv)" if overdue[SHOWN:] else ""
-        yield f"Nobody has processed these renewals{more}: do that in license-manager, or treat such a chain as ended:"
+        yield f"Nobody has processed these renewals{more}."
+        yield "Process them in license-manager, or treat such a chain as ended:"
         yield "  license-expiry run --plan UUID --force --reason TEXT"
     if without := sum(plan.without_email for plan in plans):
         yield f"Cannot be unlinked, for want of an e-mail: licenses {without}."

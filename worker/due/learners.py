@@ -19,8 +19,8 @@ Which: TypeAlias = Callable[[Any, Any], Sequence[ColumnElement[bool]]]
 """Conditions on a license and its plan (aliases)."""
 
 
-def is_learner_of(which: Which, customers: Rows, known_by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
-    """Is the address of the License and Plan at hand that of a learner of the licenses `which`, at the same customer?
+def is_learner_of(which: Sequence[Which], customers: Rows, known_by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
+    """Is the address of the License and Plan at hand that of a learner of any of the licenses `which`, at that customer?
 
     `customers` are the ids of the agreements that it may be about. Known by `user_email`: one of these licenses has the
     address. By `lms_user_id`: one of the address's licenses has a user id that one of these has, or that a license has
@@ -33,12 +33,14 @@ def is_learner_of(which: Which, customers: Rows, known_by: Sequence[str] = KNOWN
     def of_customers(_: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
         return (plan.customer_agreement_id.in_(customers),)
 
-    theirs = _pairs(which, _address)
-    ids = _pairs(which, _user_id).union(_pairs(of_customers, _user_id, _address, theirs))
-    asked = {"user_email": theirs, "lms_user_id": _pairs(of_customers, _address, _user_id, ids)}
-    mine = tuple_(Plan.customer_agreement_id, _address(License))
-    either = or_(*(mine.in_(_read_once(asked[name])) for name in known_by))
-    return case((and_(Mailbox(License.user_email) != "", either), 1), else_=0) == 1  # never NULL
+    theirs = _read_once(_all_of(*(_pairs(each, _address) for each in which)))
+    own_ids = (_pairs(each, _user_id) for each in which)
+    ids = _read_once(_all_of(*own_ids, _pairs(of_customers, _user_id, _address, theirs)))
+    asked = {"user_email": theirs}
+    if "lms_user_id" in known_by:
+        asked["lms_user_id"] = _read_once(_pairs(of_customers, _address, _user_id, ids))
+    mine = (Plan.customer_agreement_id, _address(License))
+    return _hidden(and_(Mailbox(License.user_email) != "", or_(*(tuple_(*mine).in_(asked[name]) for name in known_by))))
 
 
 def _address(license: Any) -> ColumnElement[Any]:
@@ -61,8 +63,17 @@ def _pairs(
     rows = rows.where(present, *which(license, plan))
     if known is None:
         return rows
-    return rows.where(tuple_(plan.customer_agreement_id, known(license)).in_(_read_once(among)))
+    return rows.where(_hidden(tuple_(plan.customer_agreement_id, known(license)).in_(among)))
+
+
+def _all_of(first: Any, *more: Any) -> Any:
+    return first.union_all(*more) if more else first
 
 
 def _read_once(rows: Any) -> Any:
-    return select(rows.offset(0).subquery())
+    return select(rows.offset(0).cte())
+
+
+def _hidden(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """The condition, never NULL, so that databases look a set up in memory instead of joining with it."""
+    return case((condition, 1), else_=0) == 1

@@ -26,7 +26,7 @@ def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
     """Which licenses' learners are to be unlinked? (Not `downgraded`: those too whose downgrade the run is to do.)"""
     if not downgraded:
         return unlinkable(scope, *columns)
-    return unlinkable(scope, *columns, held=_held(scope)).where(conditions.confirmed(scope))
+    return unlinkable(scope, *columns, held=_keeping(scope)).where(conditions.confirmed(scope))
 
 
 def unlink_page(scope: Scope, limit: int, after: UUID | None) -> Rows:
@@ -47,7 +47,8 @@ def address_is_protected(scope: Scope, address: str, folded: str) -> Rows:
     """
     given = [Mailbox(bindparam(name, None, String())) for name in ("address", "folded")]
     theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
-    kept = or_(_has_held_license(scope, _held(scope)), _has_current_license(scope))
+    which = [partial(_is_held, _keeping(scope)), partial(_in_current_plan, scope)]
+    kept = is_learner_of(which, _agreements(scope))
     return conditions.licenses().where(theirs, Mailbox(License.user_email).in_(given), kept).limit(1)
 
 
@@ -68,11 +69,13 @@ def unlinkable(
     With `protected_by`: those that only a current license of the learner, known by these, keeps from it. A license that
     is `held` so (as the scope has it unless given) keeps its learner linked.
     """
-    protecting = _has_current_license(scope, protected_by or KNOWN_BY)
-    return unlink_candidates(scope, *columns).where(
-        ~_has_held_license(scope, conditions.holds(scope) if held is None else held),
-        protecting if protected_by else ~protecting,
-    )
+    is_held = partial(_is_held, conditions.holds(scope) if held is None else held)
+    protects = partial(_in_current_plan, scope)
+    customers = _agreements(scope)
+    candidates = unlink_candidates(scope, *columns)
+    if not protected_by:  # at once: all licenses of the customers are read for each answer
+        return candidates.where(~is_learner_of([is_held, protects], customers))
+    return candidates.where(~is_learner_of([is_held], customers), is_learner_of([protects], customers, protected_by))
 
 
 def unlink_candidates(scope: Scope, *columns: Any, addressed: bool = True) -> Rows:
@@ -129,28 +132,22 @@ def current(scope: Scope, plan: Any) -> tuple[ColumnElement[bool], ...]:
     return (plan.is_active.is_(True), plan.start_date <= scope["soon"], plan.expiration_date >= scope["now"])
 
 
-def _has_current_license(scope: Scope, by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
-    return is_learner_of(partial(_in_current_plan, scope), _agreements(scope), by)
-
-
 def _in_current_plan(scope: Scope, _: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
     """A license of whatever status: wide on purpose, as license-manager has it."""
     return (plan.customer_agreement_id.in_(_agreements(scope)), *current(scope, plan))
 
 
-def _held(scope: Scope) -> ColumnElement[bool]:
+def _keeping(scope: Scope) -> ColumnElement[bool]:
     """Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner."""
     return or_(conditions.holds(scope), HeldLicense.step == DOWNGRADE.name)
 
 
-def _has_held_license(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Is this license, or another one of the same learner and customer, held so? A held license keeps its learner."""
+def _is_held(how: ColumnElement[bool], license: Any, _: Any) -> Sequence[ColumnElement[bool]]:
+    """A license that is held so keeps its learner, under the customer that its plan belongs to now.
 
-    def is_held(license: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
-        entries = select(HeldLicense.license_uuid).where(how)
-        return (plan.customer_agreement_id.in_(_agreements(scope)), Among(license.uuid, entries))
-
-    return is_learner_of(is_held, _agreements(scope))
+    Of whatever customer: few are held, and MariaDB would else read all licenses of the customers to find them.
+    """
+    return (Among(license.uuid, select(HeldLicense.license_uuid).where(how)),)
 
 
 def _agreements(scope: Scope) -> Rows:

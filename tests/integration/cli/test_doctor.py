@@ -251,7 +251,7 @@ def test_all_faults_at_once_are_all_named_each_with_its_remedy(
     named = {
         "settings": ["LEASE_SECONDS: is 100, but must be more than"],
         "rights": [f"{account.name} lacks INSERT on subscriptions_licenseevent", "DELETE on"],
-        "database": ["table subscriptions_license lacks column renewed_to_id", "colour"],
+        "database": ["colour", "table subscriptions_license lacks column renewed_to_id"],
         "ledger": ["table license_expiry_run lacks column fence"],
         "unlinking": [str(stranger), str(trapped)],
         "broker": ["allkeys-lru", "append-only"],

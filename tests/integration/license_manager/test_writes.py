@@ -383,7 +383,8 @@ def test_a_column_that_we_cannot_fill_is_named_before_anything_is_sent(
 NOT_NUMBERED = {
     "postgresql": f"ALTER TABLE {HISTORY} ALTER history_id DROP IDENTITY",
     "mysql": f"ALTER TABLE {HISTORY} MODIFY history_id int NOT NULL",
-    "sqlite": f"CREATE TABLE {HISTORY} (history_id char(32) NOT NULL PRIMARY KEY, uuid, history_type, history_date)",
+    "sqlite": f"CREATE TABLE {HISTORY}"
+    " (history_id char(32) NOT NULL PRIMARY KEY, uuid, history_type, history_date, expiration_processed)",
 }
 
 
