@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from support.oracle import License, Reading
+
 from chaos.evidence import Evidence, named
 from chaos.strikes import Strike, strikes_on
 from chaos.timeline import Timeline, Version
@@ -48,8 +50,13 @@ def _unlinks(worlds: Worlds, enterprise: UUID, struck: Sequence[Strike]) -> Verd
     for call in worlds.night.calls(enterprise, "unlink"):
         versions = _based_on(worlds, enterprise, call, struck)
         readings = [worlds.reading(worlds.before(enterprise, each.rows, call)) for each in versions]
-        due = {each.mailbox for reading in readings for each in reading.due_unlinks()}
-        wanting = {each.mailbox: each.uuid for reading in readings for each in reading.rehearsed_unlinks()}
+        due = {email for each in readings for of in each.due_unlinks() for email in _addresses(worlds, each, of)}
+        wanting = {
+            email: of.uuid
+            for each in readings
+            for of in each.rehearsed_unlinks()
+            for email in _addresses(worlds, each, of)
+        }
         of = {mailbox(row["user_email"]): row["uuid"] for each in versions for row in each.rows.licenses}
         told = f"At work: enterprise {enterprise}: unlink #{call.start} holds the learner of license"
         for email in map(mailbox, named(call)):
@@ -57,6 +64,13 @@ def _unlinks(worlds: Worlds, enterprise: UUID, struck: Sequence[Strike]) -> Verd
                 yield f"{told} {wanting[email]}, not confirmed downgraded by then"
             elif email not in due:
                 yield f"{told} {of.get(email, '(nobody has had it)')}, not due, protected or held at that moment"
+
+
+def _addresses(worlds: Worlds, reading: Reading, license: License) -> set[str]:
+    """Under which a learner may be unlinked: the license's, and those of the account that nobody current has."""
+    others = {mailbox(email) for email in worlds.night.addresses(license.lms_user_id)}
+    kept = {each.mailbox for each in reading.world.licenses.values() if reading.is_protected(each)}
+    return {license.mailbox} | (others - kept)
 
 
 def _downgrades(worlds: Worlds, enterprise: UUID, struck: Sequence[Strike]) -> Verdict:
@@ -114,12 +128,11 @@ def _events(worlds: Worlds, enterprise: UUID) -> Verdict:
         if license.enterprise != enterprise:
             continue
         told = f"At work: license {license.uuid} is recorded as unlinked"
-        emails = worlds.emails(enterprise, license.uuid)
-        ends = [each.ended_at for email in emails for each in night.confirmations(enterprise, email) if each.ended_at]
-        if not any(end <= created + SLACK for end in ends):
-            yield f"{told}, which no request had confirmed by {created}"
-        still = {email for email in emails if email in night.state.linked[enterprise]}
-        if still - {email for customer, email in worlds.timeline.linked if customer == enterprise}:
+        before = [emails for at, emails in worlds.unlinked(enterprise, license.uuid) if at <= created + 2 * SLACK]
+        again = {email for customer, email in worlds.timeline.linked if customer == enterprise}
+        if not before:
+            yield f"{told}, which the LMS had not told by {created}"
+        elif all(emails & night.state.linked[enterprise] - again for emails in before):
             yield f"{told}, but its learner is still linked"
 
 
