@@ -48,44 +48,40 @@ def _based_on(worlds: Worlds, enterprise: UUID, call: Entry, struck: Sequence[St
 def _unlinks(worlds: Worlds, enterprise: UUID, struck: Sequence[Strike]) -> Verdict:
     """Nobody is unlinked whose license was not due, protected, held or not downgraded as the request was sent."""
     for call in worlds.night.calls(enterprise, "unlink"):
-        versions = _based_on(worlds, enterprise, call, struck)
-        readings = [worlds.reading(worlds.before(enterprise, each.rows, call)) for each in versions]
-        due = {email for each in readings for of in each.due_unlinks() for email in _addresses(worlds, each, of)}
-        wanting = {
-            email: of.uuid
-            for each in readings
-            for of in each.rehearsed_unlinks()
-            for email in _addresses(worlds, each, of)
-        }
-        of = {mailbox(row["user_email"]): row["uuid"] for each in versions for row in each.rows.licenses}
+        names = {mailbox(email) for email in named(call)}
+        due, wanting, of = set[str](), dict[str, UUID](), dict[str, UUID]()
+        for version in _based_on(worlds, enterprise, call, struck):
+            world = worlds.narrow(worlds.before(enterprise, version.rows, call), names)
+            reading = worlds.reading(world)
+            of |= {each.mailbox: each.uuid for each in world.licenses.values()}
+            for license in reading.rehearsed_unlinks():
+                wanting |= dict.fromkeys(_addresses(worlds, reading, license), license.uuid)
+            for license in reading.due_unlinks():
+                due |= _addresses(worlds, reading, license)
         told = f"At work: enterprise {enterprise}: unlink #{call.start} holds the learner of license"
-        for email in map(mailbox, named(call)):
-            if email in wanting and email not in due:
+        for email in sorted(names - due):
+            if email in wanting:
                 yield f"{told} {wanting[email]}, not confirmed downgraded by then"
-            elif email not in due:
-                yield f"{told} {of.get(email, '(nobody has had it)')}, not due, protected or held at that moment"
+            else:
+                yield f"{told} {of.get(email, '(nobody had it)')}, not due, protected or held at that moment"
 
 
 def _addresses(worlds: Worlds, reading: Reading, license: License) -> set[str]:
-    """Under which a learner may be unlinked: the license's, and those of the account that nobody current has."""
-    others = {mailbox(email) for email in worlds.night.addresses(license.lms_user_id)}
+    """Under which a learner may be unlinked: the license's, and those of the account that nobody protected has."""
     kept = {each.mailbox for each in reading.world.licenses.values() if reading.is_protected(each)}
-    return {license.mailbox} | (others - kept)
+    return {license.mailbox} | (worlds.addresses(license) - kept)
 
 
 def _downgrades(worlds: Worlds, enterprise: UUID, struck: Sequence[Strike]) -> Verdict:
     """Nobody is downgraded whose plan had not expired, or was renewed, as the request was sent."""
     for call in worlds.night.calls(enterprise, "downgrade"):
-        due = set[str]()
+        left = set(named(call))
         for version in _based_on(worlds, enterprise, call, struck):
-            reading = worlds.reading(worlds.untold(enterprise, version.rows, call.started_at))
-            due |= {str(each.uuid) for each in reading.due_downgrades() | reading.waiting_downgrades()}
-        for name in named(call):
-            if name not in due:
-                yield (
-                    f"At work: enterprise {enterprise}: downgrade #{call.start} holds license {name}, "
-                    "not due at that moment"
-                )
+            world = worlds.narrow(worlds.untold(enterprise, version.rows, call.started_at), left)
+            reading = worlds.reading(world)
+            left -= {str(each.uuid) for each in reading.due_downgrades() | reading.waiting_downgrades()}
+        told = f"At work: enterprise {enterprise}: downgrade #{call.start} holds license"
+        yield from (f"{told} {name}, not due at that moment" for name in sorted(left))
 
 
 def _marks(worlds: Worlds, enterprise: UUID) -> Verdict:

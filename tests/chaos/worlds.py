@@ -92,6 +92,27 @@ class Worlds:
             self._hold(world, uuid, step)
         return world
 
+    def narrow(self, world: World, names: Container[str]) -> World:
+        """Keep of a world the licenses with these addresses or UUIDs, and all others of the same people.
+
+        The plain reading compares each license with each.
+        """
+        known = {each.uuid: {each.mailbox, str(each.uuid), *self.addresses(each)} for each in world.licenses.values()}
+        kept = {each for each in world.licenses.values() if any(name in names for name in known[each.uuid])}
+        grown = 0
+        while len(kept) > grown:
+            grown = len(kept)
+            mailboxes = {each.mailbox for each in kept} - {""}
+            mailboxes |= {address for each in kept for address in self.addresses(each)}
+            users = {each.lms_user_id for each in kept} - {None}
+            kept |= {each for each in world.licenses.values() if each.mailbox in mailboxes or each.lms_user_id in users}
+        world.licenses = {each.uuid: each for each in kept}
+        return world
+
+    def addresses(self, license: oracle.License) -> set[str]:
+        """The addresses of a license's account, as they are compared."""
+        return {mailbox(email) for email in self.night.addresses(license.lms_user_id)}
+
     def unlinked(self, enterprise: UUID, license: UUID) -> Iterator[tuple[datetime, set[str]]]:
         """When the LMS told that the learner of a license was unlinked, and under which addresses it knew them.
 
