@@ -148,6 +148,8 @@ def _nothing_lost(
 def _nothing_invented(night: Evidence) -> Verdict:
     """Promise 4: whatever is recorded as done the LMS has done, and has said so before."""
     for license in _recorded_downgrades(night):
+        if license.enterprise not in night.untouched:
+            continue
         told = f"Nothing invented: license {license.uuid} is recorded as downgraded"
         if any(each.mode != "audit" for each in night.state.enrollments(license.uuid)):
             yield f"{told}, but is not at the LMS"

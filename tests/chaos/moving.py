@@ -15,7 +15,7 @@ from chaos.strikes import Strike, strikes_on
 from chaos.timeline import Timeline, Version
 from chaos.worlds import FRESH, SLACK, Worlds, mailbox
 from simulator.lms.journal import Entry
-from worker.db.license_manager_tables import UNLINKED_EVENT
+from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 
 Verdict = Iterator[str]
 FREEZES = ("freeze_child", "freeze_worker")
@@ -30,7 +30,8 @@ def judge_moving(night: Evidence, timeline: Timeline, struck: Sequence[Strike]) 
         yield from _unlinks(worlds, enterprise, struck)
         yield from _downgrades(worlds, enterprise, struck)
         yield from _marks(worlds, enterprise)
-        yield from _events(worlds, enterprise)
+        yield from _unlinked(worlds, enterprise)
+        yield from _downgraded(worlds, enterprise)
         yield from _in_the_end(worlds, enterprise)
 
 
@@ -117,7 +118,7 @@ def _lacking(worlds: Worlds, enterprise: UUID, version: Version, plan: UUID, mom
     }
 
 
-def _events(worlds: Worlds, enterprise: UUID) -> Verdict:
+def _unlinked(worlds: Worlds, enterprise: UUID) -> Verdict:
     """A learner is recorded as unlinked when the LMS has said so before, and then is not linked any more."""
     night = worlds.night
     for license, created in night.of_the_night(UNLINKED_EVENT):
@@ -130,6 +131,20 @@ def _events(worlds: Worlds, enterprise: UUID) -> Verdict:
             yield f"{told}, which the LMS had not told by {created}"
         elif all(emails & night.state.linked[enterprise] - again for emails in before):
             yield f"{told}, but its learner is still linked"
+
+
+def _downgraded(worlds: Worlds, enterprise: UUID) -> Verdict:
+    """A license is recorded as downgraded, by itself, when the LMS has said so before."""
+    night = worlds.night
+    alone = [(license.uuid, at) for license, at in night.of_the_night(DOWNGRADED_EVENT)]
+    # The ledger dates it by its run's beginning, so that it cannot stand for a later expiration.
+    alone += [(row["license_uuid"], datetime.max.replace(tzinfo=UTC)) for row in night.downgrades]
+    for uuid, at in alone:
+        if uuid not in night.licenses or night.licenses[uuid].enterprise != enterprise:
+            continue
+        ends = [each.ended_at for each in night.confirmations(enterprise, str(uuid)) if each.ended_at]
+        if not any(end - SLACK <= at for end in ends):
+            yield f"At work: license {uuid} is recorded as downgraded, which no request had confirmed by then"
 
 
 def _in_the_end(worlds: Worlds, enterprise: UUID) -> Verdict:

@@ -172,6 +172,7 @@ CASES: dict[str, tuple[Callable[[Night], None], str]] = {
     ),
     "an invented event": (an_invented_event, r"At work: license UUID is recorded as unlinked, which the LMS had not"),
     "still linked": (a_linked_learner, r"At work: license UUID is recorded as unlinked, but its learner is still"),
+    "an invented downgrade": (never_confirmed, r"At work: license UUID is recorded as downgraded, which no request"),
     "an invented mark": (a_mark_without_a_confirmation, r"At work: plan UUID was marked as processed at .*, with lice"),
     "a lost event": (a_lost_event, r"At work: license UUID is due, and its unlink is not recorded"),
     "a lost unlink": (an_unlink_that_was_never_sent, r"At work: license UUID is due, and its unlink is not confirmed"),
