@@ -76,6 +76,7 @@ class Evidence:
         self.held = rows(engine, HeldLicense)
         self.downgrades = rows(engine, Downgrade)
         self.runs = sorted(rows(engine, Run), key=lambda row: (row["opened_at"], str(row["id"])))
+        self._answers = [each for each in lms.calls("learners") if confirms(each)]
         self._confirmations: dict[tuple[str, str], list[Entry]] = defaultdict(list)
         for entry in filter(confirms, self.entries):
             for name in named(entry):
@@ -99,6 +100,21 @@ class Evidence:
     def confirmations(self, enterprise: UUID, name: str) -> list[Entry]:
         """The checked successes for a license (a UUID as text) or an e-mail address, by their start."""
         return self._confirmations.get((str(enterprise), name), [])
+
+    def unlinked_by(self, enterprise: UUID, emails: Collection[str], user: int | None) -> list[Entry]:
+        """The answers that told that a learner is unlinked, known by these addresses and this user's number, if any.
+
+        The LMS takes the unlink; or it says later that the user is not linked, because of a call whose answer was lost.
+        """
+        took = [each for email in sorted(emails) for each in self.confirmations(enterprise, email)]
+        lost = [each for each in self.calls(enterprise, "unlink") if each.worked and {*named(each)} & {*emails}]
+        asked = [each for each in self._answers if user in each.user_ids and str(enterprise) in each.enterprises]
+        first = min((each.start for each in lost), default=None)
+        return took + [each for each in asked if first is not None and first < (each.end or 0)]
+
+    def addresses(self, user: int | None) -> set[str]:
+        """The addresses under which the LMS knows a user, or has known it."""
+        return self.state.emails_of(user) if user in self.state.accounts else set()
 
     def settled(self, enterprise: UUID, license: str, before: int, since: int = 0) -> bool:
         """Was a downgrade that began after `since` confirmed, or its license held, before a number of the journal?

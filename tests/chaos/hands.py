@@ -105,7 +105,7 @@ def license_reassigned(desk: Desk) -> Sequence[UUID] | None:
     email, user = f"{desk.name}@{desk.agreement.domain}", desk.random.getrandbits(31)
     learner: Row = {"user_email": email, "lms_user_id": user, "assigned_date": desk.now}
     desk.change_license(license, status="assigned", revoked_date=None, activation_date=None, **learner)
-    desk.given.append((license["uuid"], email))
+    desk.given.append((license["uuid"], email, user))
     return [license["uuid"]]
 
 

@@ -148,6 +148,8 @@ def _nothing_lost(
 def _nothing_invented(night: Evidence) -> Verdict:
     """Promise 4: whatever is recorded as done the LMS has done, and has said so before."""
     for license in _recorded_downgrades(night):
+        if license.enterprise not in night.untouched:
+            continue
         told = f"Nothing invented: license {license.uuid} is recorded as downgraded"
         if any(each.mode != "audit" for each in night.state.enrollments(license.uuid)):
             yield f"{told}, but is not at the LMS"
@@ -164,8 +166,12 @@ def _nothing_invented(night: Evidence) -> Verdict:
         for license, created in night.of_the_night(event_name):
             if license.enterprise not in night.untouched:
                 continue
-            name = str(license.uuid if event_name == DOWNGRADED_EVENT else license.email)
-            ends = [each.ended_at for each in night.confirmations(license.enterprise, name) if each.ended_at]
+            if event_name == DOWNGRADED_EVENT:
+                told_by = night.confirmations(license.enterprise, str(license.uuid))
+            else:
+                emails = {str(license.email)} | night.addresses(license.lms_user_id)
+                told_by = night.unlinked_by(license.enterprise, emails, license.lms_user_id)
+            ends = [each.ended_at for each in told_by if each.ended_at]
             if not any(end <= created + TOLERANCE for end in ends):
                 yield f"{told} {license.uuid} was not confirmed by any request before {created}"
     for (license_uuid, event_name), times in Counter(

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from support.oracle import License, Reading
+
 from chaos.evidence import Evidence, named
 from chaos.strikes import Strike, strikes_on
 from chaos.timeline import Timeline, Version
 from chaos.worlds import FRESH, SLACK, Worlds, mailbox
 from simulator.lms.journal import Entry
-from worker.db.license_manager_tables import UNLINKED_EVENT
+from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 
 Verdict = Iterator[str]
 FREEZES = ("freeze_child", "freeze_worker")
@@ -28,7 +30,8 @@ def judge_moving(night: Evidence, timeline: Timeline, struck: Sequence[Strike]) 
         yield from _unlinks(worlds, enterprise, struck)
         yield from _downgrades(worlds, enterprise, struck)
         yield from _marks(worlds, enterprise)
-        yield from _events(worlds, enterprise)
+        yield from _unlinked(worlds, enterprise)
+        yield from _downgraded(worlds, enterprise)
         yield from _in_the_end(worlds, enterprise)
 
 
@@ -46,32 +49,40 @@ def _based_on(worlds: Worlds, enterprise: UUID, call: Entry, struck: Sequence[St
 def _unlinks(worlds: Worlds, enterprise: UUID, struck: Sequence[Strike]) -> Verdict:
     """Nobody is unlinked whose license was not due, protected, held or not downgraded as the request was sent."""
     for call in worlds.night.calls(enterprise, "unlink"):
-        versions = _based_on(worlds, enterprise, call, struck)
-        readings = [worlds.reading(worlds.before(enterprise, each.rows, call)) for each in versions]
-        due = {each.mailbox for reading in readings for each in reading.due_unlinks()}
-        wanting = {each.mailbox: each.uuid for reading in readings for each in reading.rehearsed_unlinks()}
-        of = {mailbox(row["user_email"]): row["uuid"] for each in versions for row in each.rows.licenses}
+        names = {mailbox(email) for email in named(call)}
+        due, wanting, of = set[str](), dict[str, UUID](), dict[str, UUID]()
+        for version in _based_on(worlds, enterprise, call, struck):
+            world = worlds.narrow(worlds.before(enterprise, version.rows, call), names)
+            reading = worlds.reading(world)
+            of |= {each.mailbox: each.uuid for each in world.licenses.values()}
+            for license in reading.rehearsed_unlinks():
+                wanting |= dict.fromkeys(_addresses(worlds, reading, license), license.uuid)
+            for license in reading.due_unlinks():
+                due |= _addresses(worlds, reading, license)
         told = f"At work: enterprise {enterprise}: unlink #{call.start} holds the learner of license"
-        for email in map(mailbox, named(call)):
-            if email in wanting and email not in due:
+        for email in sorted(names - due):
+            if email in wanting:
                 yield f"{told} {wanting[email]}, not confirmed downgraded by then"
-            elif email not in due:
-                yield f"{told} {of.get(email, '(nobody has had it)')}, not due, protected or held at that moment"
+            else:
+                yield f"{told} {of.get(email, '(nobody had it)')}, not due, protected or held at that moment"
+
+
+def _addresses(worlds: Worlds, reading: Reading, license: License) -> set[str]:
+    """Under which a learner may be unlinked: the license's, and those of the account that nobody protected has."""
+    kept = {each.mailbox for each in reading.world.licenses.values() if reading.is_protected(each)}
+    return {license.mailbox} | (worlds.addresses(license) - kept)
 
 
 def _downgrades(worlds: Worlds, enterprise: UUID, struck: Sequence[Strike]) -> Verdict:
     """Nobody is downgraded whose plan had not expired, or was renewed, as the request was sent."""
     for call in worlds.night.calls(enterprise, "downgrade"):
-        due = set[str]()
+        left = set(named(call))
         for version in _based_on(worlds, enterprise, call, struck):
-            reading = worlds.reading(worlds.untold(enterprise, version.rows, call.started_at))
-            due |= {str(each.uuid) for each in reading.due_downgrades() | reading.waiting_downgrades()}
-        for name in named(call):
-            if name not in due:
-                yield (
-                    f"At work: enterprise {enterprise}: downgrade #{call.start} holds license {name}, "
-                    "not due at that moment"
-                )
+            world = worlds.narrow(worlds.untold(enterprise, version.rows, call.started_at), left)
+            reading = worlds.reading(world)
+            left -= {str(each.uuid) for each in reading.due_downgrades() | reading.waiting_downgrades()}
+        told = f"At work: enterprise {enterprise}: downgrade #{call.start} holds license"
+        yield from (f"{told} {name}, not due at that moment" for name in sorted(left))
 
 
 def _marks(worlds: Worlds, enterprise: UUID) -> Verdict:
@@ -107,20 +118,33 @@ def _lacking(worlds: Worlds, enterprise: UUID, version: Version, plan: UUID, mom
     }
 
 
-def _events(worlds: Worlds, enterprise: UUID) -> Verdict:
+def _unlinked(worlds: Worlds, enterprise: UUID) -> Verdict:
     """A learner is recorded as unlinked when the LMS has said so before, and then is not linked any more."""
     night = worlds.night
     for license, created in night.of_the_night(UNLINKED_EVENT):
         if license.enterprise != enterprise:
             continue
         told = f"At work: license {license.uuid} is recorded as unlinked"
-        emails = worlds.emails(enterprise, license.uuid)
-        ends = [each.ended_at for email in emails for each in night.confirmations(enterprise, email) if each.ended_at]
-        if not any(end <= created + SLACK for end in ends):
-            yield f"{told}, which no request had confirmed by {created}"
-        still = {email for email in emails if email in night.state.linked[enterprise]}
-        if still - {email for customer, email in worlds.timeline.linked if customer == enterprise}:
+        before = [emails for at, emails in worlds.unlinked(enterprise, license.uuid) if at <= created + 2 * SLACK]
+        again = {email for customer, email in worlds.timeline.linked if customer == enterprise}
+        if not before:
+            yield f"{told}, which the LMS had not told by {created}"
+        elif all(emails & night.state.linked[enterprise] - again for emails in before):
             yield f"{told}, but its learner is still linked"
+
+
+def _downgraded(worlds: Worlds, enterprise: UUID) -> Verdict:
+    """A license is recorded as downgraded, by itself, when the LMS has said so before."""
+    night = worlds.night
+    alone = [(license.uuid, at) for license, at in night.of_the_night(DOWNGRADED_EVENT)]
+    # The ledger dates it by its run's beginning, so that it cannot stand for a later expiration.
+    alone += [(row["license_uuid"], datetime.max.replace(tzinfo=UTC)) for row in night.downgrades]
+    for uuid, at in alone:
+        if uuid not in night.licenses or night.licenses[uuid].enterprise != enterprise:
+            continue
+        ends = [each.ended_at for each in night.confirmations(enterprise, str(uuid)) if each.ended_at]
+        if not any(end - SLACK <= at for end in ends):
+            yield f"At work: license {uuid} is recorded as downgraded, which no request had confirmed by then"
 
 
 def _in_the_end(worlds: Worlds, enterprise: UUID) -> Verdict:

@@ -64,7 +64,7 @@ class Night:
         self._hands = Inflict(session, self._agenda.later)
         self._timeline = Timeline()
         self._people = People(session.database.url, session.lms, self._timeline, HANDS)
-        self._deeds = [(fault, MOST_TRIES) for fault in plan if fault.kind in PEOPLE]
+        self._deeds: list[tuple[Fault, int]] = []
         self._pending = [fault for fault in plan if fault.kind in BY_THE_DRIVER]
         self._noted = [Noted.of(fault) for fault in plan if fault.kind in AT_THE_LMS]
         self._blows: list[Blow] = []
@@ -101,6 +101,7 @@ class Night:
         self.session.counter.news()
         self.session.counter.arm(self.report.number + 1, orders)
         self.session.lms.faults(*self._noted)
+        self._deeds = [(fault, MOST_TRIES) for fault in self.report.plan if fault.kind in PEOPLE]
         if any(fault.kind == NIGHT_MISSED for fault in self.report.plan):
             self._strike(Struck(NIGHT_MISSED, datetime.now(UTC)))
             self._wait(lambda: self.session.broker.queued == 0, 10, "an empty queue")

@@ -34,7 +34,7 @@ class Desk:
         self.agreement = Agreement(found.uuid, enterprise, f"{found.enterprise_customer_slug}.example")
         self.data = Data(engine, pick, self.now)
         self.history: list[UUID] = []
-        self.given: list[tuple[UUID, str | None]] = []
+        self.given: list[tuple[UUID, str | None, int | None]] = []
         self.name = f"somebody-{pick}"
 
     def choose(self, rows: Sequence[Row]) -> Row | None:
@@ -81,7 +81,7 @@ class Desk:
         times: Row = {"created": self.now, "modified": self.now, "assigned_date": self.now}
         license = self.data.license(plan, email, lms_user_id, status, **times)
         self.data.license_history(license, self.now, plan, history_type="+")
-        self.given.append((license, email))
+        self.given.append((license, email, lms_user_id))
         return license
 
     def delete(self, name: str, where: Any) -> None:
@@ -157,8 +157,10 @@ class People:
 
     def _link(self, desk: Desk) -> None:
         """Who is given a license is linked at the LMS, and may enroll with it."""
-        for license, email in desk.given:
+        for license, email, user in desk.given:
             self._lms.state.add_license(license, desk.enterprise)
+            if email is not None and user is not None:
+                self._lms.state.add_learner(user, email.strip())
             if email is not None:
                 self._lms.state.linked[desk.enterprise].add(email.strip())
                 self._timeline.linked.add((desk.enterprise, email.strip()))

@@ -1,124 +1,23 @@
 """The judge finds nothing wrong with a night that nothing disturbed, and each promise broken in a forged one."""
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from copy import deepcopy
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from itertools import count
-from pathlib import Path
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, Update, delete, insert, update
+from sqlalchemy import Update, delete, insert, update
 from support.runs import rows
 
-from chaos.data import LaidData, run_night
 from chaos.evidence import Step, named
-from chaos.faults import Struck
-from chaos.judge import judge, requests_since, scan
-from chaos.snapshot import Snapshot, take_snapshot
-from chaos.timeline import Timeline
-from simulator.data.schema import create_tables, table
+from chaos.forged import AT, Night, unlink_events
+from chaos.judge import requests_since, scan
+from simulator.data.schema import table
 from simulator.data.showcase import MALFORMED_EMAIL
-from simulator.lms.journal import Entry
-from simulator.lms.server import Simulator
-from simulator.lms.state import State
-from worker.db.engine import make_engine
 from worker.db.ledger_tables import HeldLicense, Run
-from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
-from worker.ledger import migrations
+from worker.db.license_manager_tables import DOWNGRADED_EVENT
 from worker.ledger.order import Phase
-
-AT = datetime(2026, 1, 1, tzinfo=UTC)
-SPREAD = 100  # between two numbers of the journal, so that forged ones find room
-
-
-@dataclass
-class Done:
-    """A night that was done once, to be copied for each test."""
-
-    laid_data: LaidData
-    path: Path
-    entries: list[Entry]
-    state: State
-    snapshot: Snapshot
-    timeline: Timeline
-
-
-@dataclass
-class Night:
-    """A copy of it, to be forged: the database, and an LMS that is not served."""
-
-    laid_data: LaidData
-    engine: Engine
-    lms: Simulator
-    snapshot: Snapshot
-    timeline: Timeline
-    struck: list[Struck] = field(default_factory=list)
-
-    def verdict(self) -> list[str]:
-        return judge(self.laid_data, self.engine, self.lms, self.snapshot, self.struck, self.timeline)
-
-    def enterprise(self, name: str) -> UUID:
-        return self.laid_data.by_name[name]
-
-    def calls(self, name: str, step: Step) -> list[Entry]:
-        return self.lms.calls(step, self.enterprise(name))
-
-    def add(self, name: str, step: Step, names: list[Any], start: int | None = None, **fields: Any) -> Entry:
-        """Enter one more request, by default a confirmed one after all others."""
-        journal = self.lms.journal
-        start = start or max(mark or 0 for each in journal.entries for mark in (each.start, each.end)) + SPREAD
-        about = {"licenses" if step == "downgrade" else "emails": names, "enterprises": [str(self.enterprise(name))]}
-        entry = Entry(step, "/", start, datetime.now(UTC), **about)  # type: ignore[arg-type]
-        answered = {"status": 200, "worked": True, "end": start + 1, "ended_at": datetime.now(UTC)}
-        for key, value in (answered | fields).items():
-            setattr(entry, key, value)
-        journal._entries = sorted([*journal.entries, entry], key=lambda each: each.start)
-        return entry
-
-    def execute(self, statement: Any) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(statement)
-
-    def strike(self, kind: str, name: str | None) -> None:
-        self.struck.append(Struck(kind, AT, str(self.enterprise(name)) if name else None))
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    path = tmp_path_factory.mktemp("night") / "done.sqlite3"
-    engine = make_engine(f"sqlite:///{path}")
-    create_tables(engine)
-    migrations.upgrade(engine)
-    laid_data = LaidData(1)
-    with Simulator(engine) as lms:
-        laid_data.restore(engine, lms)
-        timeline = Timeline()
-        timeline.begin(engine, laid_data)
-        run_night(laid_data, f"sqlite:///{path}", lms)
-        entries = lms.journal.entries
-        for entry in entries:
-            entry.start *= SPREAD
-            entry.end = (entry.end or 0) * SPREAD
-        made = Done(laid_data, path, entries, lms.state, take_snapshot(engine, lms), timeline)
-    engine.dispose()
-    return made
-
-
-@pytest.fixture
-def night(done: Done, tmp_path: Path) -> Iterator[Night]:
-    shutil.copy(done.path, tmp_path / "night.sqlite3")
-    engine = make_engine(f"sqlite:///{tmp_path}/night.sqlite3")
-    lms = Simulator(engine)
-    lms.lms.state = deepcopy(done.state)
-    lms.journal._entries = deepcopy(done.entries)
-    lms.journal._numbers = count(max(entry.end or 0 for entry in done.entries) + SPREAD)
-    yield Night(done.laid_data, engine, lms, done.snapshot, deepcopy(done.timeline))
-    engine.dispose()
 
 
 def test_nothing_is_wrong_with_an_undisturbed_night(night: Night) -> None:
@@ -190,13 +89,6 @@ def change(of: str, **values: Any) -> Callable[[Night], None]:
         night.execute(update(table(night.engine, of)).values(**values))
 
     return forge
-
-
-def unlink_events(night: Night, name: str) -> list[dict[str, Any]]:
-    names = {email for call in night.calls(name, "unlink") for email in named(call)}
-    own = {row["uuid"] for row in rows(night.engine, "license") if row["user_email"] in names}
-    events = [row for row in rows(night.engine, "licenseevent") if row["event_name"] == UNLINKED_EVENT]
-    return [row for row in events if row["license_id"] in own and row["license_id"] not in night.laid_data.unlinked]
 
 
 def an_event_lost(night: Night) -> None:

@@ -5,7 +5,7 @@ What the LMS has confirmed is told by its journal, and not by what the worker ha
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -73,7 +73,7 @@ class Worlds:
         for uuid in world.licenses:
             for each in self.night.confirmations(enterprise, str(uuid)):
                 world.confirmations.append((uuid, oracle.OTHER_RUN, _ended(each)))
-            world.events += [(uuid, UNLINKED_EVENT, at) for at in self.unlinked(enterprise, uuid)]
+            world.events += [(uuid, UNLINKED_EVENT, at) for at, _ in self.unlinked(enterprise, uuid)]
         for uuid, (step, _) in self._held.items():
             self._hold(world, uuid, step)
         return world
@@ -92,20 +92,45 @@ class Worlds:
             self._hold(world, uuid, step)
         return world
 
-    def unlinked(self, enterprise: UUID, license: UUID) -> Iterator[datetime]:
-        """When the LMS confirmed that the learner of a license was unlinked: whoever had it as the call was sent."""
-        for email in self.emails(enterprise, license):
-            for each in self.night.confirmations(enterprise, email):
-                versions = self.timeline.between(enterprise, each.started_at - FRESH - SLACK, each.started_at)
-                had = (row for version in versions for row in version.rows.licenses if row["uuid"] == license)
-                if any(mailbox(row["user_email"]) == mailbox(email) for row in had):
-                    yield _ended(each)
+    def narrow(self, world: World, names: Container[str]) -> World:
+        """Keep of a world the licenses with these addresses or UUIDs, and all others of the same people.
 
-    def emails(self, enterprise: UUID, license: UUID) -> set[str]:
-        """The addresses that a license has had."""
-        versions = self.timeline.between(enterprise, self._laid_at, datetime.max.replace(tzinfo=self._laid_at.tzinfo))
-        had = (row["user_email"] for version in versions for row in version.rows.licenses if row["uuid"] == license)
-        return {form for email in had if email for form in (email, email.strip())}
+        The plain reading compares each license with each.
+        """
+        known = {each.uuid: {each.mailbox, str(each.uuid), *self.addresses(each)} for each in world.licenses.values()}
+        kept = {each for each in world.licenses.values() if any(name in names for name in known[each.uuid])}
+        grown = 0
+        while len(kept) > grown:
+            grown = len(kept)
+            mailboxes = {each.mailbox for each in kept} - {""}
+            mailboxes |= {address for each in kept for address in self.addresses(each)}
+            users = {each.lms_user_id for each in kept} - {None}
+            kept |= {each for each in world.licenses.values() if each.mailbox in mailboxes or each.lms_user_id in users}
+        world.licenses = {each.uuid: each for each in kept}
+        return world
+
+    def addresses(self, license: oracle.License) -> set[str]:
+        """The addresses of a license's account, as they are compared."""
+        return {mailbox(email) for email in self.night.addresses(license.lms_user_id)}
+
+    def unlinked(self, enterprise: UUID, license: UUID) -> Iterator[tuple[datetime, set[str]]]:
+        """When the LMS told that the learner of a license was unlinked, and under which addresses it knew them.
+
+        Meant is whoever had the license as the LMS was called.
+        """
+        for email, user in self.learners(enterprise, license):
+            emails = {email, email.strip()} | self.night.addresses(user)
+            for each in self.night.unlinked_by(enterprise, emails, user):
+                versions = self.timeline.between(enterprise, each.started_at - FRESH - SLACK, each.started_at)
+                had = {_learner(row) for version in versions for row in version.rows.licenses if row["uuid"] == license}
+                if (email, user) in had:
+                    yield _ended(each), emails
+
+    def learners(self, enterprise: UUID, license: UUID) -> set[tuple[str, int | None]]:
+        """Who has had a license: address and number."""
+        versions = self.timeline.between(enterprise, self._laid_at, datetime.max.replace(tzinfo=UTC))
+        had = (row for version in versions for row in version.rows.licenses if row["uuid"] == license)
+        return {_learner(row) for row in had if row["user_email"] is not None}
 
     def _marks(self, until: datetime) -> list[tuple[UUID, datetime, bool]]:
         found = [row for row in self.night.plan_history if row["history_date"] <= until]
@@ -143,7 +168,10 @@ class Worlds:
     def _held_since(self, hold: Row) -> datetime | None:
         """When the LMS refused this license alone, by its journal; None where that cannot be told."""
         enterprise, license = hold["enterprise_customer_uuid"], hold["license_uuid"]
-        names = {str(license)} if hold["step"] == "downgrade" else self.emails(enterprise, license)
+        learners = self.learners(enterprise, license)
+        known = {email.strip() for email, _ in learners} | {email for email, _ in learners}
+        emails = known.union(*(self.night.addresses(user) for _, user in learners))
+        names = {str(license)} if hold["step"] == "downgrade" else emails
         alone = [
             each.ended_at
             for each in self.night.calls(enterprise, hold["step"])
@@ -156,6 +184,10 @@ class Worlds:
             world.holds[license] = (oracle.OTHER_RUN, world.as_of)
             if step == "downgrade":
                 world.undowngraded.add(license)
+
+
+def _learner(row: Row) -> tuple[str, int | None]:
+    return row["user_email"] or "", row["lms_user_id"]
 
 
 def _ended(call: Entry) -> datetime:
