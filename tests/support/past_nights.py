@@ -65,6 +65,7 @@ def _lay_run(rows: Any, data: Data, dice: random.Random, what: tuple[datetime, U
     unlinking = later(downgraded, 0.1, 20)
     ended = later(unlinking, 2, 60)
     run: dict[str, Any] = {"id": data.uuid(), "enterprise_customer_uuid": enterprise, "as_of": opened, "dry_run": False}
+    run["triggered_at"] = opened
     run |= {"scheduled_for": scheduled, "opened_at": opened, "force": False, "live": None, "retries": int(retried)}
     run |= {"downgrade_began_at": began, "downgraded_at": downgraded, "unlink_began_at": unlinking, "ended_at": ended}
     run |= {"phase": Phase.FINISHED, "error": None, "plans_processed": 1, "licenses_downgraded": dice.randint(1, 400)}
