@@ -49,7 +49,7 @@ test-compose: setup  ## Run the image and docker-compose.yml on a Docker of its 
 bench: setup  ## Measure whole nights on real processes (ARGS="--help" tells more)
 	@PYTHONPATH=tests:. $(BIN)/python -m bench $(ARGS)
 
-chaos: setup  ## Kill, freeze and cut off real processes at random; the promises must hold
+chaos: setup  ## Kill and cut off real processes at random, with people at work; the promises must hold
 	@PYTHONPATH=tests:. $(BIN)/python -m chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),50) \
 	  --engine $(or $(ENGINE),both) $(if $(NIGHT),--night $(NIGHT)) $(if $(POINTS),--points $(POINTS))
 

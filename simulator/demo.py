@@ -130,10 +130,9 @@ def _prepare_database(settings: Settings) -> Demo:
     if shown is None:
         what = f"DATABASE_URL: {address} holds tables or customers that the demo did not make; it has changed nothing"
         raise WrongSetting(what, "Name an empty database, or none: make run; where it is the demo's own, make clean")
-    # The simulator has another port each time.
-    if subprocess.run(
-        [*COMMAND, "init-db", "--lms-url", os.environ["LMS_URL"]], stdout=subprocess.DEVNULL, check=False
-    ).returncode:
+    # The simulator may have had another port the last time.
+    init = [*COMMAND, "init-db", "--lms-url", settings.LMS_URL]
+    if subprocess.run(init, stdout=subprocess.DEVNULL, check=False).returncode:
         raise StartError("license-expiry init-db has failed: see above")
     os.environ["CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"] = ",".join(map(str, shown.unlink_enabled))
     return shown
