@@ -102,7 +102,9 @@ def missing_optional_rights(connection: Connection) -> list[Right]:
 
 
 def _lacking(connection: Connection, wanted: dict[str, tuple[str, ...]]) -> list[Right]:
-    return [Right(verb, table) for table, verbs in wanted.items() for verb in verbs if not _may(connection, verb, table)]
+    return [
+        Right(verb, table) for table, verbs in wanted.items() for verb in verbs if not _may(connection, verb, table)
+    ]
 
 
 def surplus_rights(connection: Connection) -> list[str]:

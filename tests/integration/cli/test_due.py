@@ -114,7 +114,10 @@ def test_as_csv_it_has_the_same_lines(laid: Laid) -> None:
     lines = list(csv.DictReader(StringIO(result.stdout)))
     assert (result.exit_code, lines) == (
         0,
-        [{name: "" if value is None else str(value) for name, value in row.items()} for row in json.loads(due("--json").stdout)["plans"]],
+        [
+            {name: "" if value is None else str(value) for name, value in row.items()}
+            for row in json.loads(due("--json").stdout)["plans"]
+        ],
     )
 
 
