@@ -73,6 +73,14 @@ INSERT INTO license_expiry_held
   (license_uuid, enterprise_customer_uuid, run_id, step, reason, tries, first_held_at, as_of)
 SELECT {uuid_of_plan}, customer.enterprise_customer_uuid, customer.uuid, 'unlink', 'refused', 1, :held_at, :held_at
 """
+PLAN_HISTORY = """
+INSERT INTO subscriptions_historicalsubscriptionplan ({columns}, history_type, history_date)
+SELECT {of_plan}, '~', plan.expiration_date FROM subscriptions_subscriptionplan plan WHERE plan.expiration_processed
+"""
+LICENSE_HISTORY = """
+INSERT INTO subscriptions_historicallicense ({columns}, history_type, history_date)
+SELECT {columns}, '+', created FROM subscriptions_license
+"""
 THOSE = "WHERE plan.expiration_date < :as_of AND following.uuid IS NULL AND n % 10 > 1 AND "
 PROCESSED, NOT_PROCESSED = (f"{THOSE} {which} plan.expiration_processed AND " for which in ("", "NOT"))
 
@@ -159,6 +167,11 @@ def fill(connection: Connection, as_of: datetime) -> None:
         statement = into.format(name=name, **parts) + EACH.format(numbers=numbers) + which
         used = {name: value for name, value in (("as_of", at), ("held_at", at - 2 * HOUR)) if f":{name}" in statement}
         connection.execute(text(statement), used)
+    for name, statement in (("subscriptionplan", PLAN_HISTORY), ("license", LICENSE_HISTORY)):
+        both = {it.name for it in table(connection.engine, f"historical{name}").columns}
+        columns = [it.name for it in table(connection.engine, name).columns if it.name in both]
+        listed = {"columns": ", ".join(columns), "of_plan": ", ".join(f"plan.{column}" for column in columns)}
+        connection.execute(text(statement.format(**listed)))
 
 
 def numbering(dialect: str, most: int) -> tuple[str, str]:

@@ -53,6 +53,13 @@ def test_every_file_that_the_architecture_sends_to_is_there() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_the_page_of_differences_has_a_reason_in_each_row_and_is_linked() -> None:
+    rows = [line for line in (ROOT / "docs/differences.md").read_text().splitlines() if line.startswith("| ")]
+    assert all(len(row.split("|")) == 6 and all(cell.strip() for cell in row.split("|")[1:4]) for row in rows)
+    assert "docs/differences.md" in README
+    assert "(differences.md)" in ARCHITECTURE
+
+
 @pytest.mark.parametrize("package", [path.parent for path in (ROOT / "worker").glob("*/__init__.py")], ids=str)
 def test_the_docstring_of_a_package_names_its_modules(package: Path) -> None:
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""

@@ -151,7 +151,7 @@ def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[s
         yield f"Waiting for a renewal: plans {len(waiting)}, their licenses {sum(plan.waiting for plan in waiting)}."
     overdue = sorted((plan for plan in waiting if plan.waiting_since), key=lambda plan: str(plan.waiting_since))
     for plan in overdue[:SHOWN]:
-        yield f"  plan {plan.plan_uuid}: waiting for a renewal since {str(plan.waiting_since)[:10]}"
+        yield f"  {plan.plan_uuid}: waiting for a renewal since {str(plan.waiting_since)[:10]}"
     if overdue:
         more = f" ({len(overdue) - SHOWN} more, see --csv)" if overdue[SHOWN:] else ""
         yield f"Nobody has processed these renewals{more}."

@@ -101,8 +101,9 @@ def _counted(scope: Scope, detailed: bool) -> Iterator[tuple[str, Rows]]:
 
 def _waiting(scope: Scope, counted: bool) -> Rows:
     waits = plans.plans_waiting_for_renewal(scope).subquery().c
-    of_plan = select(func.count()).where(License.subscription_plan_id == waits.uuid, conditions.was_a_learners())
-    count = of_plan.scalar_subquery() if counted else literal(0)
+    of_plan = select(func.count()).select_from(License).join(Plan, Plan.uuid == License.subscription_plan_id)
+    theirs = of_plan.where(License.subscription_plan_id == waits.uuid, conditions.was_a_learners())
+    count = theirs.scalar_subquery() if counted else literal(0)
     return select(
         waits.enterprise_customer_uuid, waits.uuid, waits.expiration_date, literal(False), count, waits.waiting_since
     )

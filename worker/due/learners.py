@@ -20,9 +20,9 @@ Which: TypeAlias = Callable[[Any, Any], Sequence[ColumnElement[bool]]]
 
 
 def is_learner_of(which: Sequence[Which], customers: Rows, known_by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
-    """Is the address of the License and Plan at hand that of a learner of any of the licenses `which`, at that customer?
+    """Is the address of the License and Plan at hand that of a learner of any of the licenses `which`?
 
-    `customers` are the ids of the agreements that it may be about. Known by `user_email`: one of these licenses has the
+    `customers` are the ids of the agreements that it may be about: only licenses of one customer are compared. Known by `user_email`: one of these licenses has the
     address. By `lms_user_id`: one of the address's licenses has a user id that one of these has, or that a license has
     which shares an address with one of these. A NULL, or an empty address, matches nothing.
 

@@ -40,7 +40,8 @@ def laid(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     old = data.plan(large, expires=data.now - 120 * DAY)
     waiting = data.plan(large, expires=data.now - 110 * DAY)
     processed = data.plan(large, expires=data.now - 100 * DAY, expiration_processed=True)
-    data.renewal(waiting, None)
+    data.renewal(waiting, None, data.now + DAY)
+    data.license(processed, user_email=None)
     for plan, count in ((old, 1), (waiting, 2), (processed, 1)):
         for _ in range(count):
             data.license(plan)
@@ -55,12 +56,12 @@ def laid(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     new = data.plan(small, expires=data.now - 10 * DAY)
     data.license(new)
     patience = data.plan(patient, expires=data.now - 5 * DAY)
-    data.renewal(patience, None)
+    data.renewal(patience, None, data.now - 40 * DAY)  # as license-manager makes them for trials
     for _ in range(3):
         data.license(patience)
     data.license(patience, status="unassigned")
     nobody = data.plan(patient, expires=data.now - 4 * DAY)
-    data.renewal(nobody, None)
+    data.renewal(nobody, None, data.now + DAY)
     data.flush()
     for name in Settings.model_fields:
         monkeypatch.delenv(name, raising=False)
@@ -86,7 +87,7 @@ def plans_of(laid: Laid, *options: Any) -> dict[str, dict[str, Any]]:
 def test_each_plan_is_counted_with_whom_it_protects_and_what_waits(laid: Laid) -> None:
     told = plans_of(laid)
     expected = {
-        "old": ("due", 120, 4, 1, 3, 2, 2, 0),
+        "old": ("due", 120, 4, 1, 3, 2, 3, 0),
         "waiting": ("waiting", 20, 2, 2, 0, 0, 0, 2),
         "processed": ("processed", 10, 0, 1, 0, 0, 0, 0),
         "new": ("due", 10, 1, 0, 0, 0, 0, 0),
@@ -96,6 +97,9 @@ def test_each_plan_is_counted_with_whom_it_protects_and_what_waits(laid: Laid) -
     assert {
         name: (row["state"], row["nights_back"], *(row[count] for count in COUNTS)) for name, row in told.items()
     } == expected
+    overdue = {name: row["waiting_since"] for name, row in told.items() if row["waiting_since"]}
+    assert overdue.keys() == {"patience"}, "a renewal of tomorrow is to be processed yet"
+    assert {name: row["without_email"] for name, row in told.items() if row["without_email"]} == {"processed": 1}
     assert told["patience"]["enterprise_customer_uuid"] == str(laid.patient)
     enterprises = {row.pop("enterprise_customer_uuid"): row for row in json.loads(due("--json").stdout)["enterprises"]}
     assert enterprises == {
@@ -118,7 +122,7 @@ def test_as_csv_it_has_the_same_lines(laid: Laid) -> None:
 
 
 @ON_SQLITE
-def test_people_see_the_plans_beneath_their_enterprise_in_80_columns(laid: Laid) -> None:
+def test_people_see_the_plans_beneath_their_enterprise_in_80_columns(laid: Laid, engine: Engine) -> None:
     lines = due().stdout.splitlines()
     assert max(map(len, lines)) <= 80
     cells = [line.split() for line in lines]
@@ -128,12 +132,18 @@ def test_people_see_the_plans_beneath_their_enterprise_in_80_columns(laid: Laid)
     ]
     assert [row[2:] for row in cells[large + 1 : large + 4]] == [["4", "1", "3"], ["2", "2", "0"], ["0", "1", "0"]]
     assert cells[cells.index([str(laid.small), "1", "1", "0", "0"]) + 1][0] == str(laid.plans["new"])
-    assert lines[-3:] == [
-        "Protected by another license: 3 (1 by e-mail, 1 by LMS user id, 1 by both).",
+    since = f"{Data(engine).now - 40 * DAY:%Y-%m-%d}"
+    assert lines[-8:] == [
+        "Protected by another license: 3 (0 by e-mail, 1 by LMS user id, 2 by both).",
         "Waiting for a renewal: plans 3, their licenses 5.",
+        f"  {laid.plans['patience']}: waiting for a renewal since {since}",
+        "Nobody has processed these renewals.",
+        "Process them in license-manager, or treat such a chain as ended:",
+        "  license-expiry run --plan UUID --force --reason TEXT",
+        "Cannot be unlinked, for want of an e-mail: licenses 1.",
         "Nights since the oldest became due: 120; --expired-after leaves older plans out.",
     ]
-    assert lines[-4].split() == ["all", "2", "2", "7", "4", "3"]
+    assert lines[-9].split() == ["all", "2", "2", "7", "4", "3"]
     assert str(laid.patient) not in due().stdout
 
 

@@ -118,8 +118,8 @@ def test_a_right_that_a_night_can_do_without_is_a_warning_of_what_is_lost(accoun
     assert ok.status == "ok"
     assert warning.status == "warning"
     assert warning.what == (
-        f"{account.name} lacks SELECT on subscriptions_historicallicense: licenses that are moved into a processed plan "
-        "after its mark are not noticed, and their learners are unlinked without a downgrade"
+        f"{account.name} lacks SELECT on subscriptions_historicallicense: licenses that are moved into a processed "
+        "plan after its mark are not noticed, and their learners are unlinked without a downgrade"
     )
     account.execute(warning.remedy)
     assert [each.status for each in findings()] == ["ok"]

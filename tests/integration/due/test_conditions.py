@@ -5,13 +5,14 @@ matter to it. They are judged once at a whole second and once at a fraction of o
 different length. The plain-Python reading must agree with every row, or it is no measure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
 from support.due_cases import (
     ALONE,
     DONE,
@@ -50,6 +51,7 @@ from support.due_cases import (
     waiting,
 )
 from support.oracle import (
+    QUESTIONS,
     RUN,
     Answers,
     Reading,
@@ -62,8 +64,9 @@ from support.services import ENGINES
 from support.stale_cases import TABLES as STALE
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
-from worker.due import downgrades
+from worker.due import downgrades, unlinks
 from worker.due.scope import Scope
+from worker.due.statements import fetch, fetch_count
 
 FRACTION = datetime(2026, 6, 1, 2, 0, 0, 1, tzinfo=UTC)
 
@@ -328,6 +331,22 @@ def test_chains(engine: Engine, subtests: pytest.Subtests) -> None:
             assert "".join(sorted(letters[uuid] for _, uuid, _ in found["due_downgrades"])) == chain.due
             assert "".join(sorted(letters[uuid] for uuid, *_ in found["waiting_plans"])) == chain.alone
             assert found == Reading(world, scope).answers()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["may read", "may not read histories"])
+def test_each_question_can_be_counted_by_the_databases_own_clock(engine: Engine, known: bool) -> None:
+    """SQLite understands a query only up to some depth; the other tests say what time it is, which is less deep."""
+    world = World(Data(engine), WHOLE_SECOND)
+    plan = world.plan(world.customer(), processed=True)
+    world.license(plan)
+    lay_down(engine, world)
+    with Session(engine) as session:
+        for name, question in QUESTIONS.items():
+            scope = scope_of(world, now=None, license_history=known)
+            for each in (scope, replace(scope, force=True, plan_uuids=(plan.uuid,))):
+                assert fetch_count(session, question, each) == len(fetch(session, question, each)), name
+        due = fetch_count(session, unlinks.due_unlinks, scope, downgraded=False)
+        assert due == fetch_count(session, unlinks.due_unlinks, scope) == 1
 
 
 @pytest.mark.parametrize(

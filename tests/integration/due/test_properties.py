@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from sqlalchemy import Connection, Engine, delete, insert, update
 from sqlalchemy.orm import Session
@@ -58,8 +59,9 @@ TABLES = (
 )
 Shown = tuple[tuple[timedelta, bool], ...]
 
-# For each engine; `make test T=tests/integration/due EXAMPLES=10000` takes an hour.
+# Databases for each engine. CI takes 300; EXAMPLES=10000 takes an hour for each engine.
 EXAMPLES = int(os.environ.get("EXAMPLES", "75"))
+pytestmark = pytest.mark.timeout(180 + 3 * EXAMPLES)
 
 drawn = partial(
     settings,

@@ -130,7 +130,7 @@ def test_licenses_that_the_purge_revoked_are_sent_and_their_plan_is_marked_once_
     agreement = data.agreement()
     a, b = (data.plan(agreement, expires=data.now - days * DAY) for days in (366, 1))
     data.renewal(a, b)
-    gone = {"status": "revoked", "email": None, "revoked_date": data.now - 200 * DAY}
+    gone: dict[str, Any] = {"status": "revoked", "email": None, "revoked_date": data.now - 200 * DAY}
     purged, bad = data.license(a, **gone), data.license(a, **gone)
     before = data.license(a, **gone | {"revoked_date": data.now - 400 * DAY})
     data.license(b)
