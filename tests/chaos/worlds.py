@@ -29,6 +29,10 @@ def mailbox(email: object) -> str:
     return str(email or "").strip().lower()
 
 
+Mark = tuple[UUID, datetime, bool, bool]
+"""A plan, when its history shows it, whether marked, and whether by us."""
+
+
 class Worlds:
     """Makes the world of an enterprise at a moment, from a night's evidence and its timeline."""
 
@@ -132,17 +136,18 @@ class Worlds:
         had = (row for version in versions for row in version.rows.licenses if row["uuid"] == license)
         return {_learner(row) for row in had if row["user_email"] is not None}
 
-    def _marks(self, until: datetime) -> list[tuple[UUID, datetime, bool]]:
-        found = [row for row in self.night.plan_history if row["history_date"] <= until]
-        return [(row["uuid"], row["history_date"], bool(row["expiration_processed"])) for row in found]
+    def _marks(self, until: datetime) -> list[Mark]:
+        return [
+            (row["uuid"], at, bool(row["expiration_processed"]), row["modified"] == at)
+            for row in self.night.plan_history
+            if (at := row["history_date"]) <= until
+        ]
 
-    def _world(
-        self, enterprise: UUID, rows: Rows, moment: datetime, marks: Iterable[tuple[UUID, datetime, bool]]
-    ) -> World:
+    def _world(self, enterprise: UUID, rows: Rows, moment: datetime, marks: Iterable[Mark]) -> World:
         """Plans, renewals and licenses as they were, the histories of before a moment, and what was done before."""
         world = World(self._data, moment)
         world.marks = list(marks)
-        shown = {uuid for uuid, _, marked in world.marks if marked}
+        shown = {uuid for uuid, _, marked, _ in world.marks if marked}
         for row in rows.plans:
             processed = bool(row["expiration_processed"]) or row["uuid"] in shown
             dates = (row["start_date"], row["expiration_date"])

@@ -25,6 +25,7 @@ Answers = dict[str, list[Row]]
 Page = Callable[[UUID | None], sql.Rows]
 
 HELD_FOR = timedelta(hours=12)
+MS = timedelta(milliseconds=1)
 OTHER_RUN = UUID("0000aaaa-0000-4000-8000-00000000aaaa")
 RUN = UUID("0000bbbb-0000-4000-8000-00000000bbbb")
 
@@ -83,7 +84,7 @@ class World:
     plans: dict[UUID, Plan] = field(default_factory=dict)
     renewals: dict[UUID, Renewal] = field(default_factory=dict)
     licenses: dict[UUID, License] = field(default_factory=dict)
-    marks: list[tuple[UUID, datetime, bool]] = field(default_factory=list)
+    marks: list[tuple[UUID, datetime, bool, bool]] = field(default_factory=list)
     moves: list[tuple[UUID, datetime, UUID]] = field(default_factory=list)
     events: list[tuple[UUID, str, datetime]] = field(default_factory=list)
     confirmations: list[tuple[UUID, UUID, datetime]] = field(default_factory=list)
@@ -111,11 +112,14 @@ class World:
         self.plans[uuid] = Plan(uuid, customer, starts, expires, is_active, processed)
         return self.plans[uuid]
 
-    def show_mark(self, plan: Plan, after: timedelta, processed: bool = True) -> None:
-        """Let the plan's history show it as marked (or not) so long after its expiration date, as that is today."""
+    def show_mark(self, plan: Plan, after: timedelta, processed: bool = True, ours: bool = False) -> None:
+        """Let the plan's history show it as marked (or not) so long after its expiration date, as that is today.
+
+        In a row of `ours` both moments are the same; Django saves a row a moment before it notes that in the history.
+        """
         moment = self._at(plan, after)
-        self.data.plan_history(plan.uuid, moment, processed)
-        self.marks.append((plan.uuid, moment, processed))
+        self.data.plan_history(plan.uuid, moment, processed, modified=moment if ours else moment - MS)
+        self.marks.append((plan.uuid, moment, processed, ours))
 
     def renew(
         self,
@@ -285,9 +289,13 @@ class Reading:
         return plan.expires <= self.scope.as_of and fresh and self._is_asked_for(plan) and self._chain_ended(plan)
 
     def is_marked(self, plan: Plan) -> bool:
-        """A mark of before the plan's present expiration date attests an earlier one; a pruned history nothing else."""
-        shown = [at for uuid, at, marked in self.world.marks if uuid == plan.uuid and marked]
-        return plan.processed and (not shown or max(shown) >= plan.expires)
+        """A mark of before the plan's present expiration date attests an earlier one, and so does each later row of it.
+
+        But for our own, which is a new mark; and a pruned history attests nothing else.
+        """
+        shown = [(at, ours) for uuid, at, marked, ours in self.world.marks if uuid == plan.uuid and marked]
+        anew = any(ours and at >= plan.expires for at, ours in shown)
+        return plan.processed and (not shown or min(shown)[0] >= plan.expires or anew)
 
     def is_confirmed(self, license: License) -> bool:
         by_mark = self.is_marked(license.plan) and not self._came_after_mark(license)
@@ -364,7 +372,7 @@ class Reading:
         if not shown or not self.scope.license_history:
             return False
         plan = license.plan
-        marks = [at for uuid, at, marked in self.world.marks if uuid == plan.uuid and marked and at >= plan.expires]
+        marks = [at for uuid, at, marked, _ in self.world.marks if uuid == plan.uuid and marked and at >= plan.expires]
         marked_at = min(marks, default=plan.expires)
         return [in_plan for at, _, in_plan in shown if at <= marked_at][-1:] != [plan.uuid]
 

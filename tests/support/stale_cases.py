@@ -40,9 +40,9 @@ from support.oracle import RUN
 ROOM = timedelta(minutes=10)  # two clocks may be so far apart
 
 
-def mark(after: timedelta, marked: bool = True) -> More:
-    """The plan's history shows it as marked, or not, so long after its present expiration date."""
-    return lambda s: s.world.show_mark(s.plan, after, marked)
+def mark(after: timedelta, marked: bool = True, ours: bool = False) -> More:
+    """The plan's history shows it as marked, or not, so long after its present expiration date; in a row of `ours`."""
+    return lambda s: s.world.show_mark(s.plan, after, marked, ours)
 
 
 def seen(*where: tuple[timedelta, str]) -> More:
@@ -78,7 +78,14 @@ MARKED = [
         mark(-US),
     ),
     processed("the customer paid late, twice", DOWNGRADE_FIRST, mark(-400 * DAY), mark(-30 * DAY)),
-    processed("extended since, and marked again when it expired again", UNLINK, mark(-30 * DAY), mark(DAY)),
+    processed("extended since, and marked again by us", UNLINK, mark(-30 * DAY), mark(DAY, ours=True)),
+    processed(
+        "extended since, and saved by somebody after it expired again: that marks nothing",
+        DOWNGRADE_FIRST,
+        mark(-30 * DAY),
+        mark(DAY),
+    ),
+    processed("marked by us, extended since, and saved again", DOWNGRADE_FIRST, mark(-US, ours=True), mark(US)),
     processed("history was pruned: the mark counts", UNLINK),
     processed("what is left of its history is from before the mark", UNLINK, mark(-30 * DAY, False)),
     processed(

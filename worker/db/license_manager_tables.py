@@ -84,7 +84,10 @@ class LicenseEvent(LicenseManager):
 
 
 class HistoricalSubscriptionPlan(LicenseManager):
-    """A plan as it was from `history_date` on; license-manager adds a row whenever it saves the plan."""
+    """A plan as it was from `history_date` on; license-manager adds a row whenever it saves the plan.
+
+    Its `modified` is then a moment earlier than `history_date`; in a row of ours both are the same.
+    """
 
     __tablename__ = "subscriptions_historicalsubscriptionplan"
 
@@ -92,6 +95,7 @@ class HistoricalSubscriptionPlan(LicenseManager):
     history_date: Mapped[datetime]
     history_type: Mapped[str]
     uuid: Mapped[UUID]
+    modified: Mapped[datetime]
     expiration_processed: Mapped[bool]
 
 

@@ -21,11 +21,14 @@ from worker.db.sql import Digits, any_of
 def marked() -> ColumnElement[bool]:
     """Is the Plan at hand marked as processed, and that for its present expiration date?
 
-    Its history shows the mark at or after that date; or shows it at no time, because it was pruned. To downgrade once
-    more than needed is harmless, for the call's date protects what was upgraded since; not to is not.
+    Its history shows the mark for the first time at or after that date; or our own mark since then; or the mark at no
+    time, because it was pruned. Other rows since then do not count: once a plan is marked, whoever saves it adds one.
+    To downgrade once more than needed is harmless, for the call's date protects what was upgraded since; not to is not.
     """
-    for_this_date = _of_mark(sa.literal(1)).where(PlanHistory.history_date >= Plan.expiration_date)
-    return Plan.expiration_processed.is_(True) & (any_of(for_this_date) | ~any_of(_of_mark(sa.literal(1))))
+    first = sa.func.coalesce(_of_mark(sa.func.min(PlanHistory.history_date)).scalar_subquery(), Plan.expiration_date)
+    ours = (PlanHistory.history_date >= Plan.expiration_date, PlanHistory.history_date == PlanHistory.modified)
+    for_this_date = (first >= Plan.expiration_date) | any_of(_of_mark(sa.literal(1)).where(*ours))
+    return Plan.expiration_processed.is_(True) & for_this_date
 
 
 def came_after_mark() -> ColumnElement[bool]:

@@ -58,6 +58,7 @@ TABLES = (
     "customeragreement",
 )
 Shown = tuple[tuple[timedelta, bool], ...]
+Marks = tuple[tuple[timedelta, bool, bool], ...]
 
 # Databases for each engine. CI takes 300; EXAMPLES=10000 takes an hour for each engine.
 EXAMPLES = int(os.environ.get("EXAMPLES", "75"))
@@ -105,7 +106,7 @@ class DrawnPlan(Terse):
     since: timedelta = 900 * DAY
     is_active: bool = True
     processed: bool = False
-    marks: Shown = ()  # when its history shows it, and whether marked
+    marks: Marks = ()  # when its history shows it, whether marked, and whether by us
     renewal: int | str | None = None  # the number of a plan, "open", or no renewal
     overdue: timedelta | None = None  # since when that should have been processed, and was not
 
@@ -169,14 +170,15 @@ CURRENT = [NOW, -US, -30 * DAY, -30 * DAY]
 OLD = [200 * DAY, 100 * DAY, 90 * DAY + US]
 AFTER = [DAY, NOW, -US, -30 * DAY]
 HELD_AGO = [NOW, 12 * HOUR - US, 12 * HOUR, 7 * DAY, timedelta(minutes=-10), timedelta(minutes=-10) - US, -300 * DAY]
-MARKS: list[Shown] = [
-    ((DAY, True),),
-    ((NOW, True), (DAY, True)),
-    ((-US, True),),  # extended since
-    ((-400 * DAY, True), (-30 * DAY, True)),
-    ((-30 * DAY, True), (NOW, True)),
-    ((-30 * DAY, True), (DAY, False), (2 * DAY, True)),
-    ((-30 * DAY, False),),  # the row with the mark was pruned
+MARKS: list[Marks] = [
+    ((DAY, True, False),),
+    ((NOW, True, True), (DAY, True, False)),
+    ((-US, True, True),),  # extended since
+    ((-400 * DAY, True, False), (-30 * DAY, True, False)),
+    ((-30 * DAY, True, False), (NOW, True, True)),
+    ((-30 * DAY, True, True), (NOW, True, False)),  # extended, and saved by somebody since it expired again
+    ((-30 * DAY, True, False), (DAY, False, False), (2 * DAY, True, True)),
+    ((-30 * DAY, False, False),),  # the row with the mark was pruned
 ]
 SEEN: list[Shown] = [
     ((-300 * DAY, True),),
@@ -194,7 +196,7 @@ def plans(*ago: timedelta) -> st.SearchStrategy[DrawnPlan]:
         "ago": ago,
         "processed": [False, True],
         "renewal": [None, None, None, "open", *range(4)],
-        "marks": [(), (), ((DAY, True),)],
+        "marks": [(), (), ((DAY, True, False),)],
     }
     odd: dict[str, Any] = {"marks": MARKS, "overdue": [NOW, -US, US, 300 * DAY]}
     return with_oddities(DrawnPlan, 2, usual, since=[NOW, -US, -DAY, -DAY - US], is_active=[False], **odd)
@@ -312,8 +314,8 @@ def add_plans(world: World, customer: UUID, drawn: list[DrawnPlan]) -> list[Plan
         elif isinstance(each.renewal, int) and (following := each.renewal % len(plans)) not in renewed:
             renewed.add(following)
             world.renew(plan, plans[following], **dates)
-        for after, marked in each.marks:
-            world.show_mark(plan, after, marked)
+        for mark in each.marks:
+            world.show_mark(plan, *mark)
     return plans
 
 
