@@ -176,6 +176,7 @@ MARKS: list[Shown] = [
     ((-400 * DAY, True), (-30 * DAY, True)),
     ((-30 * DAY, True), (NOW, True)),
     ((-30 * DAY, True), (DAY, False), (2 * DAY, True)),
+    ((DAY, True), (3 * DAY, True)),  # saved again after the mark
     ((-30 * DAY, False),),  # the row with the mark was pruned
 ]
 SEEN: list[Shown] = [
@@ -185,6 +186,9 @@ SEEN: list[Shown] = [
     ((-300 * DAY, False), (DAY, True)),
     ((-300 * DAY, False), (DAY + US, True)),
     ((-300 * DAY, True), (-DAY, False), (2 * DAY, True)),  # out, and in again
+    ((-300 * DAY, False), (2 * DAY, True)),
+    ((NOW, False), (NOW, True)),  # the later row counts
+    ((NOW, True), (NOW, False)),
     ((2 * DAY, True),),  # the rows before were pruned, or it was made in the plan after the mark
 ]
 
