@@ -165,7 +165,7 @@ MOVED = [
         "a mark of before an extension is not its first one",
         UNLINK,
         mark(-DAY),
-        mark(3 * DAY),
+        mark(3 * DAY, ours=True),
         seen((BEFORE, "elsewhere"), (SINCE, "here")),
     ),
     processed(

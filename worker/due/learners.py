@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, case, or_, select, tuple_
 from sqlalchemy.orm import aliased
 
 from worker.db.license_manager_tables import License, SubscriptionPlan as Plan
-from worker.db.sql import Fingerprint, Mailbox, Rows
+from worker.db.sql import Among, Fingerprint, Mailbox, Rows
 
 KNOWN_BY = ("user_email", "lms_user_id")  # either of these makes two licenses the same learner's
 
@@ -22,16 +22,20 @@ Which: TypeAlias = Callable[[Any, Any], Sequence[ColumnElement[bool]]]
 def is_learner_of(which: Sequence[Which], customers: Rows, known_by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
     """Is the address of the License and Plan at hand that of a learner of any of the licenses `which`?
 
-    `customers` are the ids of the agreements that it may be about: only licenses of one customer are compared. Known by `user_email`: one of these licenses has the
-    address. By `lms_user_id`: one of the address's licenses has a user id that one of these has, or that a license has
-    which shares an address with one of these. A NULL, or an empty address, matches nothing.
+    `customers` are the ids of the agreements that it may be about; only licenses of one customer are compared. Known by
+    `user_email`: one of these licenses has the address. By `lms_user_id`: one of the address's licenses has a user id
+    that one of these has, or that a license has which shares an address with one of these. A NULL, or an empty address,
+    matches nothing.
 
     It compares with sets that do not depend on the license at hand, so that they are read once and not once for each
     license. The OFFSET, and a CASE that hides them, keep databases from doing otherwise.
     """
 
-    def of_customers(_: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
-        return (plan.customer_agreement_id.in_(customers),)
+    def of_customers(license: Any, _: Any) -> Sequence[ColumnElement[bool]]:
+        theirs = aliased(Plan)
+        return (
+            Among(license.subscription_plan_id, select(theirs.uuid).where(theirs.customer_agreement_id.in_(customers))),
+        )
 
     theirs = _read_once(_all_of(*(_pairs(each, _address) for each in which)))
     own_ids = (_pairs(each, _user_id) for each in which)

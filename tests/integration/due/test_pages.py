@@ -48,9 +48,9 @@ class Paged:
         """All that is due, as rows of a page, in no order."""
         reading, held = Reading(self.world, scope_of(self.world)), self.world.holds
         if self.kind == "unlink":
-            return [(each.uuid, each.uuid in held, each.email) for each in reading.due_unlinks()]
+            return [(each.uuid, each.uuid in held, each.email, each.lms_user_id) for each in reading.due_unlinks()]
         due = reading.waiting_downgrades() if self.kind == "one by one" else reading.due_downgrades()
-        return [(each.uuid, each.uuid in held) for each in due if each.plan == self.plan]
+        return [(each.uuid, each.uuid in held, self.plan.expires) for each in due if each.plan == self.plan]
 
 
 @pytest.fixture(params=["downgrade", "one by one", "unlink"])

@@ -178,6 +178,7 @@ MARKS: list[Marks] = [
     ((-30 * DAY, True, False), (NOW, True, True)),
     ((-30 * DAY, True, True), (NOW, True, False)),  # extended, and saved by somebody since it expired again
     ((-30 * DAY, True, False), (DAY, False, False), (2 * DAY, True, True)),
+    ((DAY, True, False), (3 * DAY, True, False)),  # saved again after the mark
     ((-30 * DAY, False, False),),  # the row with the mark was pruned
 ]
 SEEN: list[Shown] = [
@@ -187,6 +188,9 @@ SEEN: list[Shown] = [
     ((-300 * DAY, False), (DAY, True)),
     ((-300 * DAY, False), (DAY + US, True)),
     ((-300 * DAY, True), (-DAY, False), (2 * DAY, True)),  # out, and in again
+    ((-300 * DAY, False), (2 * DAY, True)),
+    ((NOW, False), (NOW, True)),  # the later row counts
+    ((NOW, True), (NOW, False)),
     ((2 * DAY, True),),  # the rows before were pruned, or it was made in the plan after the mark
 ]
 
@@ -382,8 +386,15 @@ def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnSco
         scope, world = laid.scope(asked), laid.world
         reading = Reading(world, scope)
         unlinks = pages_of(laid.connection, partial(conditions_unlinks.unlink_page, scope, limit), limit)
-        expected = [(each.uuid, each.uuid in world.holds, each.email) for each in reading.due_unlinks()]
-        assert sorted(joined(unlinks)) == sorted(expected)
+        due = reading.due_unlinks()
+        expected = sorted((each.uuid, each.uuid in world.holds, each.email, each.lms_user_id) for each in due)
+        assert sorted(joined(unlinks)) == expected
+        everybody = [*world.licenses, STRANGER]
+        again = rows(laid.connection, conditions_unlinks.still_to_unlink(scope, everybody))
+        assert sorted(again) == expected, "of all licenses the same are still due"
+        half = everybody[::2]
+        of_half = rows(laid.connection, conditions_unlinks.still_to_unlink(scope, half))
+        assert sorted(of_half) == [row for row in expected if row[0] in half]
         kinds = (
             (False, reading.due_plans(), reading.due_downgrades()),
             (True, reading.waiting_plans(), reading.waiting_downgrades()),
@@ -391,8 +402,11 @@ def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnSco
         for waiting, plans, due in kinds:
             for plan in plans:
                 page = partial(downgrades.downgrade_page, scope, plan.uuid, waiting, limit)
-                of_plan = [(each.uuid, each.uuid in world.holds) for each in due if each.plan == plan]
-                assert sorted(joined(pages_of(laid.connection, page, limit))) == sorted(of_plan)
+                mine = [each for each in due if each.plan == plan]
+                of_plan = sorted((each.uuid, each.uuid in world.holds, plan.expires) for each in mine)
+                assert sorted(joined(pages_of(laid.connection, page, limit))) == of_plan
+                again = rows(laid.connection, downgrades.still_to_downgrade(scope, plan.uuid, waiting, everybody))
+                assert sorted(again) == of_plan
 
 
 def joined(pages: Iterator[list[Row]]) -> list[Row]:
