@@ -28,7 +28,9 @@ from worker.cli import doctor
 from worker.cli.findings import explained
 from worker.cli.rights import Right
 from worker.db.ledger_tables import Downgrade
+from worker.db.transactions import Database
 from worker.ledger import migrations
+from worker.ledger.lms_address import set_lms
 from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
 from worker.settings import DatabaseSettings, Settings
 from worker.settings_sources import CONFIG_FILE_VARIABLE
@@ -206,12 +208,13 @@ def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
         ("ok", "broker"),
         ("wrong", "broker"),
         ("warning", "broker"),
+        ("ok", "LMS"),
         ("wrong", "LMS"),
     ]
     said = " ".join(done.stdout.split())
     for sentence in (
         "table subscriptions_license lacks column renewed_to_id is DATABASE_URL license-manager's database",
-        "its tables are at 0001, and this release has 0003 run license-expiry init-db",
+        "its tables are at 0001, and this release has 0004 run license-expiry init-db",
         "(allkeys-lru), and tasks are lost with them set maxmemory-policy to noeviction in redis.conf",
         "set appendonly to yes in redis.conf",
         "the LMS gives us no token check BACKEND_SERVICE_EDX_OAUTH2_KEY",
@@ -300,7 +303,7 @@ def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_told_once(
 
 
 def of_calls(found: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
-    return [(each["status"], each["what"]) for each in found["LMS"]][1:]
+    return [(each["status"], each["what"]) for each in found["LMS"]][2:]
 
 
 FIREWALL = "<html>Blocked</html>"
@@ -366,8 +369,29 @@ def test_a_call_that_the_lms_will_not_take_is_known_before_the_night(
     status, found = examine(settings | {UNLINKING: str(known)})
     assert [each for each, _ in of_calls(found)] == statuses
     assert status == (1 if "wrong" in statuses else 0)
-    said = " ".join(each["what"] + " " + each["remedy"] for each in found["LMS"][1:])
+    said = " ".join(each["what"] + " " + each["remedy"] for each in found["LMS"][2:])
     assert [word for word in words if word not in said] == []
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("known", "status", "what"),
+    [
+        (None, "ok", "the database belongs to no LMS yet"),
+        ("", "ok", "the database belongs to http"),
+        ("https://courses.example.com", "wrong", "the database belongs to the LMS https://courses.example.com, and"),
+    ],
+)
+def test_the_lms_that_the_database_belongs_to_is_told_and_another_is_sent_nothing(
+    known: str | None, status: str, what: str, engine: Engine, lms: Simulator, settings: dict[str, str]
+) -> None:
+    if known is not None:
+        set_lms(Database(engine), known or lms.url)
+    _, found = examine(settings)
+    first = found["LMS"][0]
+    assert (first["status"], first["what"][: len(what)]) == (status, what)
+    assert ("init-db --lms-url" in first["remedy"]) == (status == "wrong")
+    assert (lms.journal.entries == []) == (status == "wrong")
 
 
 @ON_SQLITE

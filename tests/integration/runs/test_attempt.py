@@ -407,7 +407,7 @@ def test_a_time_slice_that_ends_in_the_middle_is_gone_on_from(
         while more:
             slices += 1
             held_claim = claim(deps, laid, run_id, step_of(kind))
-            more = not steps.do_step(deps, held_claim, next(seconds) + 8)
+            more = not steps.do_step(deps, held_claim, next(seconds) + 4)
     assert slices > 1
     run = finish(deps, laid.enterprise, run_id)
     done = 11 if kind == "downgrade" else 12

@@ -261,7 +261,9 @@ def test_a_run_tries_a_license_that_it_holds_once(force: bool, lms: Simulator, m
 
 
 @ON_SQLITE
-def test_a_hold_that_is_not_due_any_more_is_dropped_by_the_next_full_run(lms: Simulator, make_test_deps: Make) -> None:
+def test_a_hold_stays_though_nobody_finds_it_due_until_its_plan_is_extended(
+    lms: Simulator, make_test_deps: Make
+) -> None:
     laid = lay(lms, licenses=3)
     bad = laid.licenses[1]
     break_enrollment(lms, laid, bad)
@@ -271,15 +273,16 @@ def test_a_hold_that_is_not_due_any_more_is_dropped_by_the_next_full_run(lms: Si
     change(engine, "license", bad, status="revoked")
     age_holds(engine)
     lms.journal.clear()
-    [narrowed] = night(deps, plan_uuids=[laid.plan]).values()
-    assert (narrowed.phase, counts(narrowed)["plans"]) == (Phase.FINISHED, 1)
+    [run] = night(deps).values()
+    assert (run.phase, counts(run)["plans"]) == (Phase.FINISHED, 1)
     assert set(held(engine)) == {bad}
     assert lms.journal.entries == []
+    change(engine, "subscriptionplan", laid.plan, expiration_date=deps.database.now() + DAY)
     data = Data(engine, seed=2)
     add_plan(data, laid, title="Another")
     ready(data, lms)
-    [full] = night(deps).values()
-    assert full.phase == Phase.FINISHED
+    [run] = night(deps).values()
+    assert run.phase == Phase.FINISHED
     assert held(engine) == {}
 
 

@@ -35,7 +35,7 @@ from support.runs import (
     times_sent,
     unlinking,
 )
-from support.steps import KINDS, Kind, add_plan, break_enrollment, change, in_background, meet, mend_enrollment, reach
+from support.steps import KINDS, Kind, add_plan, break_enrollment, change, mend_enrollment, reach
 
 from simulator.data.rows import DAY, Data
 from simulator.data.schema import table
@@ -332,31 +332,6 @@ def test_plans_and_windows_narrow_both_steps(case: Narrowing, lms: Simulator, ma
 
 
 # Learners
-
-
-@ON_SQLITE
-def test_protection_is_asked_again_when_a_page_is_not_fresh_any_more(
-    lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.runs.batches.FRESH_SECONDS", 0)
-    monkeypatch.setattr("worker.runs.batches.USABLE_SECONDS", 0)
-    laid = lay(lms, licenses=4)
-    deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
-    engine = deps.database.engine
-    run_id = reach(deps, laid, "unlink")
-    saved = laid.licenses[2]
-    lms.faults(Fault(kind="unlink", delay=60, nth=1))
-    with in_background(lms, lambda: finish(deps, laid.enterprise, run_id)) as running:
-        meet(lms, running, lambda: lms.calls("unlink"))
-        data = Data(engine, seed=2)
-        [address] = emails(engine, saved)
-        data.license(add_plan(data, laid, expires=data.now + DAY, title="New"), address.upper())
-        data.flush()
-        lms.release()
-        run = running.result()
-    assert counts(run) | {"plans": 1} == {"plans": 1, "downgraded": 4, "held": 0, "unlinked": 3, "protected": 1}
-    assert address not in times_sent(lms, "unlink")
-    assert saved not in events(engine, UNLINKED_EVENT)
 
 
 @ON_SQLITE
