@@ -133,5 +133,5 @@ def test_its_account_is_given_the_documented_rights_once_the_ledger_is_made(rend
     assert [make_account[0], make_ledger[0], give_rights[0]] == ["mysql", "license-expiry", "mysql"]
     assert "license-expiry init-db" in make_ledger[1]
     given = re.findall(r"GRANT (.+) ON (\w+) TO '{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%';", give_rights[1])
-    assert {table: tuple(verbs.split(", ")) for verbs, table in given} == RIGHTS | OPTIONAL
+    assert {table: tuple(re.split(r", (?!modified)", verbs)) for verbs, table in given} == RIGHTS | OPTIONAL
     assert "GRANT" not in make_account[1].replace("REVOKE ALL PRIVILEGES, GRANT OPTION", "")

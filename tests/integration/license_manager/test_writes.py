@@ -384,7 +384,7 @@ NOT_NUMBERED = {
     "postgresql": f"ALTER TABLE {HISTORY} ALTER history_id DROP IDENTITY",
     "mysql": f"ALTER TABLE {HISTORY} MODIFY history_id int NOT NULL",
     "sqlite": f"CREATE TABLE {HISTORY}"
-    " (history_id char(32) NOT NULL PRIMARY KEY, uuid, history_type, history_date, expiration_processed)",
+    " (history_id char(32) NOT NULL PRIMARY KEY, uuid, modified, history_type, history_date, expiration_processed)",
 }
 
 
