@@ -25,10 +25,10 @@ from worker.lms.client import LmsClient
 downgrade = LmsClient.downgrade
 
 
-def die(self, licenses, *arguments):
-    if {deadly!r} & set(map(str, licenses)):
+def die(self, select, *arguments):
+    if {deadly!r} & set(map(str, select().items)):
         os.kill(os.getpid(), signal.SIGKILL)
-    downgrade(self, licenses, *arguments)
+    downgrade(self, select, *arguments)
 
 
 LmsClient.downgrade = die

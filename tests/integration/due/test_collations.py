@@ -98,7 +98,7 @@ def test_what_is_due_is_the_same(collated: Engine, request: pytest.FixtureReques
     beyond_ascii = World(world.data, NOW)
     with_both(beyond_ascii, *BEYOND_ASCII)
     lay_down(collated, world, beyond_ascii)
-    scopes = [Scope(NOW, 90 * DAY, frozenset(each.agreements)) for each in (world, beyond_ascii)]
+    scopes = [Scope(NOW, 90 * DAY, frozenset(each.agreements), now=NOW) for each in (world, beyond_ascii)]
     with collated.connect() as connection:
         found, beyond = (answers_of(connection, scope) for scope in scopes)
 
