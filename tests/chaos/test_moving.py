@@ -222,3 +222,22 @@ def test_an_answer_of_the_list_of_learners_stands_for_a_lost_one(night: Night) -
     answer = night.add("large", "unlink", [], call.start - 1, started_at=call.started_at, ended_at=call.ended_at)
     answer.kind, answer.user_ids = "learners", [4242]
     assert not [each for each in night.verdict() if "which the LMS had not told" in each]
+
+
+@pytest.mark.parametrize(
+    ("ago", "lost"),
+    [
+        pytest.param(60 * SECOND, True, id="it was a learner's when its plan was marked"),
+        pytest.param(-60 * SECOND, False, id="it was nobody's then: there was nothing to send"),
+    ],
+)
+def test_a_license_that_is_assigned_after_its_plans_mark_was_not_lost(ago: timedelta, lost: bool, night: Night) -> None:
+    call = night.calls("recent", "downgrade")[0]
+    [like] = [row for row in rows(night.engine, "license") if str(row["uuid"]) == call.licenses[0]]
+    nobodys = {"uuid": uuid4(), "status": "unassigned", "user_email": None, "lms_user_id": None}
+    nobodys |= {"activation_key": None, "assigned_date": None, "activation_date": None}
+    edit(night, "recent", 90 * SECOND, call.started_at, insert(table(night.engine, "license")).values(**like | nobodys))
+    assigned = {"status": "assigned", "user_email": "late@forged.example", "assigned_date": call.started_at - ago}
+    given = changed(night, "license", lambda c: c.uuid == nobodys["uuid"], **assigned)
+    edit(night, "recent", ago, call.started_at, given)
+    assert bool([each for each in night.verdict() if "is due, and its downgrade is not confirmed" in each]) == lost

@@ -74,9 +74,11 @@ class Worlds:
         old = self.night.laid_data.processed
         world = self._world(enterprise, rows, moment, [mark for mark in marks if mark[0] in old])
         _set_processed(world, old)
-        for uuid in world.licenses:
+        for uuid, license in world.licenses.items():
             for each in self.night.confirmations(enterprise, str(uuid)):
                 world.confirmations.append((uuid, oracle.OTHER_RUN, _ended(each)))
+            if self._assigned_since_its_mark(enterprise, license, world):
+                world.confirmations.append((uuid, oracle.OTHER_RUN, license.plan.expires))
             world.events += [(uuid, UNLINKED_EVENT, at) for at, _ in self.unlinked(enterprise, uuid)]
         for uuid, (step, _) in self._held.items():
             self._hold(world, uuid, step)
@@ -169,6 +171,19 @@ class Worlds:
             if row["license_id"] in self.night.laid_data.unlinked and row["created"] < self._laid_at
         ]
         return world
+
+    def _assigned_since_its_mark(self, enterprise: UUID, license: oracle.License, world: World) -> bool:
+        """Was the license in its plan, and nobody's, when a worker marked the plan? Then there was nothing to send."""
+        plan = license.plan
+        for uuid, at, marked, _ in self._marks(world.as_of):
+            if uuid != plan.uuid or not marked or at < plan.expires or (uuid, at) in self.timeline.history:
+                continue
+            for version in self.timeline.between(enterprise, at - SLACK, at):
+                then = [row for row in version.rows.licenses if row["uuid"] == license.uuid]
+                in_plan = [row for row in then if row["subscription_plan_id"] == plan.uuid]
+                if any(not oracle.was_a_learners(_license(row, world)) for row in in_plan):
+                    return True
+        return False
 
     def _held_since(self, hold: Row) -> datetime | None:
         """When the LMS refused this license alone, by its journal; None where that cannot be told."""

@@ -377,7 +377,7 @@ class Reading:
         return [in_plan for at, _, in_plan in shown if at <= marked_at][-1:] != [plan.uuid]
 
     def _to_send(self, plan: Plan) -> set[License]:
-        learners = {each for each in self.world.licenses.values() if each.plan == plan and _was_a_learners(each)}
+        learners = {each for each in self.world.licenses.values() if each.plan == plan and was_a_learners(each)}
         if self.scope.force:
             sent = {uuid for uuid, run, _ in self.world.confirmations if run == self.scope.run_id}
             return {license for license in learners if license.uuid not in sent}
@@ -426,7 +426,7 @@ class Reading:
         return any(at >= license.plan.expires and (not license.assigned or at >= license.assigned) for at in told)
 
 
-def _was_a_learners(license: License) -> bool:
+def was_a_learners(license: License) -> bool:
     """Who had it when the plan expired; that it was revoked since, the LMS was not told."""
     revoked_since = license.status == "revoked" and license.revoked and license.revoked >= license.plan.expires
     return license.status in ("assigned", "activated") or bool(revoked_since)
