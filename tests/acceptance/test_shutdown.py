@@ -103,7 +103,7 @@ def test_the_command_that_is_interrupted_says_so_and_goes_on_when_it_is_given_ag
 def test_a_rolling_restart_loses_nothing_and_does_nothing_twice(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any
 ) -> None:
-    enterprises = lay(data, lms, enterprises=4, licenses=60)
+    enterprises = lay(data, lms, enterprises=4, licenses=110)
     lms.lms.latency = 0.3
     environment(**SMALL_BATCHES, **listed(*enterprises))
     serving: list[subprocess.Popen[bytes]] = [worker(name="worker-1"), worker(name="worker-2")]
@@ -117,4 +117,4 @@ def test_a_rolling_restart_loses_nothing_and_does_nothing_twice(
 
     eventually(all_done_after_one_more_restart, seconds=240, what="every run")
     assert next(numbers) > 5, "each was replaced at least once, and one of them again"
-    assert_all_done(engine, lms, enterprises=4, licenses=60)
+    assert_all_done(engine, lms, enterprises=4, licenses=110)
