@@ -130,6 +130,7 @@ class Night:
             if self.report.extra == MOST_EXTRA_NIGHTS + len(self._timeline.deeds):
                 raise NotSettled(f"still due after {self.report.extra} further nights: {self._state()}")
             self.report.extra += 1
+            self.session.processes.set_clocks()
             self._post_night()
 
     def _once_more(self) -> None:

@@ -138,9 +138,13 @@ class Processes:
         self.second_beat.start()
 
     def back_to_normal(self) -> None:
-        """End the second beat, and the worker whose clock is wrong, which comes back with the right one."""
+        """End the second beat, and a wrong clock."""
         self.second_beat.kill(None)
         self._second = False
+        self.set_clocks()
+
+    def set_clocks(self) -> None:
+        """End the worker whose clock is wrong, whose runs are refused; it comes back with the right one."""
         for worker in self.workers:
             if worker.hours:
                 worker.hours = 0
