@@ -16,7 +16,7 @@ shorten(
         "worker.lms.transport.CONNECT_TIMEOUT": 1.0,
         "worker.lms.patience.Patience": partial(Patience, first_wait=0.05, longest_wait=0.5),
         "worker.ledger.stalled.QUEUED_SECONDS": 1,
-        "worker.ledger.nights.NIGHT_LEASE_SECONDS": 2,
+        "worker.ledger.nights.NIGHT_LEASE_SECONDS": 5,
     }
 )
 app.conf.beat_schedule["reconcile"]["schedule"] = 0.5
