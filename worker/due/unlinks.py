@@ -47,9 +47,11 @@ def address_is_protected(scope: Scope, address: str, folded: str) -> Rows:
     """
     given = [Mailbox(bindparam(name, None, String())) for name in ("address", "folded")]
     theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
-    which = [partial(_is_held, _keeping(scope)), partial(_in_current_plan, scope)]
-    kept = is_learner_of(which, _agreements(scope))
-    return conditions.licenses().where(theirs, Mailbox(License.user_email).in_(given), kept).limit(1)
+    return (
+        conditions.licenses()
+        .where(theirs, Mailbox(License.user_email).in_(given), _kept(scope, _keeping(scope)))
+        .limit(1)
+    )
 
 
 def _sent_columns() -> tuple[Any, ...]:
@@ -69,12 +71,10 @@ def unlinkable(
     With `protected_by`: those that only a current license of the learner, known by these, keeps from it. A license that
     is `held` so (as the scope has it unless given) keeps its learner linked.
     """
-    is_held = partial(_is_held, conditions.holds(scope) if held is None else held)
-    protects = partial(_in_current_plan, scope)
-    customers = _agreements(scope)
-    candidates = unlink_candidates(scope, *columns)
-    if not protected_by:  # at once: all licenses of the customers are read for each answer
-        return candidates.where(~is_learner_of([is_held, protects], customers))
+    candidates, how = unlink_candidates(scope, *columns), conditions.holds(scope) if held is None else held
+    if not protected_by:
+        return candidates.where(~_kept(scope, how))
+    is_held, protects, customers = partial(_is_held, how), partial(_in_current_plan, scope), _agreements(scope)
     return candidates.where(~is_learner_of([is_held], customers), is_learner_of([protects], customers, protected_by))
 
 
@@ -130,6 +130,14 @@ def current(scope: Scope, plan: Any) -> tuple[ColumnElement[bool], ...]:
     hours before the day on which the next plan begins.
     """
     return (plan.is_active.is_(True), plan.start_date <= scope["soon"], plan.expiration_date >= scope["now"])
+
+
+def _kept(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Is the address at hand that of a learner of a license that is held so, or is in a current plan?
+
+    Both at once: all licenses of the customers are read for each answer.
+    """
+    return is_learner_of([partial(_is_held, how), partial(_in_current_plan, scope)], _agreements(scope))
 
 
 def _in_current_plan(scope: Scope, _: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
