@@ -1,6 +1,7 @@
 """Whether the LMS takes the calls of a night: each is sent about nobody, so that a missing role is known early."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
 from uuid import UUID
@@ -44,13 +45,11 @@ def check_calls(client: LmsClient, settings: Settings) -> Iterator[Finding]:
 
 def check_owner(settings: Settings) -> Iterator[Finding]:
     """Find out whether the database belongs to this LMS; nothing is found where it cannot be read."""
-    database = Database(make_engine(settings.DATABASE_URL))
     try:
-        known = lms_of(database)
+        with _database(settings) as database:
+            known = lms_of(database)
     except (LicenseExpiryError, SQLAlchemyError):  # told with the database
         return
-    finally:
-        database.engine.dispose()
     if known is None:
         yield Finding("LMS", "ok", f"the database belongs to no LMS yet: the first run gives it to {settings.LMS_URL}")
     elif error := of_another_lms(known, settings.LMS_URL):
@@ -88,9 +87,15 @@ def _addresses(client: LmsClient, enterprise: UUID) -> Iterator[Finding]:
 
 
 def _first_known(settings: Settings, listed: frozenset[UUID]) -> UUID | None:
+    with _database(settings) as database:
+        return min(listed - unknown_enterprises(settings, database).keys(), default=None)
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
     database = Database(make_engine(settings.DATABASE_URL))
     try:
-        return min(listed - unknown_enterprises(settings, database).keys(), default=None)
+        yield database
     finally:
         database.engine.dispose()
 
