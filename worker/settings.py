@@ -31,6 +31,13 @@ def retry_wait(first: int, attempt: int) -> int:
     return min(first * (1 << min(attempt, 16)), max(900, first))
 
 
+def http_address(value: str) -> str:
+    """An address without a slash at its end. Raises ValueError unless it begins with http:// or https://."""
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return value.rstrip("/")
+
+
 def _in_order(value: int, info: ValidationInfo, above: Sequence[str], below: Sequence[str] = ()) -> int:
     """Raise ValueError unless `value` lies between these settings (those that are not wrong by themselves).
 
@@ -197,9 +204,7 @@ class Settings(DatabaseSettings):
     @field_validator("LMS_URL", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
     @classmethod
     def _http(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
-        return value.rstrip("/")
+        return value and http_address(value)
 
     @field_validator("BACKEND_SERVICE_EDX_OAUTH2_SECRET")
     @classmethod

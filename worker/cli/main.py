@@ -1,7 +1,7 @@
 """The command license-expiry."""
 
 import logging
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from getpass import getuser
 from pathlib import Path
 from socket import gethostname
@@ -27,7 +27,7 @@ from worker.ledger.lms_address import set_lms
 from worker.ledger.runs import newest_runs
 from worker.runs.request import check_against_database, parse_request, unknown_enterprises
 from worker.runs.start import start_runs
-from worker.settings import DatabaseSettings, load_settings
+from worker.settings import DatabaseSettings, http_address, load_settings
 from worker.settings_sources import load
 
 
@@ -64,12 +64,14 @@ def init_db(lms_url: str | None, as_json: bool) -> int:
     For example: license-expiry init-db && license-expiry due
     """
     _, database = _database(ledger=False)
-    if lms_url is not None and not lms_url.startswith(("http://", "https://")):
-        raise click.UsageError("--lms-url must begin with http:// or https://")
+    try:
+        address = None if lms_url is None else http_address(lms_url)
+    except ValueError as error:
+        raise click.UsageError(f"--lms-url {error}") from None
     try:
         migrations.upgrade(database.engine)
-        if lms_url:
-            set_lms(database, lms_url.rstrip("/"))
+        if address:
+            set_lms(database, address)
     except DBAPIError as error:
         raise Unusable(*cannot_be_used(database.engine, error)) from error
     tables.show_json({"ledger": "ready"}) if as_json else tables.out.print("The ledger's tables are ready.")
@@ -113,7 +115,8 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
     as_of = database.now()
     check_against_database(database, request, frozenset(enterprises), as_of)
     named: list[UUID | None] = [*sorted(set(enterprises))] or [None]
-    scopes = [scope_of(database, settings, as_of, request, enterprise) for enterprise in named]
+    scope = scope_of(database, settings, as_of, request)
+    scopes = [replace(scope, enterprise=enterprise) for enterprise in named]
     by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope)]
     for error in unknown_enterprises(settings, database).values():
         tables.err.print(f"Warning: {error}", markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from uuid import UUID
@@ -76,7 +77,8 @@ def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish)
 
 def _due(deps: Deps, request: Request, named: frozenset[UUID], as_of: datetime) -> list[UUID]:
     """The enterprise customers with work due, of those named if any."""
-    scopes = [scope_of(deps.database, deps.settings, as_of, request, enterprise) for enterprise in named or [None]]
+    scope = scope_of(deps.database, deps.settings, as_of, request)
+    scopes = [replace(scope, enterprise=enterprise) for enterprise in named or [None]]
     return sorted(
         enterprise
         for scope in scopes
