@@ -1,5 +1,6 @@
 """A night that nothing disturbed, to be forged by the tests of the judge."""
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,3 +82,12 @@ def unlink_events(night: Night, name: str) -> list[dict[str, Any]]:
     own = {row["uuid"] for row in rows(night.engine, "license") if row["user_email"] in names}
     events = [row for row in rows(night.engine, "licenseevent") if row["event_name"] == UNLINKED_EVENT]
     return [row for row in events if row["license_id"] in own and row["license_id"] not in night.laid_data.unlinked]
+
+
+def assert_found(night: Night, sentence: str) -> str:
+    """Assert that the judge says this, a pattern in which UUID is any, and no address; give all that it says."""
+    verdict = night.verdict()
+    wanted = re.compile(sentence.replace("UUID", "[0-9a-f]{8}-[0-9a-f-]{27}"))
+    assert any(wanted.match(each) for each in verdict), verdict
+    assert "@" not in "".join(verdict)
+    return "".join(verdict)

@@ -1,6 +1,5 @@
 """The judge finds nothing wrong with a night that nothing disturbed, and each promise broken in a forged one."""
 
-import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -11,7 +10,7 @@ from sqlalchemy import Update, delete, insert, update
 from support.runs import rows
 
 from chaos.evidence import Step, named
-from chaos.forged import AT, Night, unlink_events
+from chaos.forged import AT, Night, assert_found, unlink_events
 from chaos.judge import requests_since, scan
 from simulator.data.schema import table
 from simulator.data.showcase import MALFORMED_EMAIL
@@ -219,11 +218,7 @@ CASES: dict[str, tuple[Callable[[Night], None], str]] = {
 def test_a_broken_promise_is_found(case: str, night: Night) -> None:
     forge, sentence = CASES[case]
     forge(night)
-    verdict = night.verdict()
-    wanted = re.compile(sentence.replace("UUID", "[0-9a-f]{8}-[0-9a-f-]{27}"))
-    assert any(wanted.match(each) for each in verdict), verdict
-    assert "@" not in "".join(verdict)
-    assert MALFORMED_EMAIL not in "".join(verdict)
+    assert MALFORMED_EMAIL not in assert_found(night, sentence)
 
 
 # What is no breach
