@@ -21,13 +21,19 @@ class Run(Ledger):
 
     `live` holds the enterprise's UUID while the run has not ended and NULL after: its unique key is what
     makes the live run the only one. `lease_until` is the moment, by the database's clock, after which
-    whoever has the run (a worker while `owner` is set, the broker while it is not) has let it down.
-    `fence` rises with each claim, `recorded` with each outcome that is recorded, and `publications` counts how
-    often the rest of the chain was published anew since then. `scheduled_for` is the scheduled night that it is of.
-    `triggered_at` is the moment of the trigger, the same for all runs that it opened; `as_of` the moment that the run
-    judges by: when its first step was first claimed. `night_after` is a scheduled night that found this run live, and
-    for which its enterprise gets a run of its own after it. `approve_unlinks` is how many learners it may unlink with
-    the leave of `triggered_by`, where that is more than UNLINK_LIMIT.
+    whoever has the run (a worker while `owner` is set, the broker while it is not) counts as lost.
+    `fence` rises with each claim, `recorded` with each outcome that is recorded. Since then, `publications` counts how
+    often the rest of the chain was published anew because a worker was lost, and `tries` how often a step failed.
+
+    `message_number` is that of its newest message, and `queued_at` the moment from which this can be received. While it
+    waits, `waits_for` is the reason code; `tries_left` and `gives_up_at` tell when it fails if nothing changes.
+    `confirmed_at` is when the LMS last answered a call of it. `stopped_by` and `stop_reason` are set once it is to end.
+
+    `scheduled_for` is the scheduled night that it is of. `triggered_at` is the moment of the trigger, the same for all
+    runs that it opened; `as_of` the moment that the run judges by: when its first step was first claimed. `night_after`
+    is a scheduled night that found this run live, and for which its enterprise gets a run of its own after it.
+    `approve_unlinks` is how many learners it may unlink with the leave of `triggered_by`, where that is more than
+    UNLINK_LIMIT.
     """
 
     __tablename__ = "license_expiry_run"
@@ -56,6 +62,12 @@ class Run(Ledger):
     fence: Mapped[int] = mapped_column(default=0)
     lease_until: Mapped[datetime | None]
     publications: Mapped[int] = mapped_column(default=0)
+    message_number: Mapped[int] = mapped_column(default=1, nullable=True)  # to the database, which had rows before it
+    queued_at: Mapped[datetime] = mapped_column(nullable=True)  # as the one before
+    tries: Mapped[int] = mapped_column(default=0, nullable=True)  # as these
+    tries_left: Mapped[int | None]
+    gives_up_at: Mapped[datetime | None]
+    waits_for: Mapped[str | None] = mapped_column(String(64))
     retries: Mapped[int] = mapped_column(default=0)
     recorded: Mapped[int] = mapped_column(default=0)
     plans_processed: Mapped[int] = mapped_column(default=0)
@@ -63,6 +75,9 @@ class Run(Ledger):
     licenses_held: Mapped[int] = mapped_column(default=0)
     learners_unlinked: Mapped[int] = mapped_column(default=0)
     learners_protected: Mapped[int] = mapped_column(default=0)
+    confirmed_at: Mapped[datetime | None]
+    stopped_by: Mapped[str | None] = mapped_column(String(255))
+    stop_reason: Mapped[str | None] = mapped_column(String(255))
     error: Mapped[str | None] = mapped_column(String(500))
     scheduled_for: Mapped[datetime | None]
     night_after: Mapped[datetime | None]
@@ -75,7 +90,7 @@ class Run(Ledger):
 
 
 class Retry(Ledger):
-    """A step that was given back because something was unavailable, and when it is to come again."""
+    """A step that waits: since when and for what, when it is to come again, and how many times it did so in vain."""
 
     __tablename__ = "license_expiry_retry"
 
@@ -85,6 +100,34 @@ class Retry(Ledger):
     reason: Mapped[str] = mapped_column(String(64))
     at: Mapped[datetime]
     again_at: Mapped[datetime]
+    times: Mapped[int] = mapped_column(default=1, nullable=True)  # to the database, which had rows before it
+
+
+class Wait(Ledger):
+    """What every run waits for: an outage of the LMS, or a pause; there is one row of each `kind` at most.
+
+    `again_at` is the moment of an outage's next probe, `tries` counts those that failed, and `reason` is a code. Of a
+    pause, `reason` is the one that `set_by` gave.
+    """
+
+    __tablename__ = "license_expiry_wait"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    since: Mapped[datetime]
+    reason: Mapped[str] = mapped_column(String(255))
+    error: Mapped[str | None] = mapped_column(String(500))
+    set_by: Mapped[str | None] = mapped_column(String(255))
+    again_at: Mapped[datetime | None]
+    tries: Mapped[int] = mapped_column(default=0)
+
+
+class Identity(Ledger):
+    """One row: the id of this ledger, which messages carry. It tells the installations on one broker apart."""
+
+    __tablename__ = "license_expiry_ledger"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    uuid: Mapped[UUID]
 
 
 class LmsCall(Ledger):

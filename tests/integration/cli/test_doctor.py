@@ -214,7 +214,7 @@ def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
     said = " ".join(done.stdout.split())
     for sentence in (
         "table subscriptions_license lacks column renewed_to_id is DATABASE_URL license-manager's database",
-        "its tables are at 0001, and this release has 0004 run license-expiry init-db",
+        "its tables are at 0001, and this release has 0005 run license-expiry init-db",
         "(allkeys-lru), and tasks are lost with them set maxmemory-policy to noeviction in redis.conf",
         "set appendonly to yes in redis.conf",
         "the LMS gives us no token check BACKEND_SERVICE_EDX_OAUTH2_KEY",
