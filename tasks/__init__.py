@@ -135,7 +135,7 @@ def run_step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, ru
     deps = get_deps()
     enterprise, run = parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid), parse_uuid("run_id", run_id)
     owner = f"{task.request.hostname}, process {os.getpid()}"
-    outcome = attempt(deps, run, enterprise, step, owner, task.request.retries)
+    outcome = attempt(deps, run, enterprise, step, owner)
     if outcome.retry:
         raise task.retry(exc=_shown(outcome.retry), countdown=outcome.retry.seconds) from outcome.retry.error
     if outcome.more:
@@ -175,7 +175,9 @@ def _start(task: Task[Any, Any], request: Request, *enterprises: UUID, scheduled
 
 
 def _shown(retry: Retry) -> Unavailable:
-    """The error as Flower is to show it of a retry: with its reason, and when the step is tried again."""
+    """The error as Flower is to show it of a retry: with its reason, when the step is tried again, and what is left."""
     when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
-    remedy = f"{retry.error.remedy}; comes again at {when:%Y-%m-%d %H:%M:%S} UTC"
-    return Unavailable(retry.error.reason, retry.error.what, remedy, retry.error.retry_after)
+    told = [retry.error.remedy, f"comes again at {when:%Y-%m-%d %H:%M:%S} UTC"]
+    if retry.gives_up_at:
+        told.append(f"tries left: {retry.left}, given up at {retry.gives_up_at:%Y-%m-%d %H:%M} if nothing changes")
+    return Unavailable(retry.error.reason, retry.error.what, "; ".join(filter(None, told)), retry.error.retry_after)

@@ -126,7 +126,7 @@ def lms(engine: Engine) -> Iterator[Simulator]:
         yield simulator
 
 
-IMPATIENCE = Patience(first_wait=0.01, longest_wait=0.05, longest_throttle=5.0)
+IMPATIENCE = Patience(first_wait=0.01, in_place=1.0)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from celery import Celery, bootsteps, signals
 
 from worker import flower, logs, settings, shutdown
 from worker.db.engine import make_engine
-from worker.deps import SHARED
+from worker.deps import SHUTDOWN
 from worker.errors import Unusable
 from worker.settings import CelerySettings, load_settings
 from worker.settings_sources import load
@@ -56,7 +56,7 @@ def hand_back(**_: Any) -> None:
     Celery's own shutdown can hang, on a child that never learns of it or on a broker that is away: it is cut short
     once all calls have had their time.
     """
-    SHARED.shutdown.begin()
+    SHUTDOWN.begin()
     given = load_settings()
     calls = max(given.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS, given.BULK_UNLINK_REQUEST_TIMEOUT_SECONDS)
     shutdown.kill_after(settings.CONNECT_SECONDS + calls + SHUTDOWN_SECONDS)

@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -14,20 +14,12 @@ from worker.license_manager.plan_history import PlanHistory
 from worker.license_manager.segment import Lifecycle
 from worker.lms.client import LmsClient
 from worker.lms.host_slots import HostSlots, folder_of
-from worker.lms.patience import Patience, Pause
+from worker.lms.patience import Patience
 from worker.settings import Settings, load_settings
 from worker.shutdown import Shutdown
 
-
-@dataclass(frozen=True)
-class Shared:
-    """What one process of a worker learns and all of them keep to: made before they are forked."""
-
-    shutdown: Shutdown = field(default_factory=Shutdown)
-    throttled: Pause = field(default_factory=Pause)
-
-
-SHARED = Shared()
+# What one process of a worker learns and all of them keep to: made before they are forked.
+SHUTDOWN = Shutdown()
 
 
 @dataclass(frozen=True)
@@ -52,16 +44,15 @@ class Deps:
         self.database.engine.dispose()
 
 
-def make_deps(settings: Settings, patience: Patience | None = None, shared: Shared | None = None) -> Deps:
+def make_deps(settings: Settings, patience: Patience | None = None, shutdown: Shutdown | None = None) -> Deps:
     """Wire everything up from settings; connects to nothing yet. `patience` replaces the LMS client's own."""
-    shared = shared or Shared()
+    shutdown = shutdown or Shutdown()
     database = Database(make_engine(settings.DATABASE_URL, connections=settings.LMS_PARALLEL_REQUESTS + 1))
     calls = CallTimings()
     lms = make_lms_client(
         settings,
         patience=patience or Patience(),
-        sleep=shared.shutdown.sleep,
-        throttled=shared.throttled,
+        sleep=shutdown.sleep,
         observe=calls.observe,
         next_call_in=partial(rate_limit.book_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
     )
@@ -76,7 +67,7 @@ def make_deps(settings: Settings, patience: Patience | None = None, shared: Shar
         plan_history=PlanHistory(database),
         lifecycle=Lifecycle(settings.SEGMENT_KEY, settings.SEGMENT_INCLUDE_EMAIL, seconds),
         slots=HostSlots(folder_of(settings.LMS_URL), settings.LMS_PARALLEL_REQUESTS_PER_HOST),
-        shutdown=shared.shutdown,
+        shutdown=shutdown,
     )
 
 
@@ -96,7 +87,7 @@ def make_lms_client(settings: Settings, **options: Any) -> LmsClient:
 @cache
 def get_deps() -> Deps:
     """This process's own wiring, made when first asked for: after the fork, in a worker."""
-    return make_deps(load_settings(), shared=SHARED)
+    return make_deps(load_settings(), shutdown=SHUTDOWN)
 
 
 os.register_at_fork(after_in_child=get_deps.cache_clear)

@@ -7,15 +7,17 @@
     ├── BadArgument            a trigger's argument is wrong: fails at once, never retried
     ├── ReasonedError          has a stable `reason` code, which the ledger keeps
     │   ├── Unavailable        the LMS or the database does not answer just now: try again later
+    │   │   └── Postponed      nothing was tried: all runs wait just now, or others call first
     │   ├── BatchRefused       the LMS refuses this batch: split it; a license that stands alone is held
     │   └── RunRefused         the LMS will refuse every call of this run: give up on it
     ├── NotClaimed             another worker has the run, or it is past this step: end quietly
     ├── Stopping               this worker is shutting down: hand the run back
+    ├── Stopped                an operator has stopped the run: end it
     └── LeaseLost              another worker took the run over: send nothing, record nothing
 
 The reason codes: `http_<status>`, `connection_error`, `timeout`, `throttled`, `token_http_<status>`, `bad_token`,
-`not_the_lms`, `not_understood`, `database`, `clocks`, `needs_approval`. No message
-holds anything that a learner could be known by.
+`not_the_lms`, `not_understood`, `database`, `clocks`, `needs_approval`, `too_late`, `booked`, `outage`, `paused`. No
+message holds anything that a learner could be known by.
 """
 
 from collections.abc import Sequence
@@ -25,8 +27,8 @@ class LicenseExpiryError(Exception):
     """Base of every error that this package raises on purpose.
 
     `what` says what happened, `remedy` what to do about it; neither ends with a full stop. The errors that only steer a
-    worker (NotClaimed, Stopping, LeaseLost, BatchRefused) have no remedy: nobody needs to do anything. `args` are
-    plain, because Celery may pickle an error or write it as JSON.
+    worker (NotClaimed, Stopping, Stopped, LeaseLost, BatchRefused) have no remedy: nobody needs to do anything. `args`
+    are plain, because Celery may pickle an error or write it as JSON.
     """
 
     joint = ": "
@@ -85,6 +87,10 @@ class Stopping(LicenseExpiryError):
     """This worker is shutting down; nothing more is begun."""
 
 
+class Stopped(LicenseExpiryError):
+    """An operator has stopped this run; nothing more is begun."""
+
+
 class ReasonedError(LicenseExpiryError):
     """An error with a stable `reason` code.
 
@@ -104,7 +110,16 @@ class ReasonedError(LicenseExpiryError):
 
 
 class Unavailable(ReasonedError):
-    """The LMS or the database does not answer just now; the same call may succeed later."""
+    """The LMS or the database does not answer just now; the same call may succeed later.
+
+    `lasted` is how many seconds the tries took that led to it.
+    """
+
+    lasted = 0.0
+
+
+class Postponed(Unavailable):
+    """Nothing was tried: an outage, a pause or the booked rate holds the call back. It is nobody's fault."""
 
 
 class BatchRefused(ReasonedError):

@@ -20,7 +20,7 @@ shorten(
     {
         "worker.settings.CONNECT_SECONDS": 1,
         "worker.lms.transport.CONNECT_TIMEOUT": 1.0,
-        "worker.lms.patience.Patience": partial(Patience, first_wait=0.05, longest_wait=0.5, longest_throttle=5.0),
+        "worker.lms.patience.Patience": partial(Patience, first_wait=0.05, in_place=0.5),
         "worker.ledger.stalled.QUEUED_SECONDS": 4,
         "worker.ledger.nights.NIGHT_LEASE_SECONDS": 4,
         "worker.db.engine.IDLE_SECONDS": 12,

@@ -156,7 +156,7 @@ def run_night(laid_data: LaidData, url: str, lms: Simulator) -> None:
     }
     deps = make_deps(
         Settings(**(given | UNHURRIED | BATCHES | laid_data.settings())),
-        Patience(first_wait=0.01, longest_wait=0.05, longest_throttle=5.0),
+        Patience(first_wait=0.01, in_place=1.0),
     )
     try:
         runs = night(deps)

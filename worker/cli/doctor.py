@@ -225,7 +225,7 @@ def _lms(settings: Settings) -> Iterator[Finding]:
     if any(finding.status == "wrong" for finding in owner):
         return
     # Two tries, because a slow LMS may take the whole time-out of a call.
-    client = make_lms_client(settings, patience=Patience(tries=2, longest_throttle=10.0))
+    client = make_lms_client(settings, patience=Patience(tries=2))
     try:
         date = client.lms_now()
         yield Finding("LMS", "ok", f"{settings.LMS_URL} is there, and we are given a token")

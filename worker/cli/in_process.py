@@ -10,7 +10,7 @@ from worker.cli import tables
 from worker.db.ledger_tables import Run
 from worker.deps import Deps
 from worker.due.scope import scope_of
-from worker.errors import LicenseExpiryError
+from worker.errors import LicenseExpiryError, Stopping
 from worker.ledger import order, runs
 from worker.logs import get_logger
 from worker.runs import attempt, request
@@ -50,11 +50,21 @@ def _run(deps: Deps, started: runs.Opened, request: request.Request) -> None:
         more = True
         while more and not deps.shutdown.begun:
             try:
-                outcome = attempt.attempt(deps, run.id, started.enterprise, step, owner, retries=None)
+                outcome = attempt.attempt(deps, run.id, started.enterprise, step, owner)
+                if outcome.retry:
+                    _wait(deps, outcome.retry)
+            except Stopping:
+                return
             except Exception as error:
                 if not isinstance(error, LicenseExpiryError):
                     log.exception("an error of our own", run=run.id)
                 return  # the ledger has it, and the report shows it; the next enterprise is not to suffer
             if outcome.skipped and step is order.STEPS[-1]:
                 tables.err.print(f"Not done here: {outcome.skipped}. Try again then.", soft_wrap=True)
-            more = outcome.more
+            more = outcome.more or outcome.retry is not None
+
+
+def _wait(deps: Deps, retry: attempt.Retry) -> None:
+    """Say why the step waits, and wait. Raises Stopping."""
+    tables.err.print(f"Tried again in {retry.seconds} s: {retry.error}", markup=False, soft_wrap=True)
+    deps.shutdown.sleep(retry.seconds)

@@ -40,7 +40,7 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "license_expiry_lms": ("SELECT", "INSERT", "UPDATE"),
     "license_expiry_throttle": ("SELECT", "UPDATE"),
     "license_expiry_heartbeat": ("SELECT", "INSERT", "UPDATE"),
-    "license_expiry_retry": ("SELECT", "INSERT", "UPDATE"),
+    "license_expiry_retry": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "license_expiry_wait": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "license_expiry_ledger": ("SELECT",),
     "license_expiry_lms_call": ("SELECT", "INSERT", "DELETE"),

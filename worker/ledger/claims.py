@@ -6,19 +6,20 @@ call, and every write of the claim is made on condition that the fencing number 
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from functools import cache
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import Integer, Table, Update, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import Integer, Table, Update, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from worker.clock import steady
-from worker.db.ledger_tables import Retry, Run
+from worker.db.ledger_tables import Run
 from worker.db.sql import DatabaseNow, changed
 from worker.db.transactions import Database
-from worker.errors import BadArgument, LeaseLost, NotClaimed, Unavailable
-from worker.ledger import confirmations, held, lms_calls
+from worker.errors import BadArgument, LeaseLost, NotClaimed, Stopped, Unavailable
+from worker.ledger import confirmations, held, lms_calls, waits
 from worker.ledger.lms_calls import CallTimings
 from worker.ledger.order import ENDED, STEPS, Phase, Step
 from worker.ledger.stalled import QUEUED_SECONDS, is_timely
@@ -47,14 +48,20 @@ class Claim:
         self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as}
 
     def guard(self, known_for: float = 0.0) -> float:
-        """Check that the run is still ours and renew the lease, unless that was done in the last `known_for` seconds.
+        """Check that a call may be sent, and renew the lease, unless that was done in the last `known_for` seconds.
 
         Returns until when (on clock.steady) the lease lasts for certain. Nobody takes the run over before that, and a
-        call that may not have ended by then must not begin, though its process was frozen since.
+        call that may not have ended by then must not begin, though its process was frozen since. Raises Stopped when
+        the run is to end, and Postponed when all runs wait.
         """
         if steady() >= self._asked + known_for:
-            self._transact(self._renew)
+            self._transact(self._go_on)
         return self._until
+
+    def renew(self, known_for: float = 0.0) -> None:
+        """Renew the lease, unless that was done in the last `known_for` seconds."""
+        if steady() >= self._asked + known_for:
+            self._transact(self._renew)
 
     def guard_of_batch(self) -> Callable[[], float]:
         """`guard` for the calls of one batch: before the first, a check of the last CHECKED_SECONDS is enough."""
@@ -84,15 +91,17 @@ class Claim:
 
         self._transact(work)
         self._recorded += 1
+        if counts:
+            self._note({"tries": 0, "waits_for": None})
         self._note({name: getattr(self.run, name) + count for name, count in counts.items()})
         self.held_count += counts.get("licenses_held", 0)
 
     def advance(self, **values: Any) -> None:
         """End the step: the run moves on to the next phase. `values` are last columns to set."""
         phase, run = self.step.ends_as, self.run
-        last = values | {"phase": phase, "owner": None, "error": None}
+        last = values | {"phase": phase, "owner": None, "error": None, "waits_for": None, "tries": 0}
         ends = phase in ENDED
-        columns = {"live": None, "lease_until": None} if ends else {"lease_until": DatabaseNow(QUEUED_SECONDS)}
+        columns = {"live": None, "lease_until": None} if ends else _queued()
 
         def tidy(session: Session) -> None:
             # A forced run counts by them what it has sent; those of other runs would fill the table all night.
@@ -108,27 +117,38 @@ class Claim:
         """End the run as failed, with one sentence."""
         ended = {"phase": Phase.FAILED, "live": None, "owner": None, "lease_until": None, "ended_at": DatabaseNow()}
 
-        def tidy(session: Session) -> None:
-            confirmations.drop_confirmations(session, self.run.enterprise_customer_uuid)
+        self._leave(self._drop_confirmations, **ended, error=error[:500], waits_for=None)
 
-        self._leave(tidy, **ended, error=error[:500])
+    def stop(self) -> None:
+        """End the run as stopped: an operator has asked for it."""
+        ended = {"phase": Phase.STOPPED, "live": None, "owner": None, "lease_until": None, "ended_at": DatabaseNow()}
+        self._leave(self._drop_confirmations, **ended, waits_for=None)
 
-    def release(self, seconds: int = 0, error: Unavailable | None = None) -> None:
-        """Give the run back; with `error`, record that the step will be retried in so many seconds, and why."""
-        given: dict[str, Any] = {"owner": None, "lease_until": DatabaseNow(seconds + QUEUED_SECONDS)}
-        if error:
-            given |= {"retries": self.run.retries + 1, "error": str(error)[:500]}
+    def release(self) -> None:
+        """Give the run back: its step goes on elsewhere."""
+        self._leave(lambda session: None, owner=None, **_queued())
+        self._note({"owner": None})
+
+    def wait(self, seconds: int, error: Unavailable, *, tries: int, left: int, gives_up_at: datetime) -> bool:
+        """Give the run back; its step is tried again in so many seconds because of this error.
+
+        `tries` is how many have failed since it got further, `left` how many are left. `gives_up_at` is when it fails
+        if nothing changes. Returns True.
+        """
+        given = {"owner": None, "error": str(error)[:500], "waits_for": error.reason, **_queued(seconds)}
+        given |= {"tries": tries, "tries_left": left, "gives_up_at": gives_up_at}
 
         def tidy(session: Session) -> None:
             lms_calls.drop_calls(session, self.run)  # when only the answer to the commit was lost
-            if error:
-                of_claim = {"run_id": self.run.id, "fence": self.run.fence}
-                session.execute(delete(Retry).filter_by(**of_claim))
-                row = {**of_claim, "step": self.step.name, "reason": error.reason}
-                session.execute(insert(Retry).values(row | {"at": DatabaseNow(), "again_at": DatabaseNow(seconds)}))
+            if waits.note_wait(session, self.run, self.run.fence, self.step, error.reason, seconds):
+                self._set(session, retries=self.run.retries + 1)
 
         self._leave(tidy, **given)
         self._note({"owner": None})
+        return True
+
+    def _drop_confirmations(self, session: Session) -> None:
+        confirmations.drop_confirmations(session, self.run.enterprise_customer_uuid)
 
     def _leave(self, last: Callable[[Session], None], **values: Any) -> None:
         """Set these columns of the run, do `last`, and store the LMS calls of this claim."""
@@ -152,6 +172,16 @@ class Claim:
         self._database.transact(work)
         self._asked, self._until = asked, asked + self._lease_seconds
 
+    def _go_on(self, session: Session) -> None:
+        if changed(session, _going_on(self._lease_seconds), self._ours):
+            return
+        self._renew(session)
+        stopped_by = session.scalar(select(Run.stopped_by).where(Run.id == self.run.id))
+        if stopped_by is not None:
+            raise Stopped(f"run {self.run.id} was stopped by {stopped_by}")
+        if wait := waits.postponement(session):
+            raise wait
+
     def _renew(self, session: Session) -> None:
         self._must(changed(session, _renewal(self._lease_seconds), self._ours))
 
@@ -171,16 +201,27 @@ _OURS = update(_RUNS).where(
 )
 
 
+def _queued(seconds: int = 0) -> dict[str, Any]:
+    """The columns of a run whose message can be received in so many seconds."""
+    return {"queued_at": DatabaseNow(seconds), "lease_until": DatabaseNow(seconds + QUEUED_SECONDS)}
+
+
 @cache
 def _renewal(lease_seconds: int) -> Update:
     return _OURS.values(lease_until=DatabaseNow(lease_seconds))
 
 
 @cache
+def _going_on(lease_seconds: int) -> Update:
+    return _renewal(lease_seconds).where(_RUN.stopped_by.is_(None), waits.NONE_STANDS)
+
+
+@cache
 def _recording(lease_seconds: int, counts: tuple[str, ...]) -> Update:
     added = {name: _RUN[name] + bindparam(f"more_{name}", None, Integer()) for name in counts}
     fresh = _renewal(lease_seconds).where(_RUN.recorded == bindparam("of_recorded"))
-    return fresh.values(recorded=_RUN.recorded + 1, publications=0, **added)
+    further = {"tries": 0, "waits_for": None, "confirmed_at": DatabaseNow()} if counts else {}
+    return fresh.values(recorded=_RUN.recorded + 1, publications=0, **further, **added)
 
 
 def claim(

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Where a run is on its way; the last three are ends."""
+    """Where a run is on its way; the last four are ends."""
 
     QUEUED = "queued"
     DOWNGRADING = "downgrading"
@@ -22,9 +22,10 @@ class Phase(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     ABANDONED = "abandoned"
+    STOPPED = "stopped"
 
 
-ENDED = (Phase.FINISHED, Phase.FAILED, Phase.ABANDONED)
+ENDED = (Phase.FINISHED, Phase.FAILED, Phase.ABANDONED, Phase.STOPPED)
 WENT_WRONG = (Phase.FAILED, Phase.ABANDONED)
 
 

@@ -9,13 +9,17 @@ from worker.clock import LEEWAY
 from worker.db.ledger_tables import Throttle
 from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
+from worker.errors import Postponed
 
 # More calls than all workers together have booked at once.
 BOOKED = 1000
 
 
-def book_next_call(database: Database, per_minute: float | None) -> float:
-    """Book the next LMS call of all workers; return the seconds to wait for it, 0 without a limit."""
+def book_next_call(database: Database, per_minute: float | None, within: float) -> float:
+    """Book the next LMS call of all workers; return the seconds to wait for it, 0 without a limit.
+
+    Raises Postponed, and books nothing, when it may not begin `within` so many seconds.
+    """
     if not per_minute:
         return 0.0
     interval = timedelta(minutes=1 / per_minute)
@@ -26,8 +30,13 @@ def book_next_call(database: Database, per_minute: float | None) -> float:
         ).one()
         farthest = now + LEEWAY + BOOKED * interval  # what is booked for later, was so by a clock that was wrong
         slot = max(booked, now) if booked <= farthest else now
-        following = update(Throttle).where(Throttle.id == 1)
-        session.execute(following.values(next_call_at=slot + interval))
-        return float((slot - now).total_seconds())
+        seconds = float((slot - now).total_seconds())
+        if seconds <= within:
+            following = update(Throttle).where(Throttle.id == 1)
+            session.execute(following.values(next_call_at=slot + interval))
+        return seconds
 
-    return database.transact(work)
+    seconds = database.transact(work)
+    if seconds > within:
+        raise Postponed("booked", f"LMS_REQUESTS_PER_MINUTE is {per_minute:g}, and others call first", "", seconds)
+    return seconds

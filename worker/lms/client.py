@@ -12,7 +12,7 @@ from math import inf
 from typing import Any, TypeVar
 from uuid import UUID
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential_jitter
 
 from worker.errors import BatchRefused, Unavailable
 from worker.lms import learners
@@ -69,9 +69,12 @@ class LmsClient(Transport):
         """
         self._call("unlink", UNLINK_PATH.format(enterprise=enterprise), _unlink_body, select, guard)
 
-    def check_downgrades(self, guard: Guard) -> None:
-        """Send the downgrade call that concerns nobody. Raises RunRefused, Unavailable, or what `guard` raises."""
-        self._call_for_nobody("downgrade", DOWNGRADE_PATH, guard)
+    def check_downgrades(self, guard: Guard, tries: int | None = None) -> None:
+        """Send the downgrade call that concerns nobody, in so many tries at most.
+
+        Raises RunRefused, Unavailable, or what `guard` raises.
+        """
+        self._call_for_nobody("downgrade", DOWNGRADE_PATH, guard, tries)
 
     def check_unlinks(self, enterprise: UUID, guard: Guard, recently: float | None = None) -> None:
         """Send the unlink call that concerns nobody. Raises as `check_downgrades` does.
@@ -123,27 +126,28 @@ class LmsClient(Transport):
                 self._call_for_nobody(kind, path, guard)
             raise refused
 
-    def _call_for_nobody(self, kind: str, path: str, guard: Guard) -> None:
+    def _call_for_nobody(self, kind: str, path: str, guard: Guard, tries: int | None = None) -> None:
         """Send the call of this kind that concerns nobody. Raises RunRefused or Unavailable where it is refused."""
         body = _downgrade_body(Selection([NOBODYS_LICENSE])) if kind == "downgrade" else _unlink_body(NOBODY)
         try:
-            self._send_with_tries(kind, path, lambda: Content(body), guard)
+            self._send_with_tries(kind, path, lambda: Content(body), guard, tries)
         except BatchRefused as refused:
             raise refused_for_all(refused) from refused
 
     def _confirmed_since(self, path: str, moment: float) -> bool:
         return self.confirmed_at.get(path, -inf) > moment
 
-    def _send_with_tries(self, kind: str, path: str, prepare: Prepare, guard: Guard) -> None:
-        self._in_tries(lambda bar: self.post(kind, path, bar(prepare), bar(guard)))
+    def _send_with_tries(self, kind: str, path: str, prepare: Prepare, guard: Guard, tries: int | None = None) -> None:
+        self._in_tries(lambda bar: self.post(kind, path, bar(prepare), bar(guard)), tries)
 
-    def _in_tries(self, once: Callable[["_Bar"], T]) -> T:
+    def _in_tries(self, once: Callable[["_Bar"], T], tries: int | None = None) -> T:
         """Do it until it succeeds, is refused for good, or the tries in place are used up.
 
         `once` is handed what wraps the caller's own functions: what these raise is not tried again.
         """
-        patience, bar = self.patience, _Bar()
-        backoff = wait_exponential_jitter(multiplier=patience.first_wait, max=patience.longest_wait)
+        patience, bar, began = self.patience, _Bar(), time.monotonic()
+        backoff = wait_exponential_jitter(multiplier=patience.first_wait)
+        too_long = stop_before_delay(patience.in_place)
         refusals = 0
 
         def again(error: BaseException) -> bool:
@@ -151,18 +155,22 @@ class LmsClient(Transport):
 
         def wait(state: RetryCallState) -> float:
             asked = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
-            return backoff(state) if asked is None else min(asked, patience.longest_wait)
+            return backoff(state) if asked is None else float(asked)
 
         def spent(state: RetryCallState) -> bool:
             nonlocal refusals
             error = state.outcome and state.outcome.exception()
             if isinstance(error, BatchRefused):
                 refusals += 1
-                return error.reason != "http_500" or refusals >= patience.tries_on_500
-            return state.attempt_number >= patience.tries or getattr(error, "reason", "") == "throttled"
+                return error.reason != "http_500" or refusals >= min(patience.tries_on_500, tries or refusals + 1)
+            return state.attempt_number >= (tries or patience.tries) or too_long(state)
 
         retrying = Retrying(retry=retry_if_exception(again), wait=wait, stop=spent, sleep=self.sleep, reraise=True)
-        return retrying(once, bar)
+        try:
+            return retrying(once, bar)
+        except Unavailable as error:
+            error.lasted = time.monotonic() - began
+            raise
 
 
 class _Bar:

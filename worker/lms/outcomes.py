@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from worker.errors import BatchRefused, ReasonedError, RunRefused, Unavailable
+from worker.errors import BatchRefused, Postponed, ReasonedError, RunRefused, Unavailable
 
 CREDENTIALS_REMEDY = (
     "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET, and that "
@@ -25,6 +25,8 @@ REMEDIES = {
 }
 # A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.
 OF_THE_BATCH = (400, 422, 500)
+# Of an Unavailable: the LMS answers, or was not even asked.
+NO_OUTAGE = ("http_500", "too_late", "database")
 LONGEST_HEADER = 60
 
 
@@ -62,8 +64,8 @@ class Answer:
 def judge(answer: Answer) -> None:
     """Return when the LMS has done what a call asked for: 200 or 204 with an empty body. Else raise what it means.
 
-    (429 and a first 401 are dealt with before.) Raises BatchRefused, RunRefused or Unavailable, with the reason
-    http_<status> or not_the_lms.
+    (A first 401 is dealt with before.) Raises BatchRefused, RunRefused or Unavailable, with the reason http_<status>,
+    throttled or not_the_lms.
     """
     if answer.status not in (200, 204) or not answer.is_empty:
         raise _meaning(answer)
@@ -78,6 +80,8 @@ def judge_question(answer: Answer) -> None:
 def judge_token(answer: Answer) -> None:
     """Return when a token may be in the answer. Else raise RunRefused or Unavailable."""
     status, reason = answer.status, f"token_http_{answer.status}"
+    if status == 429:
+        raise _throttled(answer)
     if status == 408 or status >= 500:
         later = retry_after(answer.headers)
         raise Unavailable(reason, f"the LMS gave no token but {status}", LOOK_AT_THE_LMS, later)
@@ -98,6 +102,11 @@ def refused_for_all(refused: BatchRefused) -> ReasonedError:
     return RunRefused(refused.reason, what, REMEDIES.get(status, "check LMS_URL: this is not its API"))
 
 
+def is_outage(error: Unavailable) -> bool:
+    """Whether the LMS is away or throttles, by this error: then no run needs to find out for itself."""
+    return not isinstance(error, Postponed) and error.reason not in NO_OUTAGE
+
+
 def may_be_of_all(refused: BatchRefused) -> bool:
     """Whether every call may be refused so: for the role or the address, say, and not for what is in the call."""
     return refused.reason not in {f"http_{status}" for status in OF_THE_BATCH}
@@ -111,6 +120,8 @@ def _meaning(answer: Answer) -> ReasonedError:
         return _not_the_lms(answer)
     if 300 <= status < 400 and (answer.is_web_page or "Location" in answer.headers):
         return _not_the_lms(answer)
+    if status == 429:
+        return _throttled(answer)
     if status == 401:
         return RunRefused(reason, what, REMEDIES[401])
     if status == 408 or status > 500:
@@ -120,6 +131,11 @@ def _meaning(answer: Answer) -> ReasonedError:
     if 400 <= status < 500:
         return BatchRefused(NOT_THE_LMS, answer.told) if answer.is_web_page else BatchRefused(reason, what)
     return RunRefused(reason, what, "check LMS_URL: this is not its API")
+
+
+def _throttled(answer: Answer) -> Unavailable:
+    remedy = "set LMS_REQUESTS_PER_MINUTE to the limit of the LMS"
+    return Unavailable("throttled", "the LMS throttles us", remedy, retry_after(answer.headers))
 
 
 def _not_the_lms(answer: Answer, setting: str = "LMS_URL") -> RunRefused:

@@ -4,7 +4,6 @@ Nothing of a request's or an answer's body is ever put into a message: bodies ho
 """
 
 import json
-import random
 import re
 import threading
 import time
@@ -29,9 +28,8 @@ from worker.lms.outcomes import (
     judge,
     judge_question,
     judge_token,
-    retry_after,
 )
-from worker.lms.patience import Patience, Pause
+from worker.lms.patience import Patience
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
 CONNECT_TIMEOUT = 10.0
@@ -75,7 +73,7 @@ class TimedBody(BytesIO):
         if now >= self._fresh_until and not self.tell():
             what = "more than two seconds passed between the selection of a batch and its first byte: nothing was sent"
             raise Unavailable(
-                "connection_error",
+                "too_late",
                 what,
                 "check how long connections to the LMS take, and whether this host is overloaded",
             )
@@ -124,9 +122,9 @@ class Transport:
     """Sends calls as this worker's service user; safe to share between threads, one session for each.
 
     Time-outs are in seconds. `observe` gets each HTTP call: its kind (or "token"), the outcome, its seconds.
-    `next_call_in` returns the seconds that the next call has to wait (for LMS_REQUESTS_PER_MINUTE). `sleep` spends all
-    waits; what it raises ends the call. `throttled` is the pause that an answer of 429 begins. `confirmed_at` has the
-    moment, on time.monotonic, of the last success of each path.
+    `next_call_in` books the next call (for LMS_REQUESTS_PER_MINUTE) when that may begin within the seconds that it is
+    given: it returns those to wait, or raises. `sleep` spends all waits; what it raises ends the call. `confirmed_at`
+    has the moment, on time.monotonic, of the last success of each path.
     """
 
     def __init__(
@@ -139,16 +137,15 @@ class Transport:
         downgrade_timeout: float = 120,
         unlink_timeout: float = 120,
         observe: Callable[[str, str, float], None] = lambda *_: None,
-        next_call_in: Callable[[], float] = lambda: 0.0,
+        next_call_in: Callable[[float], float] = lambda within: 0.0,
         sleep: Callable[[float], None] | None = None,
-        throttled: Pause | None = None,
         patience: Patience | None = None,
     ) -> None:
         self._url, self._token_url = url, oauth_url + TOKEN_PATH
         self._credentials = {"client_id": key, "client_secret": secret}
         self._timeouts = {"downgrade": downgrade_timeout, "unlink": unlink_timeout, "token": CONNECT_TIMEOUT}
         self._timeouts["learners"] = unlink_timeout
-        self._observe, self._next_call_in, self._throttled = observe, next_call_in, throttled or Pause()
+        self._observe, self._next_call_in = observe, next_call_in
         self.sleep, self.patience = sleep or time.sleep, patience or Patience()
         self.confirmed_at: dict[str, float] = {}
         self._auth = _JwtAuth(self._fetch_token)
@@ -213,31 +210,21 @@ class Transport:
             self._connect_if_slow()
             return {**ready(), "auth": self._auth}
 
-        response = self._send_unless_throttled(method, kind, self._url + path, with_token)
+        response = self._send_in_turn(method, kind, self._url + path, with_token)
         if response.status_code == 401:  # the LMS may forget a token early: one new token, one repeat
             self._auth.forget(response)
-            response = self._send_unless_throttled(method, kind, self._url + path, with_token)
+            response = self._send_in_turn(method, kind, self._url + path, with_token)
         return Answer(response.status_code, response.headers, response.content)
 
-    def _send_unless_throttled(
+    def _send_in_turn(
         self, method: str, kind: str, url: str, ready: Callable[[], dict[str, Any]], setting: str = "LMS_URL"
     ) -> requests.Response:
-        """Send when no throttle stands in the way, and again for as long as the LMS answers 429, up to a cap.
+        """Send once its booked moment has come. `ready` is asked right before, for the options of requests' `request`.
 
-        `ready` is asked right before, for the options of requests' `request`. `setting` has the address.
+        `setting` has the address.
         """
-        deadline = time.monotonic() + self.patience.longest_throttle
-        while True:
-            self.sleep(self._next_call_in())
-            while pause := self._throttled.remaining():
-                if time.monotonic() + pause > deadline:
-                    remedy = "set LMS_REQUESTS_PER_MINUTE to its limit"
-                    raise Unavailable("throttled", "the LMS has throttled us for too long", remedy, pause)
-                self.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311, so that not all go at once
-            response = self._send(method, kind, url, ready(), setting)
-            if response.status_code != 429:
-                return response
-            self._throttled.extend(max(retry_after(response.headers) or 0.0, self.patience.first_wait))
+        self.sleep(self._next_call_in(self.patience.in_place))
+        return self._send(method, kind, url, ready(), setting)
 
     def _send(self, method: str, kind: str, url: str, options: dict[str, Any], setting: str) -> requests.Response:
         began, outcome = time.monotonic(), ""
@@ -275,7 +262,7 @@ class Transport:
         """Get a token and its lifetime in seconds by the client-credentials grant."""
         form = {"grant_type": "client_credentials", "token_type": "jwt", **self._credentials}
         options = {"data": form, "auth": lambda request: request}  # else a netrc file's
-        response = self._send_unless_throttled("POST", "token", self._token_url, lambda: options, TOKEN_URL)
+        response = self._send_in_turn("POST", "token", self._token_url, lambda: options, TOKEN_URL)
         self._told = date_of(response.headers), steady()
         judge_token(Answer(response.status_code, response.headers, response.content))
         try:

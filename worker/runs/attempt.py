@@ -3,18 +3,22 @@
 import random
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import structlog
 
 from worker.db.ledger_tables import Run
 from worker.deps import Deps
-from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, Stopping, Unavailable
-from worker.ledger import claims, runs
+from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, Postponed, Stopped, Stopping, Unavailable
+from worker.ledger import claims, runs, waits
 from worker.ledger.claims import Claim
 from worker.ledger.lms_address import check_lms
 from worker.ledger.order import Step
+from worker.ledger.stalled import MAX_RUN_AGE
 from worker.logs import get_logger
+from worker.runs import outages
 from worker.runs.steps import do_step, settle
 from worker.settings import Settings, retry_wait
 
@@ -22,14 +26,22 @@ log = get_logger(__name__)
 
 # After this many seconds a step goes to the end of the queue, so that large enterprises do not keep small ones waiting.
 SLICE_SECONDS = 120
+# These are no fault of a run's: waiting for them spends none of its tries.
+FREE = ("throttled",)
 
 
 @dataclass(frozen=True)
 class Retry:
-    """The step is tried again in so many seconds, because of this error."""
+    """The step is tried again in so many seconds, because of this error.
+
+    `left` is how many tries the run has left; it fails at `gives_up_at` if nothing changes. Both are None where the
+    database is away.
+    """
 
     seconds: int
     error: Unavailable
+    left: int | None = None
+    gives_up_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -46,44 +58,53 @@ class Outcome:
     retry: Retry | None = None
 
 
-def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, retries: int | None) -> Outcome:
+def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str) -> Outcome:
     """Claim a run, do one step of it, and leave the run in a phase that tells the truth, whatever happens.
 
-    `retries` is how often the caller has retried before; None if it never does. While retries are left, an Unavailable
-    is a Retry in the outcome. Raises Unavailable and RunRefused after the run has failed; BadArgument for an unknown
-    run; Unusable when the database is another LMS's.
+    What cannot be done just now is a Retry in the outcome, until the run's tries are spent. Raises Unavailable and
+    RunRefused after the run has failed; BadArgument for an unknown run; Unusable when the database is another LMS's.
     """
     with structlog.contextvars.bound_contextvars(enterprise=str(enterprise), run=str(run_id), step=step.name):
         try:
             check_lms(deps.database, deps.settings.LMS_URL, first=True)
+            if wait := outages.look(deps):
+                seconds = _seconds(deps.settings, wait.retry_after or 0)
+                if run := waits.postpone(deps.database, run_id, step, wait, seconds):
+                    log.info("step waits", seconds=seconds, error=str(wait))
+                    left = deps.settings.TASK_MAX_RETRIES - run.tries
+                    return Outcome(retry=Retry(seconds, wait, left, run.opened_at + MAX_RUN_AGE))
             lease = deps.settings.LEASE_SECONDS
             claim = claims.claim(deps.database, run_id, enterprise, step, owner, lease, deps.calls)
         except NotClaimed as reason:
             return _skip(reason)
+        except Stopping:
+            return Outcome(more=True)
+        except Unavailable as error:
+            log.warning("step could not begin and comes again", error=str(error))
+            return Outcome(retry=Retry(_seconds(deps.settings, deps.settings.TASK_RETRY_SECONDS), error))
         except LicenseExpiryError as error:
             log.error("step could not begin", error=str(error))
-            if retry := _retry(deps.settings, retries, error):
-                return Outcome(retry=retry)
             raise
         log.info("step begins")
-        return _do(deps, claim, retries)
+        return _do(deps, claim)
 
 
-def _do(deps: Deps, claim: Claim, retries: int | None) -> Outcome:
+def _do(deps: Deps, claim: Claim) -> Outcome:
     try:
         slice_seconds = min(SLICE_SECONDS, deps.settings.TASK_TIME_LIMIT_SECONDS / 2)
         done = do_step(deps, claim, time.monotonic() + slice_seconds)
     except LeaseLost as reason:
         return _skip(reason)
+    except Stopped as reason:
+        settle(claim.stop)
+        return _skip(reason)
     except Stopping:
         settle(claim.release)
         log.info("step handed back: this worker ends")
         return Outcome(more=True)
+    except Unavailable as error:
+        return _wait(deps, claim, error)
     except LicenseExpiryError as error:
-        if retry := _retry(deps.settings, retries, error):
-            log.warning("step comes again", seconds=retry.seconds, error=str(error))
-            settle(claim.release, retry.seconds, retry.error)
-            return Outcome(retry=retry)
         _fail(claim, str(error))
         raise
     except Exception as error:
@@ -95,13 +116,36 @@ def _do(deps: Deps, claim: Claim, retries: int | None) -> Outcome:
     return Outcome(run, more=not done)
 
 
-def _retry(settings: Settings, retries: int | None, error: LicenseExpiryError) -> Retry | None:
-    """When to try again after this error, unless that is no use or the retries are spent."""
-    if not isinstance(error, Unavailable) or retries is None or retries >= settings.TASK_MAX_RETRIES:
-        return None
-    wait = max(retry_wait(settings.TASK_RETRY_SECONDS, retries), error.retry_after or 0)
+def _wait(deps: Deps, claim: Claim, error: Unavailable) -> Outcome:
+    """Give the run back until the step may be tried again, or raise this error when its tries are spent."""
+    settings, run = deps.settings, claim.run
+    free = isinstance(error, Postponed) or error.reason in FREE
+    tries = run.tries + (not free)
+    if tries > settings.TASK_MAX_RETRIES:
+        _fail(claim, str(error))
+        raise error
+    own = 0 if free else retry_wait(settings.TASK_RETRY_SECONDS, tries - 1)
+    seconds = _seconds(settings, max(own, error.retry_after or 0, settle(outages.note, deps, error) or 0))
+    gives_up_at = run.opened_at + MAX_RUN_AGE if free else _spent_at(settings, seconds, tries)
+    left = settings.TASK_MAX_RETRIES - tries
+    log.warning("step comes again", seconds=seconds, tries_left=left, error=str(error))
+    if settle(partial(claim.wait, tries=tries, left=left, gives_up_at=gives_up_at), seconds, error) is None:
+        seconds = max(seconds, settings.LEASE_SECONDS)  # before that nobody can claim it
+    return Outcome(retry=Retry(seconds, error, left, gives_up_at))
+
+
+def _spent_at(settings: Settings, seconds: int, tries: int) -> datetime:
+    """When the last try is made, if nothing changes."""
+    following = sum(
+        retry_wait(settings.TASK_RETRY_SECONDS, number) for number in range(tries, settings.TASK_MAX_RETRIES)
+    )
+    return datetime.now(UTC) + timedelta(seconds=seconds + following)
+
+
+def _seconds(settings: Settings, wait: float) -> int:
+    """The wait before a retry, with some jitter, so that not all runs come at once; no longer than a broker allows."""
     longest = settings.VISIBILITY_TIMEOUT_SECONDS - settings.TASK_TIME_LIMIT_SECONDS
-    return Retry(int(min(wait * random.uniform(1.0, 1.2), longest)), error)  # noqa: S311, jitter
+    return int(min(max(1.0, wait) * random.uniform(1.0, 1.2), longest))  # noqa: S311, jitter
 
 
 def _skip(reason: LicenseExpiryError) -> Outcome:

@@ -138,4 +138,4 @@ class Flight:
 
     def _renew_lease(self) -> None:
         """Renew the lease of the run, if that was not done for a third of it."""
-        self._claim.guard(self._renew_seconds)
+        self._claim.renew(self._renew_seconds)

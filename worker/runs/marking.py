@@ -35,7 +35,7 @@ def mark_done_plans(deps: Deps, claim: Claim, scope: Scope, plans: Sequence[DueP
 
     def guard() -> None:
         deps.shutdown.check()
-        claim.guard()
+        claim.renew()
 
     claim.record(write)
     claim.run.plans_processed += len(marked)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -26,6 +26,8 @@ from worker.runs.marking import mark_done_plans
 from worker.runs.unlinking import UnlinkLimit, unlink_batch
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 Do: TypeAlias = Callable[[Deps, Claim, Scope, float], bool]
 """Does a step until a deadline of time.monotonic; returns whether it is done. Raises Unavailable, RunRefused."""
@@ -125,17 +127,18 @@ def do_step(deps: Deps, claim: Claim, deadline: float) -> bool:
     if not run.dry_run and not do(deps, claim, scope, deadline):
         claim.release()
         return False
-    claim.guard(deps.settings.LEASE_SECONDS / 3)
+    claim.renew(deps.settings.LEASE_SECONDS / 3)
     claim.advance(**deps.database.transact(lambda session: count(session, scope, run.dry_run)))
     return True
 
 
-def settle(last: Callable[..., None], *arguments: Any) -> None:
-    """Do a last thing that must not hide the error which led to it."""
+def settle(last: Callable[..., T], *arguments: Any) -> T | None:
+    """Do a last thing that must not hide the error which led to it; return what it does, None when it fails."""
     try:
-        last(*arguments)
+        return last(*arguments)
     except LicenseExpiryError as error:
-        log.warning("the lease of the run will lapse and reconcile takes it up", error=str(error))
+        log.warning("this could not be recorded: the run goes on once its lease has lapsed", error=str(error))
+        return None
 
 
 def _fetch(deps: Deps, question: Callable[..., Rows], scope: Scope, **values: Any) -> Sequence[Any]:

@@ -12,7 +12,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON license_expiry_night TO license_expiry;
 GRANT SELECT, INSERT, UPDATE ON license_expiry_lms TO license_expiry;
 GRANT SELECT, UPDATE ON license_expiry_throttle TO license_expiry;
 GRANT SELECT, INSERT, UPDATE ON license_expiry_heartbeat TO license_expiry;
-GRANT SELECT, INSERT, UPDATE ON license_expiry_retry TO license_expiry;
+GRANT SELECT, INSERT, UPDATE, DELETE ON license_expiry_retry TO license_expiry;
 GRANT SELECT, INSERT, UPDATE, DELETE ON license_expiry_wait TO license_expiry;
 GRANT SELECT ON license_expiry_ledger TO license_expiry;
 GRANT SELECT, INSERT, DELETE ON license_expiry_lms_call TO license_expiry;

@@ -1,0 +1,150 @@
+"""What every run waits for: an outage of the LMS, which one run at a time probes, and a pause, which an operator sets.
+
+Each is one row, so that the workers of all hosts know of it: the check before each LMS call looks for it.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from math import ceil
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from worker.db.ledger_tables import Retry, Run, Wait
+from worker.db.sql import DatabaseNow, changed
+from worker.db.transactions import Database
+from worker.errors import Postponed, Unavailable
+from worker.ledger.order import Step
+from worker.ledger.stalled import MAX_RUN_AGE, QUEUED_SECONDS
+
+OUTAGE, PAUSE = "outage", "pause"
+PAUSED = "paused"
+# How often a step looks whether the pause is over.
+PAUSE_SECONDS = 60
+# No LMS is left alone for longer. What is for later comes from a clock that was wrong.
+LONGEST = 24 * 3600
+NONE_STANDS: ColumnElement[bool] = ~exists(select(Wait.kind))
+
+
+def standing(session: Session) -> tuple[Sequence[Wait], datetime]:
+    """The pause and the outage that stand now, the pause first; and the database's clock."""
+    waits = session.scalars(select(Wait).order_by(Wait.kind.desc())).all()
+    return waits, session.execute(select(DatabaseNow())).scalar_one()
+
+
+def postponement(session: Session) -> Postponed | None:
+    """The error that tells what all runs wait for, and for how many seconds; None when nothing stands."""
+    waits, now = standing(session)
+    if not waits:
+        return None
+    wait = waits[0]
+    since = f"since {wait.since:%Y-%m-%d %H:%M:%S} UTC"
+    if wait.kind == PAUSE:
+        what = f"everything is paused {since} by {wait.set_by}: {wait.reason}"
+        return Postponed(PAUSED, what, "license-expiry resume ends the pause", PAUSE_SECONDS)
+    assert wait.again_at is not None  # noqa: S101, for the type checker
+    seconds = min(max(1.0, (wait.again_at - now).total_seconds()), LONGEST)
+    return Postponed(wait.reason, f"all runs wait for the LMS {since}: {wait.error}", "", seconds)
+
+
+def take_probe(database: Database, seconds: int) -> bool:
+    """Is the next probe of an outage due, and nothing paused? Then it is the caller's, for so many seconds."""
+    due = or_(Wait.again_at <= DatabaseNow(), Wait.again_at > DatabaseNow(LONGEST + 3600))
+    paused = select(Wait.kind).where(Wait.kind == PAUSE)
+
+    def work(session: Session) -> bool:
+        if session.scalar(paused):
+            return False
+        taken = update(Wait).where(Wait.kind == OUTAGE, due).values(again_at=DatabaseNow(seconds))
+        return changed(session, taken)
+
+    return database.transact(work)
+
+
+def begin_outage(database: Database, error: Unavailable, seconds: int) -> bool:
+    """Let all runs wait because of this error, and the next probe be in so many seconds; return whether that is new."""
+
+    def work(session: Session) -> bool:
+        later = update(Wait).where(Wait.kind == OUTAGE)
+        again = update(Wait).where(Wait.kind == OUTAGE, Wait.again_at < DatabaseNow(seconds))
+        if changed(session, later.values(**_why(error))):
+            session.execute(again.values(again_at=DatabaseNow(seconds)))
+            return False
+        row = {"kind": OUTAGE, "since": DatabaseNow(), "again_at": DatabaseNow(seconds), "tries": 0}
+        session.execute(insert(Wait).values(row | _why(error)))
+        return True
+
+    try:
+        return database.transact(work)
+    except IntegrityError:  # another has met it at the same moment
+        return False
+
+
+def prolong_outage(database: Database, error: Unavailable, seconds: int) -> None:
+    """Record that a probe failed so, and that the next one is in so many seconds."""
+    longer = update(Wait).where(Wait.kind == OUTAGE)
+    longer = longer.values(**_why(error), again_at=DatabaseNow(seconds), tries=Wait.tries + 1)
+    database.transact(lambda session: session.execute(longer))
+
+
+def end_outage(database: Database) -> Wait | None:
+    """Let no run wait for the LMS any more; return the outage that stood."""
+
+    def work(session: Session) -> Wait | None:
+        outage = session.get(Wait, OUTAGE)
+        session.execute(delete(Wait).where(Wait.kind == OUTAGE))
+        return outage
+
+    return database.transact(work)
+
+
+def answered_since(database: Database, seconds: float) -> bool:
+    """Has the LMS answered a call of any live run in the last so many seconds?"""
+    recently = exists().where(Run.live.is_not(None), Run.confirmed_at > DatabaseNow(-ceil(seconds)))
+    return bool(database.transact(lambda session: session.scalar(select(recently))))
+
+
+def postpone(database: Database, run_id: UUID, step: Step, wait: Postponed, seconds: int) -> Run | None:
+    """Record that this run waits before a step, for so many seconds; return it, or None if it is not to wait.
+
+    A run that a worker has does not, nor one that is not ready for the step, nor a dry run for the LMS.
+    """
+
+    def work(session: Session) -> Run | None:
+        ready = Run.phase.in_((step.starts_from, step.runs_as))
+        free = select(Run).where(Run.id == run_id, ready, Run.owner.is_(None), Run.stopped_by.is_(None))
+        run = session.scalar(free.with_for_update())
+        if run is None or (run.dry_run and wait.reason != PAUSED):
+            return None
+        fence = run.fence + 1  # each wait is kept under a number of its own
+        new = note_wait(session, run, fence, step, wait.reason, seconds)
+        values = {"waits_for": wait.reason, "error": str(wait)[:500], "retries": Run.retries + new, "fence": fence}
+        values |= {"queued_at": DatabaseNow(seconds), "lease_until": DatabaseNow(seconds + QUEUED_SECONDS)}
+        session.execute(update(Run).where(Run.id == run_id).values(**values, gives_up_at=run.opened_at + MAX_RUN_AGE))
+        return run
+
+    return database.transact(work)
+
+
+def note_wait(session: Session, run: Run, fence: int, step: Step, reason: str, seconds: int) -> bool:
+    """Keep that the run waits for so many seconds, for its page; return whether it did not wait for the same before.
+
+    `run` is as it was before, `fence` its number now.
+    """
+    of_run = Retry.run_id == run.id
+    newest = session.scalar(select(func.max(Retry.fence)).where(of_run)) if run.waits_for == reason else None
+    if newest is not None:
+        times = func.coalesce(Retry.times, 1) + 1
+        longer = update(Retry).where(of_run, Retry.fence == newest)
+        session.execute(longer.values(again_at=DatabaseNow(seconds), times=times))
+        return False
+    session.execute(delete(Retry).where(of_run, Retry.fence == fence))  # ours, when only the commit's answer was lost
+    row = {"run_id": run.id, "fence": fence, "step": step.name, "reason": reason, "times": 1}
+    session.execute(insert(Retry).values(row | {"at": DatabaseNow(), "again_at": DatabaseNow(seconds)}))
+    return True
+
+
+def _why(error: Unavailable) -> dict[str, str]:
+    return {"reason": error.reason, "error": str(error)[:500]}
