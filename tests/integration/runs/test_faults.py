@@ -249,7 +249,7 @@ def test_fault_07_one_failing_enterprise_stops_all_that_follow(
         Fault(kind="downgrade", enterprise=str(listed[2]), status=401),
         Fault(kind="unlink", enterprise=str(listed[3]), status=302, headers={"Location": "/login"}),
     )
-    monkeypatch.setattr(deps_module, "Patience", partial(Patience, first_wait=0.01, longest_wait=0.05))
+    monkeypatch.setattr(deps_module, "Patience", partial(Patience, first_wait=0.01, in_place=1.0))
     result = command(lms, deps, "run", "--here", "--json", **unlinking(stranger, *listed))
     assert result.exit_code == 1, result.output
     runs = {row["enterprise_customer_uuid"]: row for row in rows(deps.database.engine, Run)}
