@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from worker.db.ledger_tables import HeldLicense, Run
+from worker.db.ledger_tables import HeldLicense, Run, Wait
 from worker.due.forecast import PlanRow
 from worker.errors import Unusable
 from worker.ledger import order
@@ -46,6 +46,14 @@ def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "") -> 
     return 1 if bad else 0
 
 
+def show_outage(outage: Wait | None) -> None:
+    """Say that all runs wait for the LMS, if they do."""
+    if outage and outage.again_at:
+        since, again = f"{outage.since:%Y-%m-%d %H:%M:%S}", f"{outage.again_at:%H:%M:%S}"
+        said = f"All runs wait for the LMS since {since} UTC, next try at {again}: {outage.error}"
+        out.print(Text(said, "bold yellow"), soft_wrap=True)
+
+
 def runs_table(runs: Sequence[Run]) -> Table:
     """Runs as a table, two lines for each."""
     counts = ("plans", "down-\ngraded", "held", "un-\nlinked", "pro-\ntected")
@@ -66,7 +74,8 @@ def _when(run: Run) -> Text:
 def _phase(run: Run) -> Text:
     style = "green" if run.phase == order.Phase.FINISHED else "red" if run.phase in order.WENT_WRONG else "cyan"
     retries = f"{run.retries} {'retry' if run.retries == 1 else 'retries'}" if run.retries else ""
-    beneath = filter(None, ("dry run" if run.dry_run else "", retries))
+    waits = f"waits: {run.waits_for}" if run.live and run.waits_for and not run.owner else ""
+    beneath = filter(None, ("dry run" if run.dry_run else "", retries, waits))
     return Text.assemble((run.phase, style), ("".join(f"\n{line}" for line in beneath), "dim"))
 
 

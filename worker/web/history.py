@@ -15,12 +15,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
 from worker.db.engine import cannot_be_used
-from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run
+from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run, Wait
 from worker.db.license_manager_tables import CustomerAgreement
 from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
 from worker.errors import BadArgument, Unavailable, Unusable
-from worker.ledger import migrations, order, runs
+from worker.ledger import migrations, order, runs, waits
 
 START_FROM_THE_LIST = "start from the list of nights"
 MONTH = timedelta(days=31)
@@ -59,7 +59,10 @@ class NightSummary:
 
 @dataclass(frozen=True)
 class Overview:
-    """The nights of a month, the newest first, and what is wrong now; `held` is counted by step and reason."""
+    """The nights of a month, the newest first, and what is wrong now; `held` is counted by step and reason.
+
+    `waits` is what all runs wait for, `waiting` how many do.
+    """
 
     now: datetime
     reconciled_at: datetime
@@ -69,6 +72,8 @@ class Overview:
     held: Sequence[Any]
     live: int
     live_since: datetime | None
+    waiting: int
+    waits: Sequence[Wait]
     names: Names
 
 
@@ -138,6 +143,8 @@ def overview(database: Database) -> Overview:
             held=session.execute(held.order_by(func.count().desc())).all(),
             live=live,
             live_since=since,
+            waiting=session.scalar(select(func.count()).where(*runs.WAITING)) or 0,
+            waits=[wait for wait, _ in waits.standing(session)],
             names=_names(session, [run.enterprise_customer_uuid for run, _ in troubles]),
         )
 

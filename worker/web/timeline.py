@@ -96,7 +96,7 @@ def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
 def _worked(step: str, begin: datetime, end: datetime, retries: Sequence[Retry]) -> list[Piece]:
     """A step from its begin to its end, with the waits for its retries taken out."""
     found, at = [], begin
-    own = [retry for retry in retries if retry.step == step]
+    own = [retry for retry in retries if retry.step == step and retry.at >= begin]  # it may have waited before, too
     for retry, following in zip(own, [*(later.at for later in own[1:]), end], strict=False):
         again = min(retry.again_at, following)  # it may have been taken up by hand, earlier
         found += [Piece(step, True, at, retry.at), *_some(Piece(step, False, retry.at, again))]
