@@ -44,6 +44,7 @@ class Claim:
         self._lease_seconds = lease_seconds
         self._recorded = run.recorded
         self._asked, self._until = asked, asked + lease_seconds
+        self._looked = asked  # what all runs wait for
         self.held_count = 0
         self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as}
 
@@ -54,8 +55,9 @@ class Claim:
         call that may not have ended by then must not begin, though its process was frozen since. Raises Stopped when
         the run is to end, and Postponed when all runs wait.
         """
-        if steady() >= self._asked + known_for:
+        if steady() >= self._looked + known_for:
             self._transact(self._go_on)
+            self._looked = self._asked
         return self._until
 
     def renew(self, known_for: float = 0.0) -> None:
