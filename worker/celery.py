@@ -20,6 +20,7 @@ log = logs.get_logger(__name__)
 
 app = Celery("license_expiry")
 app.config_from_object("celeryconfig")
+app.Task.Request = "tasks.lost:Request"
 signals.import_modules.connect(flower.guard)
 
 

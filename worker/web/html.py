@@ -177,7 +177,8 @@ def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
         return "; ".join(said + ([f"{plural(run.licenses_held, 'license')} held"] if run.licenses_held else []))
     since = {phase: moment for _, phase, moment in moments(run) if moment}.get(run.phase)
     what = f"{str(run.phase).capitalize()} for {span(now - (since or run.opened_at))}"
-    what += f", by {run.owner}" if run.owner else ", no worker has it now"
+    holder = f"by {run.owner}" if run.owner else "no worker has it now"
+    what += f", {timeline.lost_worker(run, now) or holder}"
     again = retries[-1].again_at if retries else now
     due = f"; comes again at {again:%H:%M:%S}" if not run.owner and again > now else ""
     return what + due + (f"; last: {run.error}" if run.error else "")
