@@ -6,16 +6,16 @@ from itertools import chain
 from typing import Any
 
 from redis.exceptions import RedisError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from worker.cli import rights
-from worker.cli.broker import celery_app, connected
+from worker.cli.broker import celery_app
 from worker.cli.findings import Finding, explained, wrong
 from worker.cli.lms_check import check_calls, check_owner
 from worker.cli.rights import Right
 from worker.clock import BEAT_AHEAD
-from worker.db.engine import address_of, cannot_be_used, make_engine
+from worker.db.engine import READ_ONLY, address_of, cannot_be_used, is_read_only, make_engine
 from worker.db.license_manager_tables import CustomerAgreement
 from worker.db.transactions import Database
 from worker.deps import make_lms_client
@@ -68,7 +68,8 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             version = ".".join(map(str, dialect.server_version_info or ()))
             yield Finding("database", "ok", f"{NAMES[kind]} {version} at {address_of(database.engine)}")
             yield _clock("the database's", database.now)
-            yield from _read_only(connection)
+            if is_read_only(connection):
+                yield Finding("database", "wrong", f"it {READ_ONLY[0]}", READ_ONLY[1])
             missing = [] if kind == "sqlite" else rights.missing_rights(connection)
             unseen = {right.table for right in missing if right.verb == "SELECT" or right.table.startswith("SCHEMA")}
             seen = migrations.VERSION_TABLE not in unseen
@@ -112,13 +113,6 @@ def _ledger(database: Database, level: str | None, look: bool) -> Iterator[Findi
         bad = [error for error in _bad_tables(database, ledger=True) if rights.of_ledger(error.table)]
         ours = [finding for error in bad for finding in wrong("ledger", error)] or list(_forms(database))
         yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
-
-
-def _read_only(connection: Connection) -> Iterator[Finding]:
-    asked = {"postgresql": "SELECT current_setting('transaction_read_only') = 'on'", "sqlite": "SELECT 0"}
-    if connection.scalar(text(asked.get(connection.dialect.name, "SELECT @@global.read_only"))):
-        what = "it takes no writes: it is read-only, as a replica is"
-        yield Finding("database", "wrong", what, "let DATABASE_URL lead to the server that takes them")
 
 
 def _forms(database: Database) -> Iterator[Finding]:
@@ -194,8 +188,12 @@ def _clock(whose: str, clock: Callable[[], datetime]) -> Finding:
 def _broker(settings: CelerySettings) -> Iterator[Finding]:
     if not settings.CELERY_BROKER_URL:
         return
-    with connected() as connection:
-        yield Finding("broker", "ok", f"{connection.as_uri()} answers")
+    from tasks.broker import check_broker
+
+    app = celery_app()
+    check_broker(app)
+    with app.connection_for_write() as connection:
+        yield Finding("broker", "ok", f"{connection.as_uri()} takes messages and hands them on")
         if connection.transport.driver_type == "redis":
             yield from _redis(connection.default_channel.client)
 

@@ -21,6 +21,7 @@ from worker.due.forecast import PlanRow
 from worker.errors import Unusable
 from worker.ledger import order
 from worker.ledger.runs import COUNTS, describe
+from worker.web.timeline import lost_worker
 
 # So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
 SHOWN = 10
@@ -39,8 +40,8 @@ def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "") -> 
         shown.caption = "\n".join(str(line) for line in (shown.caption, hint) if line) or None
         out.print(shown)
         for run in runs:
-            if run.error:
-                told = f"{run.enterprise_customer_uuid}: {run.error}"
+            for said in filter(None, (run.error, lost_worker(run, datetime.now(UTC)))):
+                told = f"{run.enterprise_customer_uuid}: {said}"
                 out.print(told, markup=False, highlight=False, soft_wrap=True)
     bad = any(run.phase in order.WENT_WRONG or run.licenses_held for run in runs)
     return 1 if bad else 0

@@ -180,7 +180,8 @@ def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
         return "; ".join(said + ([f"{plural(run.licenses_held, 'license')} held"] if run.licenses_held else []))
     since = {phase: moment for _, phase, moment in moments(run) if moment}.get(run.phase)
     what = f"{str(run.phase).capitalize()} for {span(now - (since or run.opened_at))}"
-    what += f", by {run.owner}" if run.owner else ", no worker has it now"
+    holder = f"by {run.owner}" if run.owner else "no worker has it now"
+    what += f", {timeline.lost_worker(run, now) or holder}"
     return what + _wait_of(run, now) + (f"; last: {run.error}" if run.error else "")
 
 
