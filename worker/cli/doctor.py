@@ -27,6 +27,7 @@ from worker.runs.request import unknown_enterprises
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
 from worker.settings_sources import load
 
+POOLED_ROUNDS = 5
 NAMED = 3  # the most enterprises that one finding names
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 
@@ -69,6 +70,7 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             yield Finding("database", "ok", f"{NAMES[kind]} {version} at {address_of(database.engine)}")
             yield _clock("the database's", database.now)
             yield from _read_only(connection)
+            yield from _pooled(connection)
             missing = [] if kind == "sqlite" else rights.missing_rights(connection)
             unseen = {right.table for right in missing if right.verb == "SELECT" or right.table.startswith("SCHEMA")}
             seen = migrations.VERSION_TABLE not in unseen
@@ -119,6 +121,30 @@ def _read_only(connection: Connection) -> Iterator[Finding]:
     if connection.scalar(text(asked.get(connection.dialect.name, "SELECT @@global.read_only"))):
         what = "it takes no writes: it is read-only, as a replica is"
         yield Finding("database", "wrong", what, "let DATABASE_URL lead to the server that takes them")
+
+
+def _pooled(one: Connection) -> Iterator[Finding]:
+    """Is one session of the server lent to several connections in turn, as PgBouncer's transaction mode does?
+
+    On a server itself each connection that is open has one session, which nobody else has. A pool that others use as
+    well may hand out another session by chance, so it is asked several times.
+    """
+    if one.dialect.name != "postgresql":
+        return
+    one.rollback()
+    session = text("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+    with one.engine.connect() as other:
+        seen = {one: set[Any](), other: set[Any]()}
+        for connection in [one, other] * POOLED_ROUNDS:
+            seen[connection].add(tuple(connection.execute(session).one()))
+            connection.rollback()
+    if any(len(sessions) > 1 for sessions in seen.values()) or seen[one] & seen[other]:
+        what = (
+            "PgBouncer (or its like) lends one session of the server to several connections in turn: what we set for "
+            "ours (lock_timeout, work_mem and others) comes to other clients', license-manager's too, and is lost to us"
+        )
+        remedy = "let DATABASE_URL lead to the server itself, or to a pool with pool_mode = session"
+        yield Finding("database", "wrong", what, remedy)
 
 
 def _forms(database: Database) -> Iterator[Finding]:

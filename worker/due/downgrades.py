@@ -17,7 +17,7 @@ Of: TypeAlias = Sequence[ColumnElement[bool]]
 
 
 def due_downgrades(scope: Scope, *columns: Any, of: Of = ()) -> Rows:
-    """Which licenses of due plans (`of` these) has the LMS not confirmed yet? (`columns` of License, Plan, Agreement)"""
+    """Which licenses of due plans (those `of`) has the LMS not confirmed? (`columns` of License, Plan or Agreement)"""
     return conditions.licenses(*columns).where(
         *conditions.to_process(scope),  # once more: MariaDB would else look into every plan
         Among(License.subscription_plan_id, plans.plans_whose_chain_ended(scope, *of)),

@@ -102,7 +102,7 @@ class BatchReader:
         self._fresh_until, self._held, self._batches = -inf, 0, PAGE_BATCHES
 
     def has_next(self) -> bool:
-        """Is another batch at hand? Reads one page at most; if not, ask again until `exhausted`: a source may be empty."""
+        """Is another batch at hand? Reads one page at most. If not, ask again until `exhausted`."""
         if not self._rows and self._last:
             following = next(self._sources, None)
             self.exhausted = following is None
