@@ -59,7 +59,7 @@ class Sent:
     url: str
     headers: dict[str, str]
     body: str
-    timeout: Any
+    seconds: float
     at: float
 
 
@@ -83,7 +83,9 @@ class Wire:
         script, sent = (self.tokens, self.token_calls) if for_token else (self.script, self.calls)
         text = str(request.body) if for_token else request.body.read().decode() if request.body else ""  # type: ignore[union-attr]
         self.log.append(("token" if for_token else "send", self.clock.now))
-        sent.append(Sent(str(request.url), dict(request.headers), text, timeout, self.clock.now))
+        sent.append(
+            Sent(str(request.url), dict(request.headers), text, getattr(timeout, "total", timeout), self.clock.now)
+        )
         assert len(sent) < ENDLESS, "the client never gives up"
         told = script.pop(0) if len(script) > 1 else script[0]
         if isinstance(told, Exception):

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 from redis.exceptions import RedisError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from worker.cli import rights
@@ -27,6 +27,7 @@ from worker.runs.request import unknown_enterprises
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
 from worker.settings_sources import load
 
+POOLED_ROUNDS = 5
 NAMED = 3  # the most enterprises that one finding names
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 
@@ -70,6 +71,7 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             yield _clock("the database's", database.now)
             if is_read_only(connection):
                 yield Finding("database", "wrong", f"it {READ_ONLY[0]}", READ_ONLY[1])
+            yield from _pooled(connection)
             missing = [] if kind == "sqlite" else rights.missing_rights(connection)
             unseen = {right.table for right in missing if right.verb == "SELECT" or right.table.startswith("SCHEMA")}
             seen = migrations.VERSION_TABLE not in unseen
@@ -113,6 +115,30 @@ def _ledger(database: Database, level: str | None, look: bool) -> Iterator[Findi
         bad = [error for error in _bad_tables(database, ledger=True) if rights.of_ledger(error.table)]
         ours = [finding for error in bad for finding in wrong("ledger", error)] or list(_forms(database))
         yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
+
+
+def _pooled(one: Connection) -> Iterator[Finding]:
+    """Is one session of the server lent to several connections in turn, as PgBouncer's transaction mode does?
+
+    On a server itself each connection that is open has one session, which nobody else has. A pool that others use as
+    well may hand out another session by chance, so it is asked several times.
+    """
+    if one.dialect.name != "postgresql":
+        return
+    one.rollback()
+    session = text("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+    with one.engine.connect() as other:
+        seen = {one: set[Any](), other: set[Any]()}
+        for connection in [one, other] * POOLED_ROUNDS:
+            seen[connection].add(tuple(connection.execute(session).one()))
+            connection.rollback()
+    if any(len(sessions) > 1 for sessions in seen.values()) or seen[one] & seen[other]:
+        what = (
+            "PgBouncer (or its like) lends one session of the server to several connections in turn: what we set for "
+            "ours (lock_timeout, work_mem and others) comes to other clients', license-manager's too, and is lost to us"
+        )
+        remedy = "let DATABASE_URL lead to the server itself, or to a pool with pool_mode = session"
+        yield Finding("database", "wrong", what, remedy)
 
 
 def _forms(database: Database) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from worker.ledger.order import ENDED, STEPS, Phase, Step
 from worker.ledger.stalled import QUEUED_SECONDS, is_timely
 
 CHECKED_SECONDS = 0.5
+LONGEST_OWNER = 200  # of the column's 255
 
 
 class Claim:
@@ -244,6 +245,8 @@ def claim(
     began: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
     if step is STEPS[0]:  # stands before it in the table: MySQL sets one column after the other
         began["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
+    if len(owner) > LONGEST_OWNER:  # the name of a host may be anything, and its process stands at the end
+        owner = f"{owner[: LONGEST_OWNER // 2]}...{owner[-LONGEST_OWNER // 2 :]}"
     owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
 
     def work(session: Session) -> tuple[Run | None, str | None]:

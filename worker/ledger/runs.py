@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from worker.db.ledger_tables import Run
-from worker.db.sql import DatabaseNow
+from worker.db.sql import DatabaseNow, OneOf
 from worker.db.transactions import Database
 from worker.ledger import stalled
 from worker.ledger.order import Phase
@@ -127,7 +127,7 @@ def _described_wait(run: Run) -> dict[str, Any]:
 
 def runs_by_id(session: Session, run_ids: Iterable[UUID]) -> Sequence[Run]:
     """These runs, in the order in which they were opened."""
-    return session.scalars(select(Run).where(Run.id.in_(list(run_ids))).order_by(Run.opened_at)).all()
+    return session.scalars(select(Run).where(OneOf(Run.id, "ids", run_ids)).order_by(Run.opened_at)).all()
 
 
 def newest_runs(session: Session, enterprise: UUID | None, limit: int = 20) -> Sequence[Run]:

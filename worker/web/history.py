@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, aliased
 from worker.db.engine import cannot_be_used
 from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run, Wait
 from worker.db.license_manager_tables import CustomerAgreement
-from worker.db.sql import DatabaseNow
+from worker.db.sql import DatabaseNow, OneOf
 from worker.db.transactions import Database
 from worker.errors import BadArgument, Unavailable, Unusable
 from worker.ledger import migrations, order, runs, waits
@@ -273,5 +273,5 @@ def _newest(session: Session) -> datetime:
 
 def _names(session: Session, enterprises: Iterable[UUID]) -> dict[UUID, str]:
     customer, name = CustomerAgreement.enterprise_customer_uuid, CustomerAgreement.enterprise_customer_name
-    named = select(customer, name).where(customer.in_(set(enterprises)))
+    named = select(customer, name).where(OneOf(customer, "enterprises", set(enterprises)))
     return {enterprise: called or "" for enterprise, called in session.execute(named)}

@@ -3,11 +3,12 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, delete, text, update
 from support.runs import ON_EACH, ON_SQLITE, rows, together
 
 from worker.db.ledger_tables import Throttle
 from worker.db.transactions import Database
+from worker.errors import Unusable
 from worker.ledger import rate_limit
 
 # The throttle
@@ -47,3 +48,14 @@ def test_without_a_rate_nothing_is_booked(database: Database, engine: Engine) ->
     before = rows(engine, Throttle)
     assert rate_limit.book_next_call(database, None) == 0
     assert rows(engine, Throttle) == before
+
+
+@ON_EACH
+def test_a_row_that_is_gone_is_told_with_the_statement_that_brings_it_back(database: Database, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(delete(Throttle))
+    with pytest.raises(Unusable, match="license_expiry_throttle has lost its row") as caught:
+        rate_limit.book_next_call(database, 60)
+    with engine.begin() as connection:
+        connection.execute(text(caught.value.remedy))
+    assert rate_limit.book_next_call(database, 60) == 0

@@ -2,14 +2,25 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 import requests
+from hypothesis import given, strategies as st
 from support.wire import LICENSE, Clock, Reply, Wire, downgrade, fails, http_date, nothing
 
 from worker.errors import BatchRefused, ReasonedError, RunRefused, Unavailable
 from worker.lms.client import LmsClient, Selection
-from worker.lms.outcomes import Answer, judge, judge_question, retry_after
+from worker.lms.outcomes import (
+    LATEST,
+    LONGEST_SECONDS,
+    Answer,
+    date_of,
+    judge,
+    judge_question,
+    retry_after,
+    token_in,
+)
 from worker.lms.patience import Patience
 
 
@@ -211,3 +222,53 @@ def test_without_a_retry_after_the_waits_grow_with_jitter_up_to_the_cap(
     for number, slept in enumerate(clock.slept):
         assert min(60.0, 2.0**number) <= slept <= min(60.0, 2.0**number + 1.0)
     assert any(slept % 1 for slept in clock.slept), "no jitter"
+
+
+# What is said of time
+
+
+@pytest.mark.parametrize(
+    "value", ["86401", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 -2359"]
+)
+def test_no_retry_after_is_longer_than_a_day(value: str) -> None:
+    assert retry_after({"Retry-After": value}) in (LONGEST_SECONDS, None)
+    assert value.endswith("-2359") or retry_after({"Retry-After": value}) == 24 * 3600
+
+
+@pytest.mark.parametrize("year", [1, 1000, 9999])
+def test_seconds_may_be_added_to_any_date_of_the_lms(year: int) -> None:
+    date = date_of({"Date": f"Fri, 31 Dec {year:04} 23:59:59 GMT"})
+    assert date is not None
+    assert (date + timedelta(days=1)).year in (year, year + 1, year + 2000, year + 2001, 9000)
+
+
+@given(st.text() | st.from_regex(r"\A(\w{3}, )?\d{1,5} \w{3} \d{1,6} \d\d:\d\d(:\d\d)?( ?[+-]?\w{0,12})?\Z"))
+def test_no_header_about_time_is_an_error(value: str) -> None:
+    seconds, date = retry_after({"Retry-After": value}), date_of({"Date": value})
+    assert seconds is None or 0 <= seconds <= LONGEST_SECONDS
+    assert date is None or date <= LATEST
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "seconds"),
+    [
+        pytest.param("3600", 3600.0, id="an hour"),
+        pytest.param('"3600"', 3600.0, id="as text"),
+        pytest.param("1e400", LONGEST_SECONDS, id="for ever"),
+        pytest.param("Infinity", LONGEST_SECONDS, id="for ever, in Python's JSON"),
+        pytest.param("9" * 300, LONGEST_SECONDS, id="longer than anybody lives"),
+        pytest.param("9" * 400, None, id="an integer that no float holds"),
+        pytest.param("NaN", None, id="not a number"),
+        pytest.param("-1", None, id="it has expired"),
+        pytest.param("0", None, id="it expires at once"),
+        pytest.param("null", None, id="nothing"),
+        pytest.param("[" * 100_000, None, id="deeper than Python reads"),
+    ],
+)
+def test_a_token_lasts_a_day_at_most(lifetime: str, seconds: float | None) -> None:
+    answer = Answer(200, {}, f'{{"access_token": "t", "expires_in": {lifetime}}}'.encode())
+    if seconds is None:
+        with pytest.raises(RunRefused, match="bad_token"):
+            token_in(answer)
+    else:
+        assert token_in(answer) == ("t", seconds)

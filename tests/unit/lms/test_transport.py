@@ -369,5 +369,5 @@ def test_each_kind_of_call_has_its_own_time_out(wire: Wire) -> None:
     client = LmsClient("https://l", "https://a", "k", "s", downgrade_timeout=11, unlink_timeout=22)
     downgrade(client)
     unlink(client)
-    assert [call.timeout for call in wire.calls] == [(10.0, 11), (10.0, 22)]
-    assert [call.timeout for call in wire.token_calls] == [(10.0, 10.0)]
+    assert [call.seconds for call in wire.calls] == [11, 22]
+    assert [call.seconds for call in wire.token_calls] == [10]
