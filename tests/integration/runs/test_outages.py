@@ -18,6 +18,7 @@ from support.runs import (
     open_one,
     rows,
     run_of,
+    step_of,
     unlinking,
 )
 from support.steps import KINDS, Kind, in_background, meet, reach
@@ -28,7 +29,7 @@ from worker.db.ledger_tables import LmsCall, Retry, Wait
 from worker.deps import Deps
 from worker.errors import Unavailable
 from worker.ledger import waits
-from worker.ledger.order import DOWNGRADE, STEPS, Phase
+from worker.ledger.order import DOWNGRADE, Phase
 from worker.ledger.stalled import MAX_RUN_AGE, release_stalled
 from worker.lms.client import NOBODYS_LICENSE
 from worker.runs.attempt import Retry as ComesAgain
@@ -152,17 +153,21 @@ def test_a_fault_of_one_enterprise_alone_is_no_outage(kind: Kind, lms: Simulator
     """Its calls fail though the LMS answers others meanwhile: it spends its own tries, and fails."""
     away, well = many(lms, 2)
     deps = make_test_deps(TASK_MAX_RETRIES=1, **unlinking(away.enterprise, well.enterprise))
-    other = open_one(deps, well.enterprise)
-    run_id = reach(deps, away, kind)
-    lms.faults(Fault(kind=kind, enterprise=str(away.enterprise), status=503))
-    beside = attempt(deps, well.enterprise, other, DOWNGRADE)
-    assert beside.run is not None
-    retry = attempt(deps, away.enterprise, run_id, next(step for step in STEPS if step.name == kind)).retry
+    other, run_id = open_one(deps, well.enterprise), reach(deps, away, kind)
+    fails: dict[str, Any] = {"kind": kind, "enterprise": str(away.enterprise), "status": 503}
+    lms.faults(Fault(times=1, delay=60, **fails), Fault(**fails))
+    lms.journal.clear()
+    with in_background(lms, lambda: attempt(deps, away.enterprise, run_id, step_of(kind))) as running:
+        meet(lms, running, lambda: lms.calls(kind))
+        assert attempt(deps, well.enterprise, other, DOWNGRADE).run
+        lms.release()
+        retry = running.result().retry
     assert retry is not None
     assert (retry.left, outage(deps)) == (0, None)
     with pytest.raises(Unavailable, match="http_503"):
-        attempt(deps, away.enterprise, run_id, next(step for step in STEPS if step.name == kind))
+        attempt(deps, away.enterprise, run_id, step_of(kind))
     assert run_of(deps.database, run_id).phase == Phase.FAILED
+    let_waits_pass(deps.database)
     assert finish(deps, well.enterprise, other).phase == Phase.FINISHED
 
 
