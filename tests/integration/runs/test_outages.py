@@ -164,6 +164,7 @@ def test_a_fault_of_one_enterprise_alone_is_no_outage(kind: Kind, lms: Simulator
         retry = running.result().retry
     assert retry is not None
     assert (retry.left, outage(deps)) == (0, None)
+    lms.faults(Fault(**fails))
     with pytest.raises(Unavailable, match="http_503"):
         attempt(deps, away.enterprise, run_id, step_of(kind))
     assert run_of(deps.database, run_id).phase == Phase.FAILED
