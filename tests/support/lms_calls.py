@@ -19,7 +19,7 @@ from worker.errors import ReasonedError
 from worker.lms.client import LmsClient
 from worker.lms.patience import Patience
 
-PATIENCE = Patience(first_wait=0.001, in_place=1.0)
+PATIENCE = Patience(first_wait=0.001)
 
 
 NOW = datetime.now(UTC)

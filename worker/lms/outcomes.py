@@ -28,7 +28,7 @@ REMEDIES = {
 # A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.
 OF_THE_BATCH = (400, 422, 500)
 # Of an Unavailable: the LMS answers, or was not even asked.
-NO_OUTAGE = ("http_500", "too_late", "no_thread", "database")
+NO_OUTAGE = (*(f"http_{status}" for status in OF_THE_BATCH), "not_understood", "too_late", "no_thread", "database")
 LONGEST_HEADER = 60
 # What an LMS says beyond these is nonsense, and is taken for so much.
 LONGEST_SECONDS = 24 * 3600.0
