@@ -31,7 +31,7 @@ def test_a_night_is_started_from_flower_and_seen_in_a_browser(
     flower: str,
 ) -> None:
     *well, away = lay(data, lms, enterprises=3)
-    environment(TASK_RETRY_SECONDS=600, **listed(*well, away))
+    environment(TASK_RETRY_SECONDS=10, **listed(*well, away))
     lms.faults(Fault(enterprise=str(away), status=503))
     worker(app="support.fast_app")
 

@@ -154,7 +154,7 @@ def test_when_retries_are_spent_the_run_fails_and_nobody_is_unlinked(
 ) -> None:
     away, well = lay(data, lms, enterprises=2)
     lms.faults(Fault(kind="downgrade", enterprise=str(away), drop="before"))
-    environment(TASK_MAX_RETRIES=0, **listed(away, well))
+    environment(TASK_MAX_RETRIES=0, TASK_RETRY_SECONDS=1, **listed(away, well))
     worker()
     status, night = command("run")
     assert status == 1

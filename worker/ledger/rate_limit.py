@@ -18,12 +18,14 @@ BOOKED = 1000
 def book_next_call(database: Database, per_minute: float | None, within: float) -> float:
     """Book the next LMS call of all workers; return the seconds to wait for it, 0 without a limit.
 
-    Raises Postponed, and books nothing, when it may not begin `within` so many seconds; Unusable when the row is gone
-    by which calls are booked; and as `transact` does.
+    Raises Postponed, and books nothing, when it may not begin `within` so many seconds, or two intervals of the rate:
+    else nobody would ever get from a call's token to the call. Raises Unusable when the row is gone by which calls are
+    booked; and as `transact` does.
     """
     if not per_minute:
         return 0.0
     interval = timedelta(minutes=1 / per_minute)
+    within = max(within, 2 * interval.total_seconds())
 
     def work(session: Session) -> float:
         found = select(Throttle.next_call_at, DatabaseNow()).where(Throttle.id == 1).with_for_update()

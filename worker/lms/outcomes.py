@@ -27,8 +27,9 @@ REMEDIES = {
 }
 # A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.
 OF_THE_BATCH = (400, 422, 500)
-# Of an Unavailable: the LMS answers, or was not even asked.
-NO_OUTAGE = (*(f"http_{status}" for status in OF_THE_BATCH), "not_understood", "too_late", "no_thread", "database")
+# Of an Unavailable: the LMS answers all the same; and it was not asked at all.
+ANSWERS = (*(f"http_{status}" for status in OF_THE_BATCH), "not_understood")
+NOT_ASKED = ("too_late", "no_thread", "database")
 LONGEST_HEADER = 60
 # What an LMS says beyond these is nonsense, and is taken for so much.
 LONGEST_SECONDS = 24 * 3600.0
@@ -126,7 +127,12 @@ def refused_for_all(refused: BatchRefused) -> ReasonedError:
 
 def is_outage(error: Unavailable) -> bool:
     """Whether the LMS is away or throttles, by this error: then no run needs to find out for itself."""
-    return not isinstance(error, Postponed) and error.reason not in NO_OUTAGE
+    return was_asked(error) and error.reason not in ANSWERS
+
+
+def was_asked(error: Unavailable) -> bool:
+    """Whether the LMS had a call at all before this error."""
+    return not isinstance(error, Postponed) and error.reason not in NOT_ASKED
 
 
 def may_be_of_all(refused: BatchRefused) -> bool:
@@ -157,7 +163,7 @@ def _meaning(answer: Answer) -> ReasonedError:
 
 def _throttled(answer: Answer) -> Unavailable:
     remedy = "set LMS_REQUESTS_PER_MINUTE to the limit of the LMS"
-    return Unavailable("throttled", "the LMS throttles us", remedy, retry_after(answer.headers))
+    return Unavailable("throttled", "the LMS throttles us (it answered 429)", remedy, retry_after(answer.headers))
 
 
 def _not_the_lms(answer: Answer, setting: str = "LMS_URL", size: str = "") -> RunRefused:

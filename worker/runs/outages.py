@@ -5,7 +5,7 @@ from math import ceil, inf
 from worker.deps import Deps
 from worker.errors import Postponed, RunRefused, Unavailable
 from worker.ledger import waits
-from worker.lms.outcomes import is_outage
+from worker.lms.outcomes import is_outage, was_asked
 from worker.logs import get_logger
 from worker.settings import CONNECT_SECONDS
 
@@ -26,6 +26,8 @@ def look(deps: Deps) -> Postponed | None:
     except RunRefused:
         pass  # it answers; what it refuses is for each run to meet
     except Unavailable as error:
+        if not was_asked(error):
+            return deps.database.transact(waits.postponement)
         if is_outage(error):
             seconds = _interval(deps, error)
             waits.prolong_outage(deps.database, error, seconds)

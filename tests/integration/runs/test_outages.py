@@ -1,9 +1,11 @@
 """An outage of the LMS is met once and probed once, and runs wait for it without a call and without spending a try."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from support.claims import set_run
 from support.runs import (
     LONGEST,
@@ -25,9 +27,10 @@ from support.steps import KINDS, Kind, in_background, meet, reach
 
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import LmsCall, Retry, Wait
+from worker.db.ledger_tables import LmsCall, Retry, Throttle, Wait
+from worker.db.sql import DatabaseNow
 from worker.deps import Deps
-from worker.errors import Unavailable
+from worker.errors import Postponed, Unavailable
 from worker.ledger import waits
 from worker.ledger.order import DOWNGRADE, Phase
 from worker.ledger.stalled import MAX_RUN_AGE, release_stalled
@@ -234,13 +237,48 @@ def test_a_prober_that_died_holds_nobody_up_for_ever(lms: Simulator, make_test_d
 @ON_SQLITE
 def test_a_booked_rate_is_waited_for_outside_and_spends_nothing(lms: Simulator, make_test_deps: Make) -> None:
     laid = lay(lms, licenses=6)
-    deps = make_test_deps(TASK_MAX_RETRIES=1, LMS_REQUESTS_PER_MINUTE=6, **batches_of(2))
+    deps = make_test_deps(TASK_MAX_RETRIES=1, LMS_REQUESTS_PER_MINUTE=600, **batches_of(2))
     run_id = open_one(deps, laid.enterprise)
-    retry = comes_again(deps, laid, run_id)  # the token has the first moment; the call's is 10 s later
-    assert (retry.error.reason, retry.left, outage(deps)) == ("booked", 1, None)
-    assert 9 <= retry.seconds <= 13
+    others = update(Throttle).values(next_call_at=DatabaseNow(40))
+    deps.database.transact(lambda session: session.execute(others))
+    retry = comes_again(deps, laid, run_id)
+    assert (retry.error.reason, retry.left, outage(deps), lms.calls()) == ("booked", 1, None, [])
+    assert 30 <= retry.seconds <= 50
     run = run_of(deps.database, run_id)
     assert (run.tries, run.waits_for, run.retries) == (0, "booked", 1)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("per_minute", [30, 90, 600])
+def test_a_low_rate_is_slow_and_gets_there(per_minute: int, lms: Simulator, make_test_deps: Make) -> None:
+    """From a call's token to the call, and from the question for a learner to the unlink."""
+    laid = lay(lms, licenses=1)
+    deps = make_test_deps(LMS_REQUESTS_PER_MINUTE=per_minute, **unlinking(laid.enterprise))
+    run = finish(deps, laid.enterprise, open_one(deps, laid.enterprise))
+    assert (run.phase, run.learners_unlinked) == (Phase.FINISHED, 1)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("reason", ["booked", "too_late", "no_thread", "database"])
+def test_a_probe_that_never_reached_the_lms_ends_no_outage(
+    reason: str, lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid = lay(lms, licenses=1)
+    deps = make_test_deps(TASK_MAX_RETRIES=1)
+    run_id = open_one(deps, laid.enterprise)
+    waits.begin_outage(deps.database, Unavailable("http_503", "away"), 60)
+    let_waits_pass(deps.database)
+    error = (Postponed if reason == "booked" else Unavailable)(reason, "not asked", "", 1)
+    monkeypatch.setattr(deps.lms, "sleep", raising(error))
+    assert comes_again(deps, laid, run_id).error.reason == "http_503"
+    assert outage(deps) is not None
+
+
+def raising(error: Exception) -> Callable[[float], None]:
+    def sleep(_: float) -> None:
+        raise error
+
+    return sleep
 
 
 @ON_SQLITE
