@@ -13,6 +13,7 @@ import requests
 
 from worker.errors import ReasonedError
 from worker.lms import transport as lms
+from worker.lms.answer import CONNECT_TIMEOUT
 from worker.lms.client import LmsClient, Selection
 from worker.lms.patience import Patience
 
@@ -93,8 +94,7 @@ class Wire:
         assert len(sent) < ENDLESS, "the client never gives up"
         told = script.pop(0) if len(script) > 1 else script[0]
         if isinstance(told, requests.Timeout):
-            to_connect, to_read = timeout
-            self.clock.now += to_connect if isinstance(told, requests.ConnectTimeout) else to_read
+            self.clock.now += CONNECT_TIMEOUT if isinstance(told, requests.ConnectTimeout) else timeout.total
         if isinstance(told, Exception):
             raise told
         self.clock.now += told.takes
