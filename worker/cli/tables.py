@@ -16,10 +16,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from worker.db.ledger_tables import HeldLicense, Run
+from worker.db.ledger_tables import HeldLicense, Run, Wait
 from worker.due.forecast import PlanRow
 from worker.errors import Unusable
-from worker.ledger import order
+from worker.ledger import order, waits
 from worker.ledger.runs import COUNTS, describe
 
 # So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
@@ -28,10 +28,13 @@ out = Console()
 err = Console(stderr=True)
 
 
-def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "") -> int:
-    """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to."""
+def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "", **more: Any) -> int:
+    """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to.
+
+    `more` stands in the JSON before the runs.
+    """
     if as_json:
-        show_json({"runs": [describe(run) for run in runs]})
+        show_json(more | {"runs": [describe(run) for run in runs]})
     elif not runs:
         out.print(none)
     else:
@@ -44,6 +47,19 @@ def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "") -> 
                 out.print(told, markup=False, highlight=False, soft_wrap=True)
     bad = any(run.phase in order.WENT_WRONG or run.licenses_held for run in runs)
     return 1 if bad else 0
+
+
+def show_pause(pause: Wait | None) -> None:
+    """Show the pause that stands, if any, as a line."""
+    if pause:
+        told = waits.told_of_pause(pause)
+        said = f"{told[0].upper()}{told[1:]} (license-expiry resume ends it)"
+        out.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_pause(pause: Wait | None) -> dict[str, Any] | None:
+    """A pause as `--json` shows it."""
+    return None if pause is None else {"since": pause.since.isoformat(), "by": pause.set_by, "reason": pause.reason}
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -64,10 +80,13 @@ def _when(run: Run) -> Text:
 
 
 def _phase(run: Run) -> Text:
-    style = "green" if run.phase == order.Phase.FINISHED else "red" if run.phase in order.WENT_WRONG else "cyan"
+    styles = {order.Phase.FINISHED: "green", order.Phase.STOPPED: "yellow", **dict.fromkeys(order.WENT_WRONG, "red")}
     retries = f"{run.retries} {'retry' if run.retries == 1 else 'retries'}" if run.retries else ""
-    beneath = filter(None, ("dry run" if run.dry_run else "", retries))
-    return Text.assemble((run.phase, style), ("".join(f"\n{line}" for line in beneath), "dim"))
+    stopping = "stopping" if run.live and run.stopped_by else ""
+    beneath = filter(None, ("dry run" if run.dry_run else "", stopping, retries))
+    return Text.assemble(
+        (run.phase, styles.get(order.Phase(run.phase), "cyan")), ("".join(f"\n{line}" for line in beneath), "dim")
+    )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

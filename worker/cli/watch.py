@@ -36,7 +36,7 @@ def watch_runs(
     try:
         return _wait(_polled(database, set(run_ids), joining), quiet)
     except KeyboardInterrupt:
-        said = "Stopped waiting. The runs go on; see them with: license-expiry status --watch"
+        said = "No longer waiting. This changes no run; see them with: license-expiry status --watch"
         tables.err.print(said, soft_wrap=True)
         raise SystemExit(130) from None
 
