@@ -40,6 +40,7 @@ _REASONS = {
 }
 _GROUPS = {
     "failed": "Failed or given up",
+    "stopped": "Stopped by an operator",
     "live": "Live",
     "marked": "Finished, with retries or held licenses",
     "quiet": "Finished without trouble",
@@ -65,7 +66,7 @@ def nights_page(database: Database, next_night: Callable[[datetime], datetime | 
     """
     seen = history.overview(database)
     silent = seen.now - seen.reconciled_at > SILENT
-    trouble = silent or bool(seen.troubled or seen.held)
+    trouble = silent or bool(seen.pause or seen.troubled or seen.held)
     following = next_night(seen.now)
     return _page("nights", seen.now, bool(seen.live), seen=seen, silent=silent, trouble=trouble, following=following)
 
@@ -135,8 +136,10 @@ def _night(seen: history.OneNight, alone: bool) -> str:
 def _group(run: Run) -> str:
     if run.phase not in ENDED:
         return "live"
-    if run.phase != Phase.FINISHED:
+    if run.phase in WENT_WRONG:
         return "failed"
+    if run.phase == Phase.STOPPED:
+        return "stopped"
     return "marked" if run.retries or run.licenses_held else "quiet"
 
 
@@ -168,6 +171,8 @@ def _line(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: dateti
 
 def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
     """What is to be read beside a run's line, if anything."""
+    if run.stopped_by and run.phase not in WENT_WRONG:
+        return _note_on_stop(run)
     if run.phase in WENT_WRONG:
         return f"{str(run.phase).capitalize()}: {run.error or 'no reason was kept'}"
     if run.phase == Phase.FINISHED:
@@ -181,6 +186,12 @@ def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
     again = retries[-1].again_at if retries else now
     due = f"; comes again at {again:%H:%M:%S}" if not run.owner and again > now else ""
     return what + due + (f"; last: {run.error}" if run.error else "")
+
+
+def _note_on_stop(run: Run) -> str:
+    what = {Phase.STOPPED: "Stopped", Phase.FINISHED: "Finished before it could be stopped"}
+    begin = what.get(Phase(run.phase), f"{str(run.phase).capitalize()}, ends before its next LMS call: stopped")
+    return f"{begin} by {run.stopped_by}: {run.stop_reason}"
 
 
 def moments(run: Run) -> list[tuple[str, str, datetime | None]]:

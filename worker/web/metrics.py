@@ -24,7 +24,7 @@ from worker.db.transactions import Database
 from worker.due.forecast import due_rows, plan_rows
 from worker.due.scope import scope_of
 from worker.errors import LicenseExpiryError
-from worker.ledger import lms_calls, order
+from worker.ledger import lms_calls, order, waits
 from worker.logs import get_logger
 from worker.settings import DatabaseSettings
 from worker.web.history import read_once
@@ -42,6 +42,7 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "last_finished_night_timestamp_seconds": ((), "When the newest finished scheduled night finished; 0: none has."),
     "first_night_timestamp_seconds": ((), "Since when the ledger knows of scheduled nights; absent: of none."),
     "last_reconcile_timestamp_seconds": ((), "When reconcile, sent by beat, last ended well."),
+    "paused_since_timestamp_seconds": ((), "Since when an operator has everything paused; 0: nothing is."),
     "live_runs": (("phase",), "Runs that have not ended."),
     "oldest_live_run_age_seconds": ((), "Since how long the oldest live run is open; 0: there is none."),
     "oldest_queued_run_age_seconds": ((), "Since how long the oldest queued run is open; 0: there is none."),
@@ -165,11 +166,17 @@ def _read(session: Session, since: datetime | None) -> tuple[datetime, Values, V
         ("oldest_live_run_age_seconds",): (now - live).total_seconds() if live else 0,
         ("oldest_queued_run_age_seconds",): (now - queued).total_seconds() if queued else 0,
     }
+    values |= _pause(session)
     if first:
         values["first_night_timestamp_seconds",] = first.timestamp()
     held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
     values |= {("held_licenses", step, reason): count for step, reason, count in session.execute(held)}
     return until, *_sums(session, since, until), values
+
+
+def _pause(session: Session) -> Values:
+    pause = waits.standing_pause(session)
+    return {("paused_since_timestamp_seconds",): pause.since.timestamp() if pause else 0.0}
 
 
 def _last_finished_night(session: Session) -> float:
