@@ -28,6 +28,10 @@ HOUR = 3600
 AWAY = Unavailable("http_503", "the LMS is away")
 
 
+def wait(claim: Claim, seconds: int, error: Unavailable = AWAY, tries: int = 1) -> None:
+    claim.wait(seconds, error, tries=tries, left=5 - tries, gives_up_at=AS_OF)
+
+
 def open_run(database: Database, enterprise: UUID | None = None, **request: Any) -> Run:
     return run_of(database, opened_run(database, enterprise or uuid4(), AS_OF, **request).run_id)
 

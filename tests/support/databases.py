@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine, event, insert, inspect, text
 
 from simulator.data.schema import create_tables
 from support.services import new_database
 from worker.db.engine import make_engine
-from worker.db.ledger_tables import Heartbeat, Throttle
+from worker.db.ledger_tables import Heartbeat, Identity, Throttle
 from worker.db.sql import DatabaseNow
 from worker.ledger import migrations
 
@@ -33,6 +34,7 @@ FIRST: dict[str, list[str]] = {
 ROWS: list[tuple[Any, dict[str, Any]]] = [
     (Throttle, {"id": 1, "next_call_at": datetime(2000, 1, 1, tzinfo=UTC)}),
     (Heartbeat, {"id": 1, "reconciled_at": DatabaseNow()}),
+    (Identity, {"id": 1, "uuid": UUID(int=1)}),
 ]
 
 

@@ -135,7 +135,8 @@ class Claim:
 
         def tidy(session: Session) -> None:
             lms_calls.drop_calls(session, self.run)  # when only the answer to the commit was lost
-            if waits.note_wait(session, self.run, self.run.fence, self.step, error.reason, seconds):
+            joined = tries == self.run.tries  # it spent no try
+            if waits.note_wait(session, self.run, self.run.fence, self.step, error.reason, seconds, joined=joined):
                 self._set(session, retries=self.run.retries + 1)
 
         self._leave(tidy, **given)

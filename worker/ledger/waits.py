@@ -29,18 +29,18 @@ LONGEST = 24 * 3600
 NONE_STANDS: ColumnElement[bool] = ~exists(select(Wait.kind))
 
 
-def standing(session: Session) -> tuple[Sequence[Wait], datetime]:
-    """The pause and the outage that stand now, the pause first; and the database's clock."""
-    waits = session.scalars(select(Wait).order_by(Wait.kind.desc())).all()
-    return waits, session.execute(select(DatabaseNow())).scalar_one()
+def standing(session: Session) -> Sequence[tuple[Wait, datetime]]:
+    """The pause and the outage that stand now, the pause first; each with the database's clock."""
+    found = session.execute(select(Wait, DatabaseNow()).order_by(Wait.kind.desc()))
+    return [(wait, now) for wait, now in found]
 
 
 def postponement(session: Session) -> Postponed | None:
     """The error that tells what all runs wait for, and for how many seconds; None when nothing stands."""
-    waits, now = standing(session)
+    waits = standing(session)
     if not waits:
         return None
-    wait = waits[0]
+    wait, now = waits[0]
     if wait.kind == PAUSE:
         return Postponed(PAUSED, told_of_pause(wait), RESUME, PAUSE_SECONDS)
     since = f"since {wait.since:%Y-%m-%d %H:%M:%S} UTC"
@@ -158,8 +158,8 @@ def postpone(database: Database, run_id: UUID, step: Step, wait: Postponed, seco
         if run is None or (run.dry_run and wait.reason != PAUSED):
             return None
         fence = run.fence + 1  # each wait is kept under a number of its own
-        new = note_wait(session, run, fence, step, wait.reason, seconds)
-        values = {"waits_for": wait.reason, "error": str(wait)[:500], "retries": Run.retries + new, "fence": fence}
+        new = note_wait(session, run, fence, step, wait.reason, seconds, joined=True)
+        values = {"waits_for": wait.reason, "error": str(wait)[:500], "retries": Run.retries + int(new), "fence": fence}
         values |= {"queued_at": DatabaseNow(seconds), "lease_until": DatabaseNow(seconds + QUEUED_SECONDS)}
         session.execute(update(Run).where(Run.id == run_id).values(**values, gives_up_at=run.opened_at + MAX_RUN_AGE))
         return run
@@ -167,13 +167,15 @@ def postpone(database: Database, run_id: UUID, step: Step, wait: Postponed, seco
     return database.transact(work)
 
 
-def note_wait(session: Session, run: Run, fence: int, step: Step, reason: str, seconds: int) -> bool:
-    """Keep that the run waits for so many seconds, for its page; return whether it did not wait for the same before.
+def note_wait(session: Session, run: Run, fence: int, step: Step, reason: str, seconds: int, *, joined: bool) -> bool:
+    """Keep that the run waits for so many seconds, for its page; return whether that is a wait of its own.
 
-    `run` is as it was before, `fence` its number now.
+    It is not when it is to be `joined` to the one before, and that was for the same reason. `run` is as it was before,
+    `fence` its number now.
     """
     of_run = Retry.run_id == run.id
-    newest = session.scalar(select(func.max(Retry.fence)).where(of_run)) if run.waits_for == reason else None
+    same = joined and run.waits_for == reason
+    newest = session.scalar(select(func.max(Retry.fence)).where(of_run)) if same else None
     if newest is not None:
         times = func.coalesce(Retry.times, 1) + 1
         longer = update(Retry).where(of_run, Retry.fence == newest)

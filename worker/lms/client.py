@@ -146,7 +146,7 @@ class LmsClient(Transport):
         `once` is handed what wraps the caller's own functions: what these raise is not tried again.
         """
         patience, bar, began = self.patience, _Bar(), time.monotonic()
-        backoff = wait_exponential_jitter(multiplier=patience.first_wait)
+        backoff = wait_exponential_jitter(multiplier=patience.first_wait, jitter=patience.first_wait)
         too_long = stop_before_delay(patience.in_place)
         refusals = 0
 

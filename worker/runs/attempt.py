@@ -120,12 +120,12 @@ def _wait(deps: Deps, claim: Claim, error: Unavailable) -> Outcome:
     """Give the run back until the step may be tried again, or raise this error when its tries are spent."""
     settings, run = deps.settings, claim.run
     free = isinstance(error, Postponed) or error.reason in FREE
-    tries = run.tries + (not free)
+    tries, held_back = run.tries + (not free), settle(outages.note, deps, error) or 0
     if tries > settings.TASK_MAX_RETRIES:
         _fail(claim, str(error))
         raise error
     own = 0 if free else retry_wait(settings.TASK_RETRY_SECONDS, tries - 1)
-    seconds = _seconds(settings, max(own, error.retry_after or 0, settle(outages.note, deps, error) or 0))
+    seconds = _seconds(settings, max(own, error.retry_after or 0, held_back))
     gives_up_at = run.opened_at + MAX_RUN_AGE if free else _spent_at(settings, seconds, tries)
     left = settings.TASK_MAX_RETRIES - tries
     log.warning("step comes again", seconds=seconds, tries_left=left, error=str(error))

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
+from support.claims import wait
 from support.database_account import Account, documented
 from support.eventually import eventually
 from support.runs import LONGEST, Make, events, finish, held, night, processed, ready, unlinking
@@ -18,7 +19,6 @@ from worker.cli.findings import Finding
 from worker.cli.rights import RIGHTS, Right
 from worker.db.engine import make_engine
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
-from worker.errors import Unavailable
 from worker.ledger import claims, nights, stalled
 from worker.ledger.migrations import VERSION_TABLE
 from worker.ledger.order import DOWNGRADE, Phase
@@ -62,7 +62,7 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     nights.give_back(deps.database, tonight)
     assert reconcile.start_overdue_nights(deps, tonight, lambda *_: None) == 1
     claim = claims.claim(deps.database, started.run_id, enterprise, DOWNGRADE, "a test", 300, deps.calls)
-    claim.release(0, Unavailable("http_503", "the LMS answered 503"))
+    wait(claim, 0)
     run = finish(deps, enterprise, started.run_id)
     assert (run.phase, run.error) == (Phase.FINISHED, None)
     assert (len(held(engine)), sum(events(engine, DOWNGRADED_EVENT).values())) == (1, 1)

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine, insert
 from sqlalchemy.orm import Session
-from support.claims import AS_OF, AWAY, HOUR, LEASE, claim, open_run, seconds_left, set_run
+from support.claims import AS_OF, AWAY, HOUR, LEASE, claim, open_run, seconds_left, set_run, wait
 from support.runs import LONGEST, ON_EACH, ON_SERVERS, ON_SQLITE, lapse, lost_commit_answer, rows, run_of, together
 
 from worker.db.ledger_tables import Downgrade, LmsCall, Retry, Run
@@ -88,7 +88,7 @@ def test_a_lapsed_lease_can_be_claimed_anew_and_an_unlapsed_one_not(database: Da
 @ON_EACH
 def test_a_released_run_can_be_claimed_at_once(database: Database) -> None:
     run = open_run(database)
-    claim(database, run).release(HOUR, AWAY)
+    wait(claim(database, run), HOUR)
     released = run_of(database, run.id)
     assert (released.phase, released.owner, released.retries) == (Phase.DOWNGRADING, None, 1)
     assert (released.error, released.live) == (str(AWAY), run.enterprise_customer_uuid)
@@ -162,7 +162,7 @@ def test_a_zombie_can_do_nothing(database: Database, engine: Engine) -> None:
             "record": partial(zombie.record, write_downgrade(run, uuid4()), licenses_downgraded=1),
             "advance": zombie.advance,
             "fail": partial(zombie.fail, "a zombie's word"),
-            "release": partial(zombie.release, 1, AWAY),
+            "release": partial(wait, zombie, 1),
         }
         for name, deed in deeds.items():
             with pytest.raises(LeaseLost, match=str(run.id)):
@@ -258,9 +258,9 @@ def test_a_run_tells_when_each_step_began_and_ended(database: Database) -> None:
 @ON_EACH
 def test_each_retry_is_kept_with_its_reason_and_when_it_comes_again(database: Database, engine: Engine) -> None:
     run = open_run(database)
-    claim(database, run).release(HOUR, AWAY)
+    wait(claim(database, run), HOUR)
     claim(database, run).release()  # handing itself on is none
-    claim(database, run).release(60, Unavailable("timeout", "too slow"))
+    wait(claim(database, run), 60, Unavailable("timeout", "too slow"))
     kept = sorted(rows(engine, Retry), key=lambda row: int(row["fence"]))
     assert [(row["run_id"], row["step"], row["reason"]) for row in kept] == [
         (run.id, "downgrade", "http_503"),
@@ -271,20 +271,20 @@ def test_each_retry_is_kept_with_its_reason_and_when_it_comes_again(database: Da
 
 
 @ON_EACH
-@pytest.mark.parametrize("end", ["advance", "fail", "release"])
+@pytest.mark.parametrize("end", ["advance", "fail", "wait"])
 def test_the_calls_of_a_claim_are_kept_once_however_it_ends(database: Database, engine: Engine, end: str) -> None:
     run = open_run(database)
     deeds: dict[str, Callable[[Claim], None]] = {
         "advance": lambda claim: claim.advance(),
         "fail": lambda claim: claim.fail("http_403"),
-        "release": lambda claim: claim.release(60, AWAY),
+        "wait": lambda claim: wait(claim, 60),
     }
     counted = CallTimings()
     held = claims.claim(database, run.id, run.enterprise_customer_uuid, DOWNGRADE, "w1", LEASE, counted)
     for seconds in (0.05, 0.07, 300):
         counted.observe("downgrade", "http_200", seconds)
     counted.observe("token", "http_200", 0.2)
-    if end == "release":
+    if end == "wait":
         with lost_commit_answer(engine) as lost:
             deeds[end](held)
         assert lost
@@ -312,7 +312,7 @@ def test_what_a_lost_claim_has_counted_is_not_the_next_ones(database: Database, 
 @ON_SERVERS
 def test_long_errors_are_cut_to_what_the_column_holds(database: Database) -> None:
     run = open_run(database)
-    claim(database, run).release(1, Unavailable("database", "ø" * 600))
+    wait(claim(database, run), 1, Unavailable("database", "ø" * 600))
     assert run_of(database, run.id).error == "ø" * 500
     claim(database, run).fail("å" * 600)
     assert run_of(database, run.id).error == "å" * 500

@@ -57,7 +57,7 @@ def test_a_worker_of_another_lms_sends_nothing_and_records_nothing(
         if what == "a scheduled night":
             return start_scheduled_night(deps, deps.database.now(), publish)
         if what == "a step":
-            return attempt(deps, laid.enterprise, opened.run_id, DOWNGRADE, retries=0)
+            return attempt(deps, laid.enterprise, opened.run_id, DOWNGRADE)
         return reconcile.republish_stalled_runs(deps, publish)
 
     with pytest.raises(Unusable) as caught:

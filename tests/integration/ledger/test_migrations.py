@@ -22,8 +22,8 @@ from worker.db.transactions import Database
 from worker.ledger import confirmations, migrations
 
 UuidForm = Literal["char32", "native"]
-NAMES = ("run", "retry", "lms_call", "downgrade", "held", "night", "heartbeat", "throttle", "lms", "alembic_version")
-OURS = {f"license_expiry_{name}" for name in NAMES}
+NAMES = ("run", "retry", "lms_call", "downgrade", "held", "night", "heartbeat", "throttle", "lms", "wait", "ledger")
+OURS = {f"license_expiry_{name}" for name in (*NAMES, "alembic_version")}
 MARIADB = pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid"], indirect=True)
 UUIDS = {
     "license_expiry_run": ("id", "enterprise_customer_uuid", "live"),
@@ -31,6 +31,7 @@ UUIDS = {
     "license_expiry_lms_call": ("run_id",),
     "license_expiry_downgrade": ("license_uuid", "run_id", "enterprise_customer_uuid"),
     "license_expiry_held": ("license_uuid", "enterprise_customer_uuid", "run_id"),
+    "license_expiry_ledger": ("uuid",),
 }
 
 

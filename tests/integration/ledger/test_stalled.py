@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import Engine, event
 from support.claims import (
     AS_OF,
-    AWAY,
     ENDS,
     HOUR,
     claim,
@@ -17,6 +16,7 @@ from support.claims import (
     open_run,
     seconds_left,
     set_run,
+    wait,
 )
 from support.runs import LONGEST, ON_EACH, ON_SERVERS, lapse, rows, run_of, together
 
@@ -42,7 +42,7 @@ def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engi
         lapse(engine, run.id)
     open_run(database)
     claim(database, open_run(database))
-    claim(database, open_run(database)).release(HOUR, AWAY)
+    wait(claim(database, open_run(database)), HOUR)
     ended = open_run(database)
     end_well(database, ended)
     set_run(database, ended, lease_until=DatabaseNow(-1))
@@ -57,7 +57,7 @@ def test_only_live_runs_that_were_let_down_are_taken_up(database: Database, engi
 @ON_EACH
 def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database, engine: Engine) -> None:
     run = open_run(database)
-    claim(database, run).release(0, AWAY)
+    wait(claim(database, run), 0)
     waits = []
     for _ in range(MAX_PUBLICATIONS):
         lapse(engine, run.id)
@@ -154,7 +154,7 @@ def test_a_run_that_is_too_old_is_ended_with_its_reason(
     opened: timedelta, ended: bool, database: Database, engine: Engine
 ) -> None:
     queued, handed_back = open_run(database), open_run(database)
-    claim(database, handed_back).release(0, AWAY)
+    wait(claim(database, handed_back), 0)
     for run in (queued, handed_back):
         set_run(database, run, opened_at=database.now() + opened)
     _, gone = stalled.release_stalled(database, LONGEST)

@@ -26,6 +26,7 @@ from support.runs import (
     finish,
     held,
     lay,
+    let_waits_pass,
     night,
     open_one,
     processed,
@@ -112,7 +113,7 @@ def test_a_worker_that_is_told_to_end_does_not_sit_a_wait_out(
     make_test_deps: Make,
 ) -> None:
     laid = lay(lms, licenses=4)
-    deps = make_test_deps(Patience(longest_wait=300), **batches_of(2))
+    deps = make_test_deps(Patience(first_wait=300, in_place=600), **batches_of(2))
     run_id = open_one(deps, laid.enterprise)
     lms.faults(Fault(kind="downgrade", times=1, **fault))
     with in_background(lms, lambda: attempt(deps, laid.enterprise, run_id, DOWNGRADE)) as running:
@@ -182,10 +183,10 @@ def test_an_lms_that_stays_away_fails_the_run_and_nobody_is_unlinked(
     kind: Kind, lms: Simulator, make_test_deps: Make
 ) -> None:
     laid = lay(lms, licenses=2)
-    deps = make_test_deps(**unlinking(laid.enterprise))
+    deps = make_test_deps(TASK_MAX_RETRIES=1, **unlinking(laid.enterprise))
     run_id = reach(deps, laid, kind)
-    lms.faults(Fault(kind=kind, status=504))
-    retry = attempt(deps, laid.enterprise, run_id, step_of(kind), retries=0).retry
+    lms.faults(Fault(kind=kind, enterprise=str(laid.enterprise), status=504))
+    retry = attempt(deps, laid.enterprise, run_id, step_of(kind)).retry
     assert retry is not None
     assert retry.error.reason == "http_504"
     waiting = run_of(deps.database, run_id)
@@ -196,8 +197,9 @@ def test_an_lms_that_stays_away_fails_the_run_and_nobody_is_unlinked(
     assert sum(called) == len(lms.calls(kind)), "the calls that came to nothing are counted too"
     left = (waiting.lease_until - deps.database.now()).total_seconds()
     assert left == pytest.approx(retry.seconds + QUEUED_SECONDS, abs=30)
+    let_waits_pass(deps.database)
     with pytest.raises(Unavailable, match="http_504"):
-        attempt(deps, laid.enterprise, run_id, step_of(kind), retries=deps.settings.TASK_MAX_RETRIES)
+        attempt(deps, laid.enterprise, run_id, step_of(kind))
     run = run_of(deps.database, run_id)
     assert (run.phase, run.live, run.error) == (Phase.FAILED, None, "the LMS answered 504: look at the LMS [http_504]")
     outcome = attempt(deps, laid.enterprise, run_id, UNLINK)
@@ -354,9 +356,7 @@ def test_a_database_that_is_away_is_for_the_caller_to_try_again(
     run_id = open_one(make_test_deps(), laid.enterprise)
     monkeypatch.setattr(database_module, "TRIES", 1)
     away = make_test_deps(DATABASE_URL="mysql://root@127.0.0.1:9/nothing")
-    with pytest.raises(Unavailable, match="DATABASE_URL"):
-        attempt(away, laid.enterprise, run_id, DOWNGRADE)
-    retry = attempt(away, laid.enterprise, run_id, DOWNGRADE, retries=0).retry
+    retry = attempt(away, laid.enterprise, run_id, DOWNGRADE).retry
     assert retry is not None
     assert retry.error.reason == "database"
     assert "step could not begin" in caplog.text
@@ -434,7 +434,8 @@ def test_one_enterprise_that_fails_stops_no_other(lms: Simulator, make_test_deps
 
 def test_the_order_is_kept_whoever_calls_what_and_when(lms: Simulator, make_test_deps: Make) -> None:
     laid = [lay(lms, licenses=6, seed=seed) for seed in (1, 2)]
-    deps = make_test_deps(**batches_of(2, parallel=2), **unlinking(*(each.enterprise for each in laid)))
+    retries = {"TASK_MAX_RETRIES": 5}  # a busy machine lets a selection grow old
+    deps = make_test_deps(**retries, **batches_of(2, parallel=2), **unlinking(*(each.enterprise for each in laid)))
     lms.lms.latency = 0.01
     begun = start(deps)
     ended = {Phase.FINISHED, Phase.FAILED}

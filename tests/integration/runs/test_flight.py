@@ -248,10 +248,10 @@ def test_a_run_tries_a_license_that_it_holds_once(force: bool, lms: Simulator, m
     laid = lay(lms, licenses=6)
     bad = laid.licenses[0]
     break_enrollment(lms, laid, bad)
-    deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
+    deps = make_test_deps(TASK_MAX_RETRIES=5, **batches_of(2), **unlinking(laid.enterprise))
     run_id = reach(deps, laid, "downgrade", force=force, reason="a test" if force else None)
     lms.faults(Fault(kind="downgrade", license=str(laid.licenses[-1]), status=503))
-    assert attempt(deps, laid.enterprise, run_id, DOWNGRADE, retries=0).retry
+    assert attempt(deps, laid.enterprise, run_id, DOWNGRADE).retry
     tried = times_sent(lms, "downgrade")[str(bad)]
     lms.faults()
     run = finish(deps, laid.enterprise, run_id)

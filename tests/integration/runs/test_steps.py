@@ -21,6 +21,7 @@ from support.runs import (
     finish,
     held,
     lay,
+    let_waits_pass,
     night,
     open_one,
     processed,
@@ -72,11 +73,11 @@ def test_a_step_goes_on_after_its_last_confirmed_batch(
     kind: Kind, parallel: int, lms: Simulator, make_test_deps: Make
 ) -> None:
     laid = lay(lms, licenses=14)
-    deps = make_test_deps(**batches_of(2, parallel), **unlinking(laid.enterprise))
+    deps = make_test_deps(TASK_MAX_RETRIES=5, **batches_of(2, parallel), **unlinking(laid.enterprise))
     run_id = reach(deps, laid, kind)
     step = step_of(kind)
     lms.faults(Fault(kind=kind, first=3, status=503))
-    assert attempt(deps, laid.enterprise, run_id, step, retries=0).retry
+    assert attempt(deps, laid.enterprise, run_id, step).retry
     stopped = run_of(deps.database, run_id)
     assert times_sent(lms, kind, 200).total() == 4
     assert len(times_sent(lms, kind)) <= 4 + 2 * parallel  # the rest was left for later
@@ -100,18 +101,19 @@ def test_what_was_in_flight_when_the_answer_got_lost_is_sent_again_and_counted_o
     lms: Simulator, make_test_deps: Make
 ) -> None:
     laid = lay(lms, licenses=6)
-    deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
-    lms.faults(*(Fault(kind=kind, first=2, last=5, drop="after") for kind in KINDS))
+    deps = make_test_deps(TASK_MAX_RETRIES=5, **batches_of(2), **unlinking(laid.enterprise))
+    lms.faults(*(Fault(kind=kind, first=2, last=4, drop="after") for kind in KINDS))
     run_id = open_one(deps, laid.enterprise)
     for step in STEPS:
-        assert attempt(deps, laid.enterprise, run_id, step, retries=0).retry
+        assert attempt(deps, laid.enterprise, run_id, step).retry
+        let_waits_pass(deps.database)
         attempt(deps, laid.enterprise, run_id, step)
     run = run_of(deps.database, run_id)
     assert counts(run) == {"plans": 1, "downgraded": 6, "held": 0, "unlinked": 6, "protected": 0}
     assert set(events(deps.database.engine, UNLINKED_EVENT).values()) == {1}
     for kind in KINDS:
         assert [len(names) for names in sent(lms, kind, 200)] == [2, 2, 2]
-        assert sorted(times_sent(lms, kind).values()) == [1, 1, 1, 1, 5, 5]
+        assert sorted(times_sent(lms, kind).values()) == [1, 1, 1, 1, 4, 4]
     assert_order(lms.journal)
 
 
@@ -281,10 +283,10 @@ def test_force_sends_processed_plans_and_held_licenses_again(lms: Simulator, mak
 @ON_SQLITE
 def test_a_forced_run_that_was_cut_short_sends_nothing_twice(lms: Simulator, make_test_deps: Make) -> None:
     laid = lay(lms, licenses=8, expiration_processed=True)
-    deps = make_test_deps(**batches_of(2))
+    deps = make_test_deps(TASK_MAX_RETRIES=5, **batches_of(2))
     run_id = open_one(deps, laid.enterprise, force=True, reason="a test")
     lms.faults(Fault(kind="downgrade", first=3, status=503))
-    assert attempt(deps, laid.enterprise, run_id, DOWNGRADE, retries=0).retry
+    assert attempt(deps, laid.enterprise, run_id, DOWNGRADE).retry
     lms.faults()
     assert finish(deps, laid.enterprise, run_id).licenses_downgraded == 8
     assert times_sent(lms, "downgrade", 200) == Counter(texts(laid.licenses))

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, delete, event, insert, update
 from support.past_nights import lay_past
-from support.runs import ON_SQLITE, Make, attempt, lay, open_one, rows, run_of, scan, unlinking
+from support.runs import ON_SQLITE, Make, attempt, lay, let_waits_pass, open_one, rows, run_of, scan, unlinking
 
 from simulator.data.schema import create_tables
 from simulator.lms.faults import Fault
@@ -59,7 +59,7 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     lms: Simulator, make_test_deps: Make
 ) -> None:
     fine, retried, holding, failing, live = laid = [lay(lms, licenses=3, seed=seed) for seed in range(1, 6)]
-    deps = make_test_deps(**unlinking(*(each.enterprise for each in laid)))
+    deps = make_test_deps(TASK_MAX_RETRIES=5, **unlinking(*(each.enterprise for each in laid)))
     lms.state.add_license(holding.licenses[0], holding.enterprise, [Enrollment(fault="locked")])
     started = start.start_runs(deps, request.Request(), (), lambda *_: None, deps.database.now())
     runs = {one.enterprise: one.run_id for one in started}
@@ -67,7 +67,8 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
         for step in STEPS:
             attempt(deps, each.enterprise, runs[each.enterprise], step)
     lms.faults(Fault(kind="downgrade", enterprise=str(retried.enterprise), status=503))
-    assert attempt(deps, retried.enterprise, runs[retried.enterprise], DOWNGRADE, retries=0).retry
+    assert attempt(deps, retried.enterprise, runs[retried.enterprise], DOWNGRADE).retry
+    let_waits_pass(deps.database)
     lms.faults(Fault(kind="downgrade", enterprise=str(failing.enterprise), status=401))
     for step in STEPS:
         attempt(deps, retried.enterprise, runs[retried.enterprise], step)

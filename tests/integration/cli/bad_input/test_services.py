@@ -304,7 +304,7 @@ def test_a_token_endpoint_that_cannot_be_reached_is_named(
     engine: Engine, lms: Simulator, set_up: Use, laid: Laid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It can be another server than LMS_URL's."""
-    hasty = partial(make_deps, patience=Patience(longest_wait=0.05))
+    hasty = partial(make_deps, patience=Patience(first_wait=0.01))
     monkeypatch.setattr(main, "make_deps", hasty)
     set_up(SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT=f"http://127.0.0.1:{free_port()}")
     before = snapshot(engine)

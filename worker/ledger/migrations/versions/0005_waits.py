@@ -6,7 +6,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from alembic import op
 
-from worker.db.types import UTCDateTime
+from worker.db.types import DjangoUUID, UTCDateTime
 from worker.ledger.migrations import UTF8, license_uuid_type
 
 revision = "0005"
@@ -44,11 +44,12 @@ def upgrade() -> None:
         sa.Column("tries", sa.Integer, nullable=False),
         **UTF8,
     )
-    ledger = op.create_table(
+    op.create_table(
         "license_expiry_ledger",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("uuid", uuid, nullable=False),
     )
+    ledger = sa.table("license_expiry_ledger", sa.column("id"), sa.column("uuid", DjangoUUID()))
     op.execute(ledger.insert().values(id=1, uuid=uuid4()))
 
 
