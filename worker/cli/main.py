@@ -212,7 +212,7 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
     """
     _, database = open_database()
     pause = database.transact(waits.standing_pause)
-    paused = tables.describe_pause(pause)
+    paused: dict[str, Any] = {"paused": tables.describe_pause(pause)} if pause else {}
     if not as_json:
         tables.show_pause(pause)
     if watch:
@@ -220,8 +220,8 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
     runs = database.transact(lambda session: newest_runs(session, enterprise))
     if enterprise is None:
         hint = "All runs of one: status --enterprise UUID"
-        return tables.show_runs(runs, as_json, "There were no runs yet.", hint, paused=paused)
-    return tables.show_runs(runs, as_json, f"Enterprise {enterprise} had no runs yet.", paused=paused)
+        return tables.show_runs(runs, as_json, "There were no runs yet.", hint, paused)
+    return tables.show_runs(runs, as_json, f"Enterprise {enterprise} had no runs yet.", more=paused)
 
 
 @main.command()

@@ -12,6 +12,7 @@ from worker.ledger import stops, waits
 from worker.ledger.order import ENDED, Phase
 from worker.ledger.runs import describe
 
+ENDING = "The runs end after their calls in flight"
 REASON_LENGTH = 255  # of the ledger's column
 
 
@@ -19,9 +20,10 @@ def _sentence(_context: click.Context, _option: click.Parameter, text: str) -> s
     # Neither a control character nor half of one that is not UTF-8 can be kept by each database and shown by all.
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
         raise click.BadParameter("must be one line of text without control characters.")
-    if not text.strip() or len(text) > REASON_LENGTH:
+    text = text.strip()
+    if not 1 <= len(text) <= REASON_LENGTH:
         raise click.BadParameter(f"must have 1 to {REASON_LENGTH} characters.")
-    return text.strip()
+    return text
 
 
 reason = click.option("--reason", required=True, metavar="TEXT", callback=_sentence, help="Why; kept in the ledger.")
@@ -55,15 +57,15 @@ def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str,
         runs = stops.stop_run(database, run_id, operator(), reason)
     else:
         runs = stops.stop_live_runs(database, enterprise, operator(), reason)
-    runs = watch_runs(database, [run.id for run in runs], wait=not no_wait, quiet=as_json)
+    runs = watch_runs(database, [run.id for run in runs], wait=not no_wait, quiet=as_json, afterwards=ENDING)
     if as_json:
         why = ("stopped_by", "stop_reason")
         tables.show_json({"runs": [describe(run) | {name: getattr(run, name) for name in why} for run in runs]})
     else:
         tables.show_runs(runs, as_json, "No run is live.")
         for run in (run for run in runs if run.phase not in ENDED):
-            said = f"Run {run.id} is stopped by {run.stopped_by}: {run.stop_reason}. It ends after its calls in flight."
-            tables.err.print(said, markup=False, highlight=False, soft_wrap=True)
+            said = f"Run {run.id} is stopped by {run.stopped_by}: {run.stop_reason}"
+            tables.err.print(f"{said}. {ENDING}.", markup=False, highlight=False, soft_wrap=True)
         for run in (run for run in runs if run.phase in ENDED and run.phase != Phase.STOPPED):
             tables.err.print(f"Run {run.id} is {run.phase}: nothing was left to stop.", soft_wrap=True)
     return 0 if all(run.phase in ENDED for run in runs) else 1
@@ -97,7 +99,7 @@ def resume(as_json: bool) -> int:
     _, database = open_database()
     ended = waits.resume(database)
     if as_json:
-        tables.show_json({"paused": None, "ended": tables.describe_pause(ended)})
+        tables.show_json({"paused": None, "ended": ended and tables.describe_pause(ended)})
     elif ended:
         told = waits.told_of_pause(ended).removeprefix("everything is paused")
         tables.out.print(f"The pause is over: it stood{told}", markup=False, highlight=False, soft_wrap=True)

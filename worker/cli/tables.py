@@ -28,13 +28,13 @@ out = Console()
 err = Console(stderr=True)
 
 
-def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "", **more: Any) -> int:
+def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "", more: dict[str, Any] | None = None) -> int:
     """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to.
 
     `more` stands in the JSON before the runs.
     """
     if as_json:
-        show_json(more | {"runs": [describe(run) for run in runs]})
+        show_json((more or {}) | {"runs": [describe(run) for run in runs]})
     elif not runs:
         out.print(none)
     else:
@@ -57,9 +57,9 @@ def show_pause(pause: Wait | None) -> None:
         out.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def describe_pause(pause: Wait | None) -> dict[str, Any] | None:
+def describe_pause(pause: Wait) -> dict[str, Any]:
     """A pause as `--json` shows it."""
-    return None if pause is None else {"since": pause.since.isoformat(), "by": pause.set_by, "reason": pause.reason}
+    return {"since": pause.since.isoformat(), "by": pause.set_by, "reason": pause.reason}
 
 
 def runs_table(runs: Sequence[Run]) -> Table:

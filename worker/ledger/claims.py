@@ -43,7 +43,7 @@ class Claim:
         self._database = database
         self._lease_seconds = lease_seconds
         self._recorded = run.recorded
-        self._asked, self._until = asked, asked + lease_seconds
+        self._checked, self._until = asked, asked + lease_seconds
         self.held_count = 0
         self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as}
 
@@ -54,13 +54,15 @@ class Claim:
         call that may not have ended by then must not begin, though its process was frozen since. Raises Stopped when
         the run is to end, and Postponed when all runs wait.
         """
-        if steady() >= self._asked + known_for:
+        now = steady()
+        if now >= self._checked + known_for:
             self._transact(self._go_on)
+            self._checked = now  # not so when an outcome is recorded: that may be, though the run is to end
         return self._until
 
     def renew(self, known_for: float = 0.0) -> None:
         """Renew the lease, unless that was done in the last `known_for` seconds."""
-        if steady() >= self._asked + known_for:
+        if steady() >= self._until - self._lease_seconds + known_for:
             self._transact(self._renew)
 
     def guard_of_batch(self) -> Callable[[], float]:
@@ -170,7 +172,7 @@ class Claim:
         """Run a transaction that renews the lease."""
         asked = steady()
         self._database.transact(work)
-        self._asked, self._until = asked, asked + self._lease_seconds
+        self._until = asked + self._lease_seconds
 
     def _go_on(self, session: Session) -> None:
         if changed(session, _going_on(self._lease_seconds), self._ours):

@@ -39,7 +39,12 @@ def start_runs(
     Raises Paused while everything is paused, also halfway.
     """
     deps.database.transact(waits.refuse_while_paused)
-    named = frozenset(enterprises)
+    return _start_runs(deps, request, frozenset(enterprises), publish, scheduled_for)
+
+
+def _start_runs(
+    deps: Deps, request: Request, named: frozenset[UUID], publish: Publish, scheduled_for: datetime | None
+) -> list[runs.Opened]:
     triggered_at = deps.database.now()
     check_against_database(deps.database, request, named, triggered_at)
     due = _due(deps, request, named, triggered_at)
@@ -49,7 +54,8 @@ def start_runs(
     columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
     started: list[runs.Opened] = []
     for first in range(0, len(due), CHUNK):
-        deps.database.transact(waits.refuse_while_paused)
+        if first:  # it takes a while to open many
+            deps.database.transact(waits.refuse_while_paused)
         chunk = due[first : first + CHUNK]
         opened = runs.open_runs(deps.database, chunk, triggered_at, scheduled_for, **columns)
         _publish(deps.database, publish, opened)
@@ -77,7 +83,7 @@ def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish)
         log.info("the night had begun before", night=scheduled_for.isoformat())
         return None
     try:
-        started = start_runs(deps, Request(), (), publish, scheduled_for)
+        started = _start_runs(deps, Request(), frozenset(), publish, scheduled_for)
     except Exception:
         log.error("the night could not be opened whole", night=scheduled_for.isoformat())
         nights.give_back(deps.database, scheduled_for)

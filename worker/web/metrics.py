@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.orm import Session, aliased
 
-from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run
+from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run, Wait
 from worker.db.sql import DatabaseNow, Rows
 from worker.db.transactions import Database
 from worker.due.forecast import due_rows, plan_rows
@@ -79,6 +79,7 @@ _MOMENTS: Rows = select(
     _LIVE.where(Run.phase == order.Phase.QUEUED).scalar_subquery(),
     select(Heartbeat.reconciled_at).scalar_subquery(),
     select(func.min(Night.opened_at)).scalar_subquery(),
+    select(Wait.since).where(Wait.kind == waits.PAUSE).scalar_subquery(),
 )
 _UNDONE = select(Run.scheduled_for).where(Run.live.is_not(None), Run.scheduled_for.is_not(None))
 _FINISHED_NIGHT = (
@@ -157,26 +158,21 @@ class Metrics:
 
 def _read(session: Session, since: datetime | None) -> tuple[datetime, Values, Values, Values]:
     """Until when all runs are settled; the sums of those opened from `since` to then, and of later ones; the gauges."""
-    now, live, queued, reconciled, first = session.execute(_MOMENTS).one()
+    now, live, queued, reconciled, first, paused = session.execute(_MOMENTS).one()
     until = min(now - SETTLED, live or now)
     until = max(until, since or until)  # though the clock was put back
     values: Values = {
         ("last_finished_night_timestamp_seconds",): _last_finished_night(session),
         ("last_reconcile_timestamp_seconds",): reconciled.timestamp(),
+        ("paused_since_timestamp_seconds",): paused.timestamp() if paused else 0,
         ("oldest_live_run_age_seconds",): (now - live).total_seconds() if live else 0,
         ("oldest_queued_run_age_seconds",): (now - queued).total_seconds() if queued else 0,
     }
-    values |= _pause(session)
     if first:
         values["first_night_timestamp_seconds",] = first.timestamp()
     held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
     values |= {("held_licenses", step, reason): count for step, reason, count in session.execute(held)}
     return until, *_sums(session, since, until), values
-
-
-def _pause(session: Session) -> Values:
-    pause = waits.standing_pause(session)
-    return {("paused_since_timestamp_seconds",): pause.since.timestamp() if pause else 0.0}
 
 
 def _last_finished_night(session: Session) -> float:
