@@ -80,6 +80,7 @@ worker_send_task_events = True
 task_send_sent_event = True
 task_track_started = True
 
+beat_scheduler = "tasks.beat:Scheduler"
 # Nothing here expires: that is judged by the clock of each worker, and one that is wrong by an hour would do nothing.
 # What has piled up meanwhile is a query each.
 beat_schedule = {

@@ -70,10 +70,11 @@ def _signature(step: Step, enterprise: UUID, run_id: UUID) -> Signature[Any]:
 def run_nightly(self: Task[Any, Any], dry_run: bool = False) -> dict[str, Any]:
     """Open and publish a run for every enterprise with work due; return how many, and their ids.
 
-    Sent by beat, it starts the scheduled night, once; by anybody else, one more pass.
+    Sent by beat, it starts the scheduled night, once; by anybody else, or with `dry_run`, one more pass.
     """
     request = parse_request(dry_run=dry_run)
-    return _start(self, request, scheduled=bool((self.request.headers or {}).get("scheduled")))
+    scheduled = bool((self.request.headers or {}).get("scheduled")) and not request.dry_run
+    return _start(self, request, scheduled=scheduled)
 
 
 @shared_task(name="license_expiry.run_enterprise", bind=True, **TRIGGER)

@@ -1,22 +1,26 @@
 """The Celery app, for `celery -A worker worker | beat | flower`; its settings are in celeryconfig.py."""
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from celery import Celery, bootsteps, signals
 
 from worker import flower, logs, settings, shutdown
-from worker.db.engine import make_engine
+from worker.db.engine import check_answers, make_engine
 from worker.deps import SHUTDOWN
-from worker.errors import Unusable
+from worker.errors import Away, Unusable
 from worker.settings import CelerySettings, load_settings
 from worker.settings_sources import load
 
 SHUTDOWN_SECONDS = 20
 
+log = logs.get_logger(__name__)
+
 app = Celery("license_expiry")
 app.config_from_object("celeryconfig")
+app.Task.Request = "tasks.lost:Request"
 signals.import_modules.connect(flower.guard)
 
 
@@ -40,12 +44,26 @@ def forget_the_task(**_: Any) -> None:
 
 @signals.worker_init.connect
 @signals.beat_init.connect
-def refuse_wrong_settings(**_: Any) -> None:
-    """Stop a worker or beat before it starts when a setting is wrong, saying which and what to do."""
+def refuse_to_start(signal: Any, **_: Any) -> None:
+    """Stop a worker or beat, saying what to do, when a setting is wrong, or when the database or the broker refuses it.
+
+    It starts when these do not answer: they may later.
+    """
+    from tasks.broker import check_broker
+
+    worker = signal is signals.worker_init
     try:
-        make_engine(load_settings(broker=True).DATABASE_URL)  # which imports its driver, once for all processes
+        given = load_settings(broker=True)
+        if worker:
+            logs.configure(given.LOG_FORMAT)  # which Celery asks for only later, and beat has asked for
+        try:
+            check_answers(make_engine(given.DATABASE_URL))  # its driver is imported once, for all processes
+        except Away as error:
+            log.warning("the database does not answer", error=str(error))
+        with suppress(Away):  # Celery tries it again, and says so
+            check_broker(app, listens=worker)
     except Unusable as error:
-        print(error, file=sys.stderr)  # noqa: T201, before any logging
+        print(error, file=sys.stderr)  # noqa: T201, not an event
         raise SystemExit(2) from None
 
 

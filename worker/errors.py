@@ -3,6 +3,7 @@
     LicenseExpiryError
     ├── Unusable               settings, database or broker cannot be used as they are: exit status 2
     │   ├── WrongSetting       one setting
+    │   ├── Away               database or broker does not answer just now: a worker starts all the same
     │   └── SeveralWrong       several of these at once, each with its own remedy
     ├── BadArgument            a trigger's argument is wrong: fails at once, never retried
     ├── ReasonedError          has a stable `reason` code, which the ledger keeps
@@ -17,7 +18,7 @@
     └── LeaseLost              another worker took the run over: send nothing, record nothing
 
 The reason codes: `http_<status>`, `connection_error`, `timeout`, `throttled`, `token_http_<status>`, `bad_token`,
-`not_the_lms`, `not_understood`, `database`, `clocks`, `needs_approval`, `too_late`, `booked`, `outage`, `paused`. No
+`not_the_lms`, `not_understood`, `no_thread`, `database`, `clocks`, `needs_approval`, `too_late`, `booked`, `paused`. No
 message holds anything that a learner could be known by.
 """
 
@@ -58,6 +59,10 @@ class WrongSetting(Unusable):
     """One setting is wrong; `what` begins with its name."""
 
     joint = ". "
+
+
+class Away(Unusable):
+    """The database or the broker does not answer just now; it may later."""
 
 
 class SeveralWrong(Unusable):

@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Callable
+from functools import partialmethod
 from typing import Any
 
 import click
@@ -13,6 +15,8 @@ from worker.settings_sources import Sourced, load, setting
 
 _LOOPBACK = "127.0.0.1"
 # Flower's own columns do not say which enterprise and run a task is of, nor why one is retried.
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_BUTTON = re.compile(rb'id="task-(?:terminate|revoke)".*?</header>', re.DOTALL)
 _COLUMNS = "state,name,kwargs,uuid,received,exception,runtime"
 
 
@@ -60,6 +64,9 @@ def guard(**_: Any) -> None:
         options.tasks_columns = _COLUMNS
     options.format_task = options.format_task or in_short
     State.Task = Retried
+    from flower.views.tasks import TaskView  # type: ignore[import-untyped]
+
+    TaskView.render_string = partialmethod(_with_advice, TaskView.render_string)
 
 
 def in_short(task: Any) -> Any:
@@ -67,6 +74,20 @@ def in_short(task: Any) -> Any:
     text = (task.kwargs or "").strip("{}").replace("'", "")
     task.kwargs = text.replace("enterprise_customer_uuid: ", "").replace(", run_id: ", "/")
     return task
+
+
+def _with_advice(view: Any, render: Callable[..., bytes], template: str, **values: Any) -> bytes:
+    """Flower's page of a task, with a sentence beneath the button that ends it; without the button, as it is."""
+    page = render(view, template, **values)
+    names = str(getattr(values.get("task"), "kwargs", ""))
+    run = re.search(rf"(?:/|run_id\W+)({_UUID})", names)
+    if not run:
+        return page
+    said = (
+        "Revoking or terminating this task does not stop its run: reconcile takes the run up again. To stop it: "
+        f"<code>license-expiry stop {run[1]} --reason TEXT</code>"
+    )
+    return _BUTTON.sub(lambda found: found[0] + f'<p class="alert alert-warning">{said}</p>'.encode(), page, 1)
 
 
 def _who_may(given: list[str], *, by_oauth: bool) -> list[str]:

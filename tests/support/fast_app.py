@@ -13,6 +13,7 @@ from worker.lms.patience import Patience
 shorten(
     {
         "worker.settings.CONNECT_SECONDS": 1,
+        "worker.lms.answer.CONNECT_TIMEOUT": 1.0,
         "worker.lms.transport.CONNECT_TIMEOUT": 1.0,
         "worker.lms.patience.Patience": partial(Patience, first_wait=0.05, in_place=0.5),
         "worker.ledger.stalled.QUEUED_SECONDS": 1,

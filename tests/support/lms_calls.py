@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import inf
@@ -19,7 +19,7 @@ from worker.errors import ReasonedError
 from worker.lms.client import LmsClient
 from worker.lms.patience import Patience
 
-PATIENCE = Patience(first_wait=0.001, in_place=1.0)
+PATIENCE = Patience(first_wait=0.001)
 
 
 NOW = datetime.now(UTC)
@@ -90,27 +90,37 @@ def http(status: int, body: str = "", *headers: str) -> bytes:
 
 
 @dataclass
+class Slow:
+    """An answer that comes in parts, each so many seconds after the other; `sent` counts those that were taken."""
+
+    parts: Iterable[bytes]
+    apart: float = 0.0
+    sent: int = 0
+
+
+@dataclass
 class Wire:
     port: int = 0
     requests: list[Received] = field(default_factory=list)
     opened: int = 0
     still_open: int = 0
-    answers: list[bytes] = field(default_factory=lambda: [http(200)])
-    token: bytes = http(200, TOKEN_ANSWER)
+    answers: list[bytes | Slow] = field(default_factory=lambda: [http(200)])
+    token: bytes | Slow = field(default_factory=lambda: http(200, TOKEN_ANSWER))
+    closed: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def says(self, *answers: bytes) -> None:
+    def says(self, *answers: bytes | Slow) -> None:
         """Answer calls with these bytes in turn, the last of them for ever; none hangs up."""
         self.answers = list(answers)
 
     def calls(self) -> list[Received]:
         return [one for one in self.requests if one.path != worker.lms.transport.TOKEN_PATH]
 
-    def answer(self, received: Received) -> bytes:
+    def answer(self, received: Received) -> bytes | Slow:
         with self.changed:
             self.requests.append(received)
             if received.path == worker.lms.transport.TOKEN_PATH:

@@ -52,6 +52,7 @@ class Reply:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
+    takes: float = 0.0
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Sent:
     url: str
     headers: dict[str, str]
     body: str
-    timeout: Any
+    seconds: float
     at: float
 
 
@@ -68,7 +69,10 @@ def throttled(after: object = None) -> Reply:
 
 
 class Wire:
-    """Stands in for the network below requests: answers calls by a script whose last line holds for ever."""
+    """Stands in for the network below requests: answers calls by a script whose last line holds for ever.
+
+    An answer comes after `takes` seconds, a time-out after the seconds that the client gave it.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -83,11 +87,17 @@ class Wire:
         script, sent = (self.tokens, self.token_calls) if for_token else (self.script, self.calls)
         text = str(request.body) if for_token else request.body.read().decode() if request.body else ""  # type: ignore[union-attr]
         self.log.append(("token" if for_token else "send", self.clock.now))
-        sent.append(Sent(str(request.url), dict(request.headers), text, timeout, self.clock.now))
+        sent.append(
+            Sent(str(request.url), dict(request.headers), text, getattr(timeout, "total", timeout), self.clock.now)
+        )
         assert len(sent) < ENDLESS, "the client never gives up"
         told = script.pop(0) if len(script) > 1 else script[0]
+        if isinstance(told, requests.Timeout):
+            to_connect, to_read = timeout
+            self.clock.now += to_connect if isinstance(told, requests.ConnectTimeout) else to_read
         if isinstance(told, Exception):
             raise told
+        self.clock.now += told.takes
         response = requests.Response()
         response.status_code, response.request, response.url = told.status, request, str(request.url)
         response.headers.update(told.headers)

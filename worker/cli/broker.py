@@ -1,8 +1,8 @@
 """Celery, as the command needs it: loaded only when one of these is called."""
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -36,29 +36,17 @@ def next_night() -> Callable[[datetime], datetime]:
     return partial(following_night, schedule)
 
 
-@contextmanager
-def connected() -> Iterator[Any]:
-    """A connection to the broker, which has let us in; raises Unusable."""
-    from kombu.exceptions import OperationalError
-
-    with celery_app().connection_for_write() as connection:
-        try:
-            connection.ensure_connection(max_retries=1, timeout=5)
-        except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
-            what = f"The broker {connection.as_uri()} cannot be used ({error})"
-            remedy = "check CELERY_BROKER_URL and the broker; or use run --here, which needs none"
-            raise Unusable(what, remedy) from None
-        yield connection
-
-
 def publisher() -> Publish:
-    """Return tasks.publish, once the broker has answered; raises Unusable."""
+    """Return tasks.publish, once the broker has taken a message; raises Unusable."""
     from kombu.exceptions import OperationalError
 
     from tasks import publish
+    from tasks.broker import check_broker
 
-    with connected():
-        pass
+    try:
+        check_broker(celery_app(), listens=False)
+    except Unusable as error:
+        raise Unusable(error.what, f"{error.remedy}; or use run --here, which needs no broker") from None
 
     def checked(enterprise: UUID, run_id: UUID) -> None:
         try:

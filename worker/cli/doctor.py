@@ -10,12 +10,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from worker.cli import rights
-from worker.cli.broker import celery_app, connected
+from worker.cli.broker import celery_app
 from worker.cli.findings import Finding, explained, wrong
 from worker.cli.lms_check import check_calls, check_owner
 from worker.cli.rights import Right
 from worker.clock import BEAT_AHEAD
-from worker.db.engine import address_of, cannot_be_used, make_engine
+from worker.db.engine import READ_ONLY, address_of, cannot_be_used, is_read_only, make_engine
 from worker.db.license_manager_tables import CustomerAgreement
 from worker.db.transactions import Database
 from worker.deps import make_lms_client
@@ -27,6 +27,7 @@ from worker.runs.request import unknown_enterprises
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
 from worker.settings_sources import load
 
+POOLED_ROUNDS = 5
 NAMED = 3  # the most enterprises that one finding names
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 
@@ -68,7 +69,9 @@ def _database(settings: DatabaseSettings) -> Iterator[Finding]:
             version = ".".join(map(str, dialect.server_version_info or ()))
             yield Finding("database", "ok", f"{NAMES[kind]} {version} at {address_of(database.engine)}")
             yield _clock("the database's", database.now)
-            yield from _read_only(connection)
+            if is_read_only(connection):
+                yield Finding("database", "wrong", f"it {READ_ONLY[0]}", READ_ONLY[1])
+            yield from _pooled(connection)
             missing = [] if kind == "sqlite" else rights.missing_rights(connection)
             unseen = {right.table for right in missing if right.verb == "SELECT" or right.table.startswith("SCHEMA")}
             seen = migrations.VERSION_TABLE not in unseen
@@ -114,11 +117,28 @@ def _ledger(database: Database, level: str | None, look: bool) -> Iterator[Findi
         yield from ours or [Finding("ledger", "ok", f"its tables are at {level}, as this release has them")]
 
 
-def _read_only(connection: Connection) -> Iterator[Finding]:
-    asked = {"postgresql": "SELECT current_setting('transaction_read_only') = 'on'", "sqlite": "SELECT 0"}
-    if connection.scalar(text(asked.get(connection.dialect.name, "SELECT @@global.read_only"))):
-        what = "it takes no writes: it is read-only, as a replica is"
-        yield Finding("database", "wrong", what, "let DATABASE_URL lead to the server that takes them")
+def _pooled(one: Connection) -> Iterator[Finding]:
+    """Is one session of the server lent to several connections in turn, as PgBouncer's transaction mode does?
+
+    On a server itself each connection that is open has one session, which nobody else has. A pool that others use as
+    well may hand out another session by chance, so it is asked several times.
+    """
+    if one.dialect.name != "postgresql":
+        return
+    one.rollback()
+    session = text("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")
+    with one.engine.connect() as other:
+        seen = {one: set[Any](), other: set[Any]()}
+        for connection in [one, other] * POOLED_ROUNDS:
+            seen[connection].add(tuple(connection.execute(session).one()))
+            connection.rollback()
+    if any(len(sessions) > 1 for sessions in seen.values()) or seen[one] & seen[other]:
+        what = (
+            "PgBouncer (or its like) lends one session of the server to several connections in turn: what we set for "
+            "ours (lock_timeout, work_mem and others) comes to other clients', license-manager's too, and is lost to us"
+        )
+        remedy = "let DATABASE_URL lead to the server itself, or to a pool with pool_mode = session"
+        yield Finding("database", "wrong", what, remedy)
 
 
 def _forms(database: Database) -> Iterator[Finding]:
@@ -194,8 +214,12 @@ def _clock(whose: str, clock: Callable[[], datetime]) -> Finding:
 def _broker(settings: CelerySettings) -> Iterator[Finding]:
     if not settings.CELERY_BROKER_URL:
         return
-    with connected() as connection:
-        yield Finding("broker", "ok", f"{connection.as_uri()} answers")
+    from tasks.broker import check_broker
+
+    app = celery_app()
+    check_broker(app)
+    with app.connection_for_write() as connection:
+        yield Finding("broker", "ok", f"{connection.as_uri()} takes messages and hands them on")
         if connection.transport.driver_type == "redis":
             yield from _redis(connection.default_channel.client)
 

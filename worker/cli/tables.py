@@ -21,6 +21,7 @@ from worker.due.forecast import PlanRow
 from worker.errors import Unusable
 from worker.ledger import order, waits
 from worker.ledger.runs import COUNTS, describe
+from worker.web.timeline import lost_worker
 
 # So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
 SHOWN = 10
@@ -42,8 +43,8 @@ def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "", mor
         shown.caption = "\n".join(str(line) for line in (shown.caption, hint) if line) or None
         out.print(shown)
         for run in runs:
-            if run.error:
-                told = f"{run.enterprise_customer_uuid}: {run.error}"
+            for said in filter(None, (run.error, lost_worker(run, datetime.now(UTC)))):
+                told = f"{run.enterprise_customer_uuid}: {said}"
                 out.print(told, markup=False, highlight=False, soft_wrap=True)
     bad = any(run.phase in order.WENT_WRONG or run.licenses_held for run in runs)
     return 1 if bad else 0
@@ -60,6 +61,14 @@ def show_pause(pause: Wait | None) -> None:
 def describe_pause(pause: Wait) -> dict[str, Any]:
     """A pause as `--json` shows it."""
     return {"since": pause.since.isoformat(), "by": pause.set_by, "reason": pause.reason}
+
+
+def show_outage(outage: Wait | None) -> None:
+    """Say that all runs wait for the LMS, if they do."""
+    if outage and outage.again_at:
+        since, again = f"{outage.since:%Y-%m-%d %H:%M:%S}", f"{outage.again_at:%H:%M:%S}"
+        said = f"All runs wait for the LMS since {since} UTC, next try at {again}: {outage.error}"
+        out.print(Text(said, "bold yellow"), soft_wrap=True)
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -83,10 +92,10 @@ def _phase(run: Run) -> Text:
     styles = {order.Phase.FINISHED: "green", order.Phase.STOPPED: "yellow", **dict.fromkeys(order.WENT_WRONG, "red")}
     retries = f"{run.retries} {'retry' if run.retries == 1 else 'retries'}" if run.retries else ""
     stopping = "stopping" if run.live and run.stopped_by else ""
-    beneath = filter(None, ("dry run" if run.dry_run else "", stopping, retries))
-    return Text.assemble(
-        (run.phase, styles.get(order.Phase(run.phase), "cyan")), ("".join(f"\n{line}" for line in beneath), "dim")
-    )
+    waits = f"waits: {run.waits_for}" if run.live and run.waits_for and not run.owner else ""
+    beneath = filter(None, ("dry run" if run.dry_run else "", stopping, retries, waits))
+    style = styles.get(order.Phase(run.phase), "cyan")
+    return Text.assemble((run.phase, style), ("".join(f"\n{line}" for line in beneath), "dim"))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

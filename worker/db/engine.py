@@ -1,13 +1,14 @@
 """The engine for each kind of database: drivers, time-outs, session settings."""
 
+import re
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from worker.errors import Unusable
+from worker.errors import Away, Unusable
 
 CONNECT_TIMEOUT = 10
 # A process that is frozen within a transaction keeps its locks. So the server ends such a transaction, and others do
@@ -28,6 +29,16 @@ _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
 }
+# How a server says that this account or this database will not do. MySQL and MariaDB have numbers for it; PostgreSQL
+# tells a client that is not yet connected no SQLSTATE.
+_NOT_THIS_ACCOUNT, _NOT_THIS_DATABASE = {1045, 1130, 1698}, {1044, 1049}
+_WORDS = re.compile(
+    r"(authentication failed|role .* does not exist|no pg_hba.conf entry|no password supplied|not permitted to log in)"
+    r"|(database .* does not exist|permission denied for database|unable to open database file)"
+)
+READ_ONLY = ("takes no writes: it is read-only, as a replica is", "let DATABASE_URL lead to the server that takes them")
+_ACCOUNT = "correct the user and the password in DATABASE_URL, or let this account in from this host"
+_DATABASE = "correct the database's name in DATABASE_URL, or give its account access to it"
 
 
 def make_engine(url: str, connections: int = 5) -> Engine:
@@ -76,3 +87,27 @@ def cannot_be_used(engine: Engine, error: DBAPIError) -> tuple[str, str]:
     cause = " ".join(str(error.orig).split())
     what = f"the database {address_of(engine)} cannot be used ({cause})"
     return what, "check DATABASE_URL, the account's rights and the server"
+
+
+def check_answers(engine: Engine) -> None:
+    """Connect once. Raises Unusable when the server refuses us or takes no writes, Away when it does not answer."""
+    try:
+        with engine.connect() as connection:
+            if is_read_only(connection):
+                raise Unusable(f"the database {address_of(engine)} {READ_ONLY[0]}", READ_ONLY[1])
+    except DBAPIError as error:
+        what, remedy = cannot_be_used(engine, error)
+        code, words = next(iter(getattr(error.orig, "args", ())), None), _WORDS.search(str(error.orig))
+        if code in _NOT_THIS_ACCOUNT or (words and words[1]):
+            raise Unusable(what, _ACCOUNT) from error
+        if code in _NOT_THIS_DATABASE or words:
+            raise Unusable(what, _DATABASE) from error
+        raise Away(what, remedy) from error
+    finally:
+        engine.dispose()
+
+
+def is_read_only(connection: Connection) -> bool:
+    """Does this server, or this session, take no writes?"""
+    asked = {"postgresql": "SELECT current_setting('transaction_read_only') = 'on'", "sqlite": "SELECT 0"}
+    return bool(connection.scalar(text(asked.get(connection.dialect.name, "SELECT @@global.read_only"))))

@@ -1,16 +1,18 @@
 """SQL that differs by dialect, and the few forms of select and update that more than one package uses."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, TypeAlias
+from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, CursorResult, Select, String, Uuid, bindparam, func, literal, select
+from sqlalchemy import ColumnElement, CursorResult, Select, String, bindparam, func, literal, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
 from worker.db.license_manager_tables import License
-from worker.db.types import DjangoUUID, UTCDateTime
+from worker.db.types import DjangoUUID, UTCDateTime, UUIDList
 
 Rows: TypeAlias = Select[*tuple[Any, ...]]
 
@@ -54,17 +56,22 @@ class Digits(_Written):
 
 
 class OneOf(_Written):
-    """Is this column one of the UUIDs of the parameter `name`?
+    """Is this column one of the UUIDs of the parameter `name` (`uuids` unless given when executed)?
 
-    PostgreSQL gets them as one array: its driver is slow with many parameters.
+    SQLite and PostgreSQL get them as one parameter: they take 32,766 and 65,535 at most, and are slow with many.
     """
 
     type = NullType()  # a Boolean would be compared with 1, which keeps MariaDB from using the index
+    usual = "{0}"
     postgresql = "{1}"
+    mysql = "{2}"
 
-    def __init__(self, column: Any, name: str) -> None:
-        listed = column.in_(bindparam(name, None, DjangoUUID(), expanding=True))
-        super().__init__(listed, column == func.any(bindparam(name, None, ARRAY(Uuid()))))
+    def __init__(self, column: Any, name: str, uuids: Iterable[UUID] | None = None) -> None:
+        given = None if uuids is None else list(uuids)
+        at_once = bindparam(name, given, UUIDList())
+        listed = select(func.json_each(at_once).table_valued("value").c.value)
+        each = bindparam(name, given, DjangoUUID(), expanding=True)
+        super().__init__(column.in_(listed), column == func.any(at_once), column.in_(each))
 
 
 # What the LMS strips from around an address: what Python's str.strip does.

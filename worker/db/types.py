@@ -1,10 +1,12 @@
 """How a UUID, a date-time and a duration are stored: exactly as Django does on each engine (docs/architecture.md)."""
 
+import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CHAR, BigInteger, DateTime, Dialect, Interval, String, Uuid
+from sqlalchemy import ARRAY, CHAR, BigInteger, DateTime, Dialect, Interval, String, Text, Uuid
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -29,6 +31,22 @@ class DjangoUUID(TypeDecorator[UUID]):
     def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
         """Turn what the column holds into a UUID (SQLAlchemy's hook)."""
         return value if value is None or isinstance(value, UUID) else UUID(value)
+
+
+class UUIDList(TypeDecorator[list[UUID]]):
+    """Many UUIDs as one parameter: an array on PostgreSQL, JSON of 32 hex digits each elsewhere."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the parameter's type (SQLAlchemy's hook)."""
+        return dialect.type_descriptor(ARRAY(Uuid()) if dialect.name == "postgresql" else Text())
+
+    def process_bind_param(self, value: Iterable[UUID] | None, dialect: Dialect) -> Any:
+        """Turn UUIDs into what is sent (SQLAlchemy's hook)."""
+        uuids = list(value or ())
+        return uuids if dialect.name == "postgresql" else json.dumps([uuid.hex for uuid in uuids])
 
 
 class UTCDateTime(TypeDecorator[datetime]):

@@ -76,13 +76,13 @@ def to_process(scope: Scope) -> list[ColumnElement[bool]]:
 
 def asked_for(scope: Scope) -> list[ColumnElement[bool]]:
     """Is the Plan one of those that the request narrows a run to?"""
-    asked: dict[str, Callable[[Any], ColumnElement[bool]]] = {
-        "enterprise": Agreement.enterprise_customer_uuid.__eq__,
-        "plan_uuids": Plan.uuid.in_,
-        "expired_after": Plan.expiration_date.__ge__,
-        "expired_before": Plan.expiration_date.__le__,
+    asked: dict[str, Callable[[], ColumnElement[bool]]] = {
+        "enterprise": lambda: Agreement.enterprise_customer_uuid == scope["enterprise"],
+        "plan_uuids": lambda: scope.lists("plan_uuids", Plan.uuid),
+        "expired_after": lambda: Plan.expiration_date >= scope["expired_after"],
+        "expired_before": lambda: Plan.expiration_date <= scope["expired_before"],
     }
-    return [compared(scope[name]) for name, compared in asked.items() if scope.values[name] is not None]
+    return [condition() for name, condition in asked.items() if scope.values[name] is not None]
 
 
 def exists_for(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, bindparam
@@ -13,21 +13,23 @@ from worker.db.types import DjangoUUID
 from worker.due import conditions, plans, unlinks
 from worker.due.scope import Scope
 
+Of: TypeAlias = Sequence[ColumnElement[bool]]
 
-def due_downgrades(scope: Scope, *columns: Any) -> Rows:
-    """Which licenses of due plans has the LMS not confirmed yet? (`columns` of License, Plan or Agreement)"""
+
+def due_downgrades(scope: Scope, *columns: Any, of: Of = ()) -> Rows:
+    """Which licenses of due plans (those `of`) has the LMS not confirmed? (`columns` of License, Plan or Agreement)"""
     return conditions.licenses(*columns).where(
         *conditions.to_process(scope),  # once more: MariaDB would else look into every plan
-        Among(License.subscription_plan_id, plans.plans_whose_chain_ended(scope)),
+        Among(License.subscription_plan_id, plans.plans_whose_chain_ended(scope, *of)),
         conditions.was_a_learners(),
         ~conditions.sent(scope),
         ~conditions.held(scope),
     )
 
 
-def waiting_downgrades(scope: Scope, *columns: Any) -> Rows:
+def waiting_downgrades(scope: Scope, *columns: Any, of: Of = ()) -> Rows:
     """Which licenses are due to be unlinked while their plan waits, and are to be downgraded one by one first?"""
-    return unlinks.unlinkable(scope, *columns).where(*_to_downgrade_alone(scope))
+    return unlinks.unlinkable(scope, *columns).where(*_to_downgrade_alone(scope, *of))
 
 
 def waiting_plans(scope: Scope) -> Rows:
@@ -55,8 +57,8 @@ def still_to_downgrade(scope: Scope, plan: UUID, waiting: bool, licenses: Sequen
 
 def _of_plan(scope: Scope, plan: UUID, waiting: bool) -> Rows:
     due = waiting_downgrades if waiting else due_downgrades
-    rows = due(scope, License.uuid, conditions.on_held_list(), Plan.expiration_date)
-    return rows.where(Plan.uuid == bindparam("plan", plan, DjangoUUID()))
+    of_plan = Plan.uuid == bindparam("plan", plan, DjangoUUID())  # or each plan's page would walk the chains of all
+    return due(scope, License.uuid, conditions.on_held_list(), Plan.expiration_date, of=[of_plan]).where(of_plan)
 
 
 def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime) -> datetime | None:
@@ -64,5 +66,5 @@ def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime
     return expiration_date if as_of - expiration_date > timedelta(days=1) else None
 
 
-def _to_downgrade_alone(scope: Scope) -> list[ColumnElement[bool]]:
-    return [~conditions.confirmed(scope), Plan.uuid.not_in(plans.plans_whose_chain_ended(scope))]
+def _to_downgrade_alone(scope: Scope, *of: ColumnElement[bool]) -> list[ColumnElement[bool]]:
+    return [~conditions.confirmed(scope), Plan.uuid.not_in(plans.plans_whose_chain_ended(scope, *of))]

@@ -8,7 +8,7 @@ from sqlalchemy import func, literal, select, union_all
 from sqlalchemy.orm import Session, aliased
 
 from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
-from worker.db.sql import Rows, any_of
+from worker.db.sql import OneOf, Rows, any_of
 from worker.due import conditions, plans, unlinks
 from worker.due.scope import Scope
 from worker.due.statements import fetch
@@ -53,7 +53,7 @@ def perhaps_due_enterprises(scope: Scope) -> Rows:
     )
     customer = Agreement.enterprise_customer_uuid
     listed = select(customer, literal(0).label("sure")).where(
-        customer.in_(scope["customers"]), any_of(to_unlink.correlate(Agreement))
+        scope.lists("customers", customer), any_of(to_unlink.correlate(Agreement))
     )
     either = union_all(select(due.c.enterprise_customer_uuid, literal(1).label("sure")), listed).subquery()
     found = either.c.enterprise_customer_uuid
@@ -62,7 +62,8 @@ def perhaps_due_enterprises(scope: Scope) -> Rows:
 
 def known_enterprises(enterprises: frozenset[UUID]) -> Rows:
     """Which of these enterprise customers have a customer agreement?"""
-    return select(Agreement.enterprise_customer_uuid).where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises)))
+    customer = Agreement.enterprise_customer_uuid
+    return select(customer).where(OneOf(customer, "enterprises", sorted(enterprises)))
 
 
 def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> Rows:
@@ -78,5 +79,6 @@ def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> R
 
 def plans_of(enterprises: frozenset[UUID], plan_uuids: tuple[UUID, ...]) -> Rows:
     """Which of these plans belong to one of these enterprise customers, or to any when none is named?"""
-    found = conditions.plans_where(Plan.uuid.in_(plan_uuids))
-    return found.where(Agreement.enterprise_customer_uuid.in_(sorted(enterprises))) if enterprises else found
+    found = conditions.plans_where(OneOf(Plan.uuid, "plans", plan_uuids))
+    theirs = OneOf(Agreement.enterprise_customer_uuid, "enterprises", sorted(enterprises))
+    return found.where(theirs) if enterprises else found

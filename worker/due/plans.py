@@ -28,6 +28,11 @@ def due_plans(scope: Scope) -> Rows:
     return plans_where(ended, or_(any_of(workable), ~any_of(waits)), columns=COLUMNS)
 
 
+def due_plans_with_work(scope: Scope) -> Rows:
+    """Which due plans have licenses to be downgraded just now? (as `due_plans`)"""
+    return due_plans(scope).where(any_of(licenses_of(Plan.uuid).where(~sent(scope), ~held(scope))))
+
+
 def due_and_unmarked(scope: Scope) -> Rows:
     """Which due plans are not marked as processed? (Only a forced run meets others; as `due_plans`)"""
     return due_plans(scope).where(~marked())
@@ -59,8 +64,8 @@ def plans_waiting_for_renewal(scope: Scope) -> Rows:
     return plans_where(*to_process(scope), ~marked(), waits, columns=columns)
 
 
-def plans_whose_chain_ended(scope: Scope) -> Rows:
-    """Walk each expired plan forward along its renewals; keep it when the last plan has expired for good.
+def plans_whose_chain_ended(scope: Scope, *of: ColumnElement[bool]) -> Rows:
+    """Walk each expired plan (`of` narrows to some) forward along its renewals; keep it when the last has expired.
 
     UNION, not UNION ALL, so that a ring of renewals ends the walk. A ring has no last plan and is never due. When plans
     are named and forced, a renewal that should have been processed by now and was not counts for nothing.
@@ -68,7 +73,7 @@ def plans_whose_chain_ended(scope: Scope) -> Rows:
     walk = (
         select(Plan.uuid.label("plan"), Plan.uuid.label("reached"))
         .join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
-        .where(*to_process(scope))
+        .where(*to_process(scope), *of)
         .cte("renewal_chain", recursive=True)
     )
     next_plan = Renewal.renewed_subscription_plan_id

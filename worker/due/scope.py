@@ -11,14 +11,13 @@ from sqlalchemy.types import TypeEngine
 
 from worker.clock import LEEWAY
 from worker.db.license_manager_tables import HistoricalLicense
-from worker.db.sql import DatabaseNow
+from worker.db.sql import DatabaseNow, OneOf
 from worker.db.transactions import Database
 from worker.db.types import DjangoUUID, UTCDateTime
 from worker.ledger.held import HOLD_FOR
 from worker.settings import DatabaseSettings
 
-_UUIDS = ("customers", "enterprise", "plan_uuids", "run_id")
-_LISTS = ("customers", "plan_uuids")
+_UUIDS = ("enterprise", "run_id")
 # Whoever has a plan that begins within this time keeps being linked.
 SOON = timedelta(days=1)
 SECOND = timedelta(seconds=1)
@@ -69,7 +68,11 @@ class Scope:
         if self.now is None and name in ("now", "soon"):
             return select(DatabaseNow(SOON // SECOND if name == "soon" else 0)).scalar_subquery()
         kind: TypeEngine[Any] = DjangoUUID() if name in _UUIDS else UTCDateTime()
-        return bindparam(name, self.values[name], kind, expanding=name in _LISTS)
+        return bindparam(name, self.values[name], kind)
+
+    def lists(self, name: str, column: Any) -> ColumnElement[bool]:
+        """Is this column in one of its lists, "customers" or "plan_uuids"?"""
+        return OneOf(column, name, self.values[name])
 
 
 def scope_of(

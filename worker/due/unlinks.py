@@ -46,7 +46,7 @@ def address_is_protected(scope: Scope, address: str, folded: str) -> Rows:
     capitals it is `folded`: SQLite folds A to Z alone, and other databases every letter.
     """
     given = [Mailbox(bindparam(name, None, String())) for name in ("address", "folded")]
-    theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
+    theirs = scope.lists("customers", Agreement.enterprise_customer_uuid)
     return (
         conditions.licenses()
         .where(theirs, Mailbox(License.user_email).in_(given), _kept(scope, _keeping(scope)))
@@ -83,7 +83,7 @@ def unlink_candidates(scope: Scope, *columns: Any, addressed: bool = True) -> Ro
 
     Those with an e-mail address; or, if not `addressed`, those that only the lack of one keeps from it.
     """
-    theirs = Agreement.enterprise_customer_uuid.in_(scope["customers"])
+    theirs = scope.lists("customers", Agreement.enterprise_customer_uuid)
     of_plan, *of_license = not_unlinked(scope, addressed)
     plans = conditions.plans_where(theirs, of_plan, *conditions.asked_for(scope))
     return conditions.licenses(*columns).where(Among(License.subscription_plan_id, plans), *of_license)
@@ -159,4 +159,4 @@ def _is_held(how: ColumnElement[bool], license: Any, _: Any) -> Sequence[ColumnE
 
 
 def _agreements(scope: Scope) -> Rows:
-    return select(Agreement.uuid).where(Agreement.enterprise_customer_uuid.in_(scope["customers"]))
+    return select(Agreement.uuid).where(scope.lists("customers", Agreement.enterprise_customer_uuid))

@@ -25,6 +25,7 @@ from worker.ledger.order import ENDED, STEPS, Phase, Step
 from worker.ledger.stalled import QUEUED_SECONDS, end_stopped, is_timely
 
 CHECKED_SECONDS = 0.5
+LONGEST_OWNER = 200  # of the column's 255
 
 
 class Claim:
@@ -43,7 +44,8 @@ class Claim:
         self._database = database
         self._lease_seconds = lease_seconds
         self._recorded = run.recorded
-        self._checked, self._until = asked, asked + lease_seconds
+        self._asked, self._until = asked, asked + lease_seconds
+        self._looked = asked  # what all runs wait for, and whether this one is to end
         self.held_count = 0
         self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as}
 
@@ -54,15 +56,14 @@ class Claim:
         call that may not have ended by then must not begin, though its process was frozen since. Raises Stopped when
         the run is to end, and Postponed when all runs wait.
         """
-        now = steady()
-        if now >= self._checked + known_for:
+        if steady() >= self._looked + known_for:
             self._transact(self._go_on)
-            self._checked = now  # not so when an outcome is recorded: that may be, though the run is to end
+            self._looked = self._asked
         return self._until
 
     def renew(self, known_for: float = 0.0) -> None:
         """Renew the lease, unless that was done in the last `known_for` seconds."""
-        if steady() >= self._until - self._lease_seconds + known_for:
+        if steady() >= self._asked + known_for:
             self._transact(self._renew)
 
     def guard_of_batch(self) -> Callable[[], float]:
@@ -172,7 +173,7 @@ class Claim:
         """Run a transaction that renews the lease."""
         asked = steady()
         self._database.transact(work)
-        self._until = asked + self._lease_seconds
+        self._asked, self._until = asked, asked + self._lease_seconds
 
     def _go_on(self, session: Session) -> None:
         if changed(session, _going_on(self._lease_seconds), self._ours):
@@ -243,6 +244,8 @@ def claim(
     began: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
     if step is STEPS[0]:  # stands before it in the table: MySQL sets one column after the other
         began["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
+    if len(owner) > LONGEST_OWNER:  # the name of a host may be anything, and its process stands at the end
+        owner = f"{owner[: LONGEST_OWNER // 2]}...{owner[-LONGEST_OWNER // 2 :]}"
     owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
 
     def work(session: Session) -> tuple[Run | None, str | None]:

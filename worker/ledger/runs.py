@@ -11,11 +11,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from worker.db.ledger_tables import Run
-from worker.db.sql import DatabaseNow
+from worker.db.sql import DatabaseNow, OneOf
 from worker.db.transactions import Database
 from worker.ledger import stalled
 from worker.ledger.order import Phase
 
+# Which runs wait before a step is tried again.
+WAITING = (Run.live.is_not(None), Run.owner.is_(None), Run.waits_for.is_not(None))
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
 
 
@@ -113,12 +115,25 @@ def describe(run: Run) -> dict[str, Any]:
         "dry_run": run.dry_run,
         **{name: getattr(run, name) for name in COUNTS},
         "error": run.error,
+        **_described_wait(run),
+    }
+
+
+def _described_wait(run: Run) -> dict[str, Any]:
+    """What a run waits for, and until when, as tasks and `--json` show it; nothing of one that does not wait."""
+    if run.live is None or run.owner or not run.waits_for:
+        return {}
+    return {
+        "waits_for": run.waits_for,
+        "again_at": run.queued_at.isoformat(),
+        "tries_left": run.tries_left,
+        "gives_up_at": run.gives_up_at and run.gives_up_at.isoformat(),
     }
 
 
 def runs_by_id(session: Session, run_ids: Iterable[UUID]) -> Sequence[Run]:
     """These runs, in the order in which they were opened."""
-    return session.scalars(select(Run).where(Run.id.in_(list(run_ids))).order_by(Run.opened_at)).all()
+    return session.scalars(select(Run).where(OneOf(Run.id, "ids", run_ids)).order_by(Run.opened_at)).all()
 
 
 def newest_runs(session: Session, enterprise: UUID | None, limit: int = 20) -> Sequence[Run]:

@@ -1,6 +1,6 @@
 """The LMS, for whoever calls it. Only this package speaks HTTP; it knows no database and no Celery.
 
-`client` has the calls and how often each is tried; `transport`, its base, has the token, the throttle and the
-time-outs; `learners` the question who is linked; `outcomes` what each answer means; `patience` how long we bear with
-the LMS; `host_slots` how many calls a host may have in flight.
+`client` has the calls and how often each is tried; `transport`, its base, has the token and the throttle; `answer`
+reads what comes back, within a time and a size; `learners` the question who is linked; `outcomes` what each answer
+means; `patience` how long we bear with the LMS; `host_slots` how many calls a host may have in flight.
 """

@@ -154,7 +154,10 @@ class LmsClient(Transport):
             return not bar.barred and isinstance(error, Unavailable | BatchRefused)
 
         def wait(state: RetryCallState) -> float:
-            asked = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
+            error = state.outcome and state.outcome.exception()
+            if isinstance(error, BatchRefused):  # a 500 has its second try even when no other would fit
+                return min(backoff(state), max(0.0, began + patience.in_place - time.monotonic()))
+            asked = getattr(error, "retry_after", None)
             return backoff(state) if asked is None else float(asked)
 
         def spent(state: RetryCallState) -> bool:

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections import deque
 from pathlib import Path
@@ -27,40 +28,65 @@ def folder_of(lms_url: str) -> Path:
 
 
 class HostSlots:
-    """One process's share in them. Each slot is a file, held by its lock, which ends with the process."""
+    """One process's share in them. Each slot is a file, held by its lock, which ends with the process.
+
+    To take a slot renews its file's times, or what cleans the temporary folder would delete it. One that was deleted
+    all the same is made anew: its lock is nobody else's any more.
+    """
 
     def __init__(self, folder: Path, count: int) -> None:
-        """Open `count` slots in this folder. Raises Unusable."""
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            self._files = [
-                os.open(folder / str(n), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600) for n in range(count)
-            ]
-        except OSError as error:
-            what = f"the folder {folder}, where the workers of a host count their calls to the LMS, cannot be used"
-            raise Unusable(f"{what} ({error.strerror})", _REMEDY) from error
-        self._free = deque(self._files)
+        """Open `count` slots in this folder. Raises Unusable, as when somebody else made the folder."""
+        self._folder = folder
+        self._files = [self._open(slot) for slot in range(count)]
+        self._free = deque(range(count))
 
     def take(self) -> int | None:
-        """Take a slot if one is free; any thread may."""
+        """Take a slot if one is free; any thread may. Raises Unusable when a deleted one cannot be made anew."""
         for _ in range(len(self._free)):
             try:
                 slot = self._free.popleft()  # so that no other thread tries the same: to it the lock would seem free
             except IndexError:
                 break
             try:
-                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return slot
-            except BlockingIOError:
+                if self._lock(slot):
+                    return slot
+            except Unusable:
                 self._free.append(slot)
+                raise
+            self._free.append(slot)
         return None
 
     def give_back(self, slot: int) -> None:
         """Give a slot back; any thread may."""
-        fcntl.flock(slot, fcntl.LOCK_UN)
+        fcntl.flock(self._files[slot], fcntl.LOCK_UN)
         self._free.append(slot)
 
     def close(self) -> None:
         """Give everything back."""
         for file in self._files:
             os.close(file)
+
+    def _lock(self, slot: int) -> bool:
+        file = self._files[slot]
+        if not os.fstat(file).st_nlink:
+            self._files[slot] = self._open(slot)
+            os.close(file)
+        try:
+            fcntl.flock(self._files[slot], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        os.utime(self._files[slot])
+        return True
+
+    def _open(self, slot: int) -> int:
+        what = f"the folder {self._folder}, where the workers of a host count their calls to the LMS, cannot be used"
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            found = self._folder.lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                raise Unusable(f"{what}: it is no folder but a link or a file", f"delete it, or {_REMEDY}")
+            if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise Unusable(f"{what}: other users may write to it", f"delete it, or {_REMEDY}")
+            return os.open(self._folder / str(slot), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise Unusable(f"{what} ({error.strerror})", _REMEDY) from error

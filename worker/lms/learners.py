@@ -69,7 +69,7 @@ def _page(body: bytes | None) -> tuple[list[Any], bool, int | None]:
         answer = json.loads(body or b"")
         results, count = answer["results"], answer.get("count")
         more = bool(answer.get("next"))
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise _not_understood() from None
     if not isinstance(results, list):
         raise _not_understood()

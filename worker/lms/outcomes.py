@@ -1,5 +1,7 @@
 """What an answer of the LMS means: a return for success, or one type of the error tree with a reason code."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,8 +28,11 @@ REMEDIES = {
 # A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.
 OF_THE_BATCH = (400, 422, 500)
 # Of an Unavailable: the LMS answers, or was not even asked.
-NO_OUTAGE = ("http_500", "too_late", "database")
+NO_OUTAGE = (*(f"http_{status}" for status in OF_THE_BATCH), "not_understood", "too_late", "no_thread", "database")
 LONGEST_HEADER = 60
+# What an LMS says beyond these is nonsense, and is taken for so much.
+LONGEST_SECONDS = 24 * 3600.0
+LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,23 @@ def judge_token(answer: Answer) -> None:
         raise RunRefused(reason, "the LMS gives us no token", CREDENTIALS_REMEDY)
 
 
+def token_in(answer: Answer) -> tuple[str, float]:
+    """The token in an answer, and for how many seconds it may be used. Raises RunRefused (`bad_token`)."""
+    try:
+        given = json.loads(answer.body)
+        token, lifetime = given["access_token"], float(given["expires_in"])
+        if not (re.fullmatch(r"[!-~]+", token) and lifetime > 0):
+            raise ValueError("no token")
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise RunRefused("bad_token", "what the LMS gave is not a token", CREDENTIALS_REMEDY) from error
+    return token, min(lifetime, LONGEST_SECONDS)
+
+
+def too_large(answer: Answer, most: int, setting: str) -> RunRefused:
+    """What it means that an answer which is no refusal has more than `most` bytes; `setting` has the address."""
+    return _not_the_lms(answer, setting, f", of more than {most} bytes")
+
+
 def refused_for_all(refused: BatchRefused) -> ReasonedError:
     """What it means that a call which concerns nobody was refused so: RunRefused, or Unavailable."""
     what = f"{refused.what}, even to a call that concerns nobody"
@@ -138,8 +160,8 @@ def _throttled(answer: Answer) -> Unavailable:
     return Unavailable("throttled", "the LMS throttles us", remedy, retry_after(answer.headers))
 
 
-def _not_the_lms(answer: Answer, setting: str = "LMS_URL") -> RunRefused:
-    what = f"{answer.told}, which is not the LMS's answer"
+def _not_the_lms(answer: Answer, setting: str = "LMS_URL", size: str = "") -> RunRefused:
+    what = f"{answer.told}{size}, which is not the LMS's answer"
     return RunRefused(NOT_THE_LMS, what, NOT_THE_LMS_REMEDY.format(setting))
 
 
@@ -150,20 +172,23 @@ def _shown(value: str) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an answer's Retry-After asks for, in either of its forms; None without a readable one."""
+    """Seconds that an answer's Retry-After asks for, in either of its forms; None without a readable one.
+
+    At most LONGEST_SECONDS: 400 digits are infinity to `float`, and nothing would be sent ever again.
+    """
     value = headers.get("Retry-After", "").strip()
     try:
         if value.isascii() and value.isdigit():
-            return float(value)
-        return max(0.0, (_moment(value) - datetime.now(UTC)).total_seconds())
+            return min(float(value), LONGEST_SECONDS)
+        return min(max(0.0, (_moment(value) - datetime.now(UTC)).total_seconds()), LONGEST_SECONDS)
     except (ValueError, OverflowError):
         return None
 
 
 def date_of(headers: Mapping[str, str]) -> datetime | None:
-    """The moment of the answering clock, UTC, to the second; None without a readable Date."""
+    """The moment of the answering clock, UTC, to the second and LATEST at most; None without a readable Date."""
     try:
-        return _moment(headers.get("Date", ""))
+        return min(_moment(headers.get("Date", "")), LATEST)  # so that seconds may be added to it
     except (ValueError, OverflowError):
         return None
 

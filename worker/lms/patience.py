@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Patience:
     """How long the client bears with the LMS before it raises Unavailable; waits are in seconds.
 
-    Only a hiccup is waited out: no try begins later than `in_place` after the first one began.
+    Only a hiccup is waited out: no try begins later than `in_place` after the first one began. The second try of a 500
+    may, when the first one took so long: it is sent at once.
     """
 
     tries: int = 3

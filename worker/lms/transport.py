@@ -4,7 +4,6 @@ Nothing of a request's or an answer's body is ever put into a message: bodies ho
 """
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +17,9 @@ from typing import Any
 import requests
 
 from worker.clock import steady
-from worker.errors import LeaseLost, RunRefused, Unavailable
+from worker.errors import LeaseLost, Unavailable
+from worker.lms.answer import CONNECT_TIMEOUT, MOST_BYTES, MOST_BYTES_OF_LEARNERS, Session
 from worker.lms.outcomes import (
-    CREDENTIALS_REMEDY,
     LOOK_AT_THE_LMS,
     TOKEN_URL,
     Answer,
@@ -28,11 +27,12 @@ from worker.lms.outcomes import (
     judge,
     judge_question,
     judge_token,
+    token_in,
+    too_large,
 )
 from worker.lms.patience import Patience
 
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
-CONNECT_TIMEOUT = 10.0
 TOKEN_LEEWAY = 30.0
 
 Guard = Callable[[], float]
@@ -111,13 +111,6 @@ class _JwtAuth(requests.auth.AuthBase):
                 self._expires = 0.0
 
 
-class _Session(requests.Session):
-    """A session that takes no answer for a redirect, and so follows none, wherever it points."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
 class Transport:
     """Sends calls as this worker's service user; safe to share between threads, one session for each.
 
@@ -150,7 +143,7 @@ class Transport:
         self.confirmed_at: dict[str, float] = {}
         self._auth = _JwtAuth(self._fetch_token)
         self._local = threading.local()
-        self._sessions: list[requests.Session] = []
+        self._sessions: list[Session] = []
         self._told: tuple[datetime | None, float] = None, 0.0
 
     def post(self, kind: str, path: str, prepare: Prepare, guard: Guard) -> None:
@@ -229,9 +222,11 @@ class Transport:
     def _send(self, method: str, kind: str, url: str, options: dict[str, Any], setting: str) -> requests.Response:
         began, outcome = time.monotonic(), ""
         try:
-            timeout = (CONNECT_TIMEOUT, self._timeouts[kind])
-            response = self._session().request(method, url, timeout=timeout, **options)
+            most = MOST_BYTES_OF_LEARNERS if kind == "learners" else MOST_BYTES
+            response = self._session().call(method, url, self._timeouts[kind], most, **options)
             outcome = f"http_{response.status_code}"
+            if response.ok and len(response.content) > most:
+                raise too_large(Answer(response.status_code, response.headers, response.content), most, setting)
             return response
         except Unavailable:  # of a TimedBody
             self._local.too_old = True
@@ -264,20 +259,14 @@ class Transport:
         options = {"data": form, "auth": lambda request: request}  # else a netrc file's
         response = self._send_in_turn("POST", "token", self._token_url, lambda: options, TOKEN_URL)
         self._told = date_of(response.headers), steady()
-        judge_token(Answer(response.status_code, response.headers, response.content))
-        try:
-            answer = response.json()
-            token, lifetime = answer["access_token"], float(answer["expires_in"])
-            if not re.fullmatch(r"[!-~]+", token):
-                raise ValueError("no token")
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunRefused("bad_token", "what the LMS gave is not a token", CREDENTIALS_REMEDY) from error
-        return token, lifetime
+        answer = Answer(response.status_code, response.headers, response.content)
+        judge_token(answer)
+        return token_in(answer)
 
-    def _session(self) -> requests.Session:
+    def _session(self) -> Session:
         """This thread's session: connections are kept open and never shared between threads."""
-        session: requests.Session | None = getattr(self._local, "session", None)
+        session: Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = _Session()
+            session = self._local.session = Session()
             self._sessions.append(session)
         return session

@@ -93,6 +93,7 @@ class BatchReader:
         """Read these sources. `check` is told how many rows there are so far, and raises when these are too many."""
         self._claim, self._size, self._sources, self._check = claim, size, iter(sources), check
         self._taken = 0
+        self.exhausted = False
         self._plan: DuePlan | None = None
         self._read_page: ReadPage = lambda after, limit: ()
         self._last = True
@@ -101,17 +102,16 @@ class BatchReader:
         self._fresh_until, self._held, self._batches = -inf, 0, PAGE_BATCHES
 
     def has_next(self) -> bool:
-        """Is there another batch? Reads a page where none is at hand."""
-        if self._rows and (steady() >= self._fresh_until or self._held != self._claim.held_count):
+        """Is another batch at hand? Reads one page at most. If not, ask again until `exhausted`."""
+        if not self._rows and self._last:
+            following = next(self._sources, None)
+            self.exhausted = following is None
+            if following is None:
+                return False
+            (self._plan, self._read_page), self._after = following, None
+        if not self._rows or steady() >= self._fresh_until or self._held != self._claim.held_count:
             self._read()
-        while not self._rows:
-            if self._last:
-                following = next(self._sources, None)
-                if following is None:
-                    return False
-                (self._plan, self._read_page), self._after = following, None
-            self._read()
-        return True
+        return bool(self._rows)
 
     def take(self) -> Batch:
         """Give the batch that `has_next` has found."""

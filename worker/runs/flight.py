@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from worker.deps import Deps
-from worker.errors import BatchRefused
+from worker.errors import BatchRefused, Unavailable
 from worker.ledger import held
 from worker.ledger.claims import Claim
 from worker.lms.host_slots import POLL_SECONDS
@@ -108,22 +108,53 @@ class Flight:
         """Send batches while this run and this host may have more in flight."""
         self._short_of_slots = False
         while not self._failure and len(self._in_flight) < self._deps.settings.LMS_PARALLEL_REQUESTS:
-            self._stopped = self._deps.shutdown.begun or time.monotonic() >= self._deadline
-            self._used_up = not self._split and not self._stopped and not self._reader.has_next()
-            if self._stopped or self._used_up:
+            self._stopped, self._used_up = self._deps.shutdown.begun or time.monotonic() >= self._deadline, False
+            if self._stopped:
                 return
+            if not self._split and not self._reader.has_next():
+                self._used_up = self._reader.exhausted
+                if self._used_up:
+                    return
+                self._renew_lease()  # for there may be thousands of plans without work
+                continue
             slot = self._deps.slots.take()
             self._short_of_slots = slot is None
             if slot is None:
                 return
-            batch = self._split.popleft() if self._split else self._reader.take()
-            self._in_flight[self._deps.executor.submit(self._carry, slot, batch)] = batch
+            if not self._hand_over(self._split.popleft() if self._split else self._reader.take(), slot):
+                return
 
-    def _carry(self, slot: int, batch: Batch) -> Batch:
+    def _hand_over(self, batch: Batch, slot: int) -> bool:
+        """Have a thread send a batch. When none can be started: keep the batch, and return False.
+
+        Raises Unavailable then, if no other is in flight.
+        """
+        future: Future[Batch] = Future()  # not the executor's, which gives none for what it has queued before it raises
         try:
-            return self._send(batch)
-        finally:
+            self._deps.executor.submit(self._carry, future, slot, batch)
+        except RuntimeError as error:
+            if future.cancel():
+                self._deps.slots.give_back(slot)
+                self._split.appendleft(batch)
+                if self._in_flight:
+                    return False
+                what = f"this host starts no more threads ({error})"
+                remedy = "raise its limit: ulimit -u, TasksMax of systemd, pids of a container"
+                raise Unavailable("no_thread", what, remedy) from error
+        self._in_flight[future] = batch
+        return True
+
+    def _carry(self, future: Future[Batch], slot: int, batch: Batch) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            sent = self._send(batch)
+        except BaseException as error:
             self._deps.slots.give_back(slot)
+            future.set_exception(error)
+        else:
+            self._deps.slots.give_back(slot)
+            future.set_result(sent)
 
     def _wait_for_answer(self) -> None:
         """Wait until a batch is answered, or a slot may be free where one is wanted."""

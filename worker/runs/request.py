@@ -46,6 +46,13 @@ class Request(BaseModel):
         except (TypeError, ValueError, OverflowError):
             raise ValueError("must be a date-time such as 2026-01-31T00:00:00Z") from None
 
+    @field_validator("reason", "triggered_by")
+    @classmethod
+    def _storable(cls, value: str | None) -> str | None:
+        if value and "\0" in value:
+            raise ValueError("must not contain a NUL character")
+        return value
+
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if self.force and not (self.reason and self.reason.strip()):

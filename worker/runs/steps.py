@@ -59,7 +59,8 @@ def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: flo
         return _fetch(deps, downgrades.downgrade_page, scope, **_of(plan), after=after, limit=limit)
 
     found = deps.database.transact(lambda session: _plans_with_work(session, scope))
-    sources = [(plan, partial(read_page, plan)) for plan in found]
+    with_work = {uuid for uuid, *_ in _fetch(deps, plans.due_plans_with_work, scope)}  # most may only be to be marked
+    sources = [(plan, partial(read_page, plan)) for plan in found if plan.waiting or plan.uuid in with_work]
     reader = BatchReader(claim, deps.settings.LICENSE_EXPIRATION_BATCH_SIZE, sources)
     try:
         done = Flight(deps, claim, reader, send, confirm, deadline).send_all()

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, aliased
 from worker.db.engine import cannot_be_used
 from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run, Wait
 from worker.db.license_manager_tables import CustomerAgreement
-from worker.db.sql import DatabaseNow
+from worker.db.sql import DatabaseNow, OneOf
 from worker.db.transactions import Database
 from worker.errors import BadArgument, Unavailable, Unusable
 from worker.ledger import migrations, nights, order, runs, waits
@@ -64,10 +64,12 @@ class NightSummary:
 
 @dataclass(frozen=True)
 class Overview:
-    """The nights of a month, the newest first, and what is wrong now; `held` is counted by step and reason."""
+    """The nights of a month, the newest first, and what is wrong now; `held` is counted by step and reason.
+
+    `waits` is what all runs wait for, `waiting` how many do.
+    """
 
     now: datetime
-    pause: Wait | None
     reconciled_at: datetime
     nights: Sequence[NightSummary]
     troubles: Sequence[Run]
@@ -75,6 +77,8 @@ class Overview:
     held: Sequence[Any]
     live: int
     live_since: datetime | None
+    waiting: int
+    waits: Sequence[Wait]
     names: Names
 
 
@@ -137,7 +141,6 @@ def overview(database: Database) -> Overview:
         live, since = session.execute(select(func.count(), func.min(Run.opened_at)).where(Run.live.is_not(None))).one()
         return Overview(
             now=now,
-            pause=waits.standing_pause(session),
             reconciled_at=reconciled_at,
             nights=_nights(session, now - MONTH),
             troubles=[run for run, _ in troubles],
@@ -145,6 +148,8 @@ def overview(database: Database) -> Overview:
             held=session.execute(held.order_by(func.count().desc())).all(),
             live=live,
             live_since=since,
+            waiting=session.scalar(select(func.count()).where(*runs.WAITING)) or 0,
+            waits=[wait for wait, _ in waits.standing(session)],
             names=_names(session, [run.enterprise_customer_uuid for run, _ in troubles]),
         )
 
@@ -285,5 +290,5 @@ def _newest(session: Session) -> datetime:
 
 def _names(session: Session, enterprises: Iterable[UUID]) -> dict[UUID, str]:
     customer, name = CustomerAgreement.enterprise_customer_uuid, CustomerAgreement.enterprise_customer_name
-    named = select(customer, name).where(customer.in_(set(enterprises)))
+    named = select(customer, name).where(OneOf(customer, "enterprises", set(enterprises)))
     return {enterprise: called or "" for enterprise, called in session.execute(named)}

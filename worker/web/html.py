@@ -36,6 +36,9 @@ _REASONS = {
     "bad_token": "the LMS gave no usable token",
     "not_the_lms": "the answer was not the LMS's",
     "clocks": "the clocks are too far apart",
+    "too_late": "a selection grew too old before it was sent",
+    "booked": "others call first, under LMS_REQUESTS_PER_MINUTE",
+    "paused": "everything is paused",
     "needs_approval": "more learners to be unlinked than UNLINK_LIMIT",
 }
 _GROUPS = {
@@ -66,7 +69,7 @@ def nights_page(database: Database, next_night: Callable[[datetime], datetime | 
     """
     seen = history.overview(database)
     silent = seen.now - seen.reconciled_at > SILENT
-    trouble = silent or bool(seen.pause or seen.troubled or seen.held)
+    trouble = silent or bool(seen.troubled or seen.held or seen.waits)
     following = next_night(seen.now)
     return _page("nights", seen.now, bool(seen.live), seen=seen, silent=silent, trouble=trouble, following=following)
 
@@ -182,10 +185,19 @@ def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
         return "; ".join(said + ([f"{plural(run.licenses_held, 'license')} held"] if run.licenses_held else []))
     since = {phase: moment for _, phase, moment in moments(run) if moment}.get(run.phase)
     what = f"{str(run.phase).capitalize()} for {span(now - (since or run.opened_at))}"
-    what += f", by {run.owner}" if run.owner else ", no worker has it now"
-    again = retries[-1].again_at if retries else now
-    due = f"; comes again at {again:%H:%M:%S}" if not run.owner and again > now else ""
-    return what + due + (f"; last: {run.error}" if run.error else "")
+    holder = f"by {run.owner}" if run.owner else "no worker has it now"
+    what += f", {timeline.lost_worker(run, now) or holder}"
+    return what + _wait_of(run, now) + (f"; last: {run.error}" if run.error else "")
+
+
+def _wait_of(run: Run, now: datetime) -> str:
+    """What a live run waits for, when it comes again, and what is left."""
+    if run.owner or not run.waits_for:
+        return ""
+    again = f"; comes again at {run.queued_at:%H:%M:%S}" if run.queued_at > now else ""
+    left = "" if run.tries_left is None else f"; tries left: {run.tries_left}"
+    until = f"; given up at {run.gives_up_at:%Y-%m-%d %H:%M} if nothing changes" if run.gives_up_at else ""
+    return f"; waits: {in_words(run.waits_for)}{again}{left}{until}"
 
 
 def _note_on_stop(run: Run) -> str:

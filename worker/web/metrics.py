@@ -24,7 +24,7 @@ from worker.db.transactions import Database
 from worker.due.forecast import due_rows, plan_rows
 from worker.due.scope import scope_of
 from worker.errors import LicenseExpiryError
-from worker.ledger import lms_calls, order, waits
+from worker.ledger import lms_calls, order, runs, waits
 from worker.logs import get_logger
 from worker.settings import DatabaseSettings
 from worker.web.history import read_once
@@ -46,9 +46,15 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "live_runs": (("phase",), "Runs that have not ended."),
     "oldest_live_run_age_seconds": ((), "Since how long the oldest live run is open; 0: there is none."),
     "oldest_queued_run_age_seconds": ((), "Since how long the oldest queued run is open; 0: there is none."),
+    "waiting_runs": (("reason",), "Live runs that wait before a step is tried again."),
+    "outage_since_timestamp_seconds": ((), "Since when the LMS is away or throttles, and all runs wait; 0: it is not."),
+    "outage_next_try_timestamp_seconds": ((), "When it is tried next; 0: it is not away."),
     "ended_runs_total": (("phase",), "Runs that have ended, but for dry runs."),
     "steps_total": (("step",), "Steps that were begun."),
-    "retries_total": (("step", "reason"), "Steps that were given back, to be tried again later."),
+    "retries_total": (
+        ("step", "reason"),
+        "Waits of steps before they are tried again; one for an outage, however long.",
+    ),
     "downgraded_licenses_total": ((), "Licenses whose downgrade the LMS confirmed."),
     "unlinked_licenses_total": ((), "Licenses whose learner was unlinked."),
     "protected_licenses_total": ((), "Licenses whose learner another license kept; counted by each run anew."),
@@ -172,7 +178,19 @@ def _read(session: Session, since: datetime | None) -> tuple[datetime, Values, V
         values["first_night_timestamp_seconds",] = first.timestamp()
     held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
     values |= {("held_licenses", step, reason): count for step, reason, count in session.execute(held)}
+    values |= _waits(session)
     return until, *_sums(session, since, until), values
+
+
+def _waits(session: Session) -> Values:
+    waiting = session.execute(select(Run.waits_for, func.count()).where(*runs.WAITING).group_by(Run.waits_for))
+    values: Values = {("waiting_runs", str(reason)): count for reason, count in waiting}
+    outage = session.get(Wait, waits.OUTAGE)
+    since, again = (outage.since, outage.again_at) if outage else (None, None)
+    return values | {
+        ("outage_since_timestamp_seconds",): since.timestamp() if since else 0,
+        ("outage_next_try_timestamp_seconds",): again.timestamp() if again else 0,
+    }
 
 
 def _last_finished_night(session: Session) -> float:

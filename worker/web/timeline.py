@@ -65,9 +65,18 @@ def axis_of(runs: Sequence[Run], now: datetime) -> Axis:
     return Axis(min(run.opened_at for run in runs), max(run.ended_at or now for run in runs))
 
 
+def lost_worker(run: Run, now: datetime) -> str:
+    """In words, that the worker which has this run was lost and when the run is taken up; else nothing."""
+    if run.phase in order.ENDED or not (run.owner and run.lease_until and run.lease_until < now):
+        return ""
+    again = "reconcile, which beat sends every 5 minutes, takes the run up"
+    return f"its worker was lost ({run.owner}): its lease ended at {run.lease_until:%H:%M:%S} UTC, and {again}"
+
+
 def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
     """The run's segments in order. Empty for runs recorded before step times were stored (migration 0003)."""
     end, waits_since = run.ended_at or now, run.opened_at
+    at_work_until = min(end, run.lease_until) if lost_worker(run, now) and run.lease_until else end
     never_begun = (Phase.QUEUED, Phase.ABANDONED, Phase.STOPPED)
     if getattr(run, order.STEPS[0].began_at) is None and run.phase not in never_begun:
         return []
@@ -76,8 +85,9 @@ def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
         began, ended = getattr(run, step.began_at), getattr(run, step.ended_at)
         found += _some(Piece(step.name, False, waits_since, began or end))
         if began:
-            found += _worked(step.name, began, ended or end, retries)
+            found += _worked(step.name, began, ended or max(began, at_work_until), retries)
         if not (began and ended):
+            found += _some(Piece(step.name, False, max(began, at_work_until), end)) if began else []
             break
         waits_since = ended
     return found
@@ -98,7 +108,7 @@ def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
 def _worked(step: str, begin: datetime, end: datetime, retries: Sequence[Retry]) -> list[Piece]:
     """A step from its begin to its end, with the waits for its retries taken out."""
     found, at = [], begin
-    own = [retry for retry in retries if retry.step == step]
+    own = [retry for retry in retries if retry.step == step and retry.at >= begin]  # it may have waited before, too
     for retry, following in zip(own, [*(later.at for later in own[1:]), end], strict=False):
         again = min(retry.again_at, following)  # it may have been taken up by hand, earlier
         found += [Piece(step, True, at, retry.at), *_some(Piece(step, False, retry.at, again))]

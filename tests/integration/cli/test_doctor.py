@@ -164,7 +164,7 @@ def test_wrong_settings_are_told_all_at_once_and_what_can_be_looked_at_is(
     assert remedy == "check DATABASE_URL, the account's rights and the server"
     [(broker, remedy)] = told(found["broker"], "wrong")
     assert re.search(r"127\.0\.0\.1:5672// cannot be used \(.*(REFUSED|refused)", broker)
-    assert remedy.startswith("check CELERY_BROKER_URL")
+    assert remedy.startswith("correct user and password in CELERY_BROKER_URL")
 
 
 @ON_SQLITE

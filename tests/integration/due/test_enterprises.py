@@ -1,10 +1,12 @@
 """Enterprises with work due, and looking enterprises and plans up by id."""
 
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
+from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from support.due_cases import (
     EXPIRED,
@@ -23,7 +25,9 @@ from support.oracle import (
 )
 
 from simulator.data.rows import DAY, Data
+from worker.db.license_manager_tables import SubscriptionPlan
 from worker.due import downgrades, enterprises as customers, plans as conditions_plans, unlinks as conditions_unlinks
+from worker.ledger.runs import runs_by_id
 
 # Enterprises
 
@@ -92,3 +96,25 @@ def test_which_of_these_plans_belong_to_these_enterprises(engine: Engine, subtes
         with subtests.test(why), engine.connect() as connection:
             found = sorted(rows(connection, customers.plans_of(*asked)))
             assert found == sorted((plan_uuid[letter],) for letter in expected)
+
+
+# More than a database takes as parameters one by one
+
+MANY = 70_000
+
+
+@pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb"], indirect=True)
+def test_a_list_of_seventy_thousand_is_taken(engine: Engine) -> None:
+    [situation] = lay_down_cases(engine, EXPIRED[:1], WHOLE_SECOND)
+    others = [UUID(int=number) for number in range(1, MANY)]
+    theirs = next(iter(situation.world.agreements))
+    with engine.connect() as connection:
+        session = Session(connection)
+        [plan] = session.scalars(select(SubscriptionPlan.uuid)).all()
+        scope = scope_of(situation.world, unlink_enabled=frozenset([theirs, *others]), plan_uuids=(*others, plan))
+        assert customers.find_due_enterprises(session, scope) == [theirs]
+        assert session.scalars(customers.known_enterprises(scope.unlink_enabled)).all() == [theirs]
+        assert session.scalars(customers.plans_of(scope.unlink_enabled, scope.plan_uuids or ())).all() == [plan]
+        purged = customers.purged_too_early(scope.unlink_enabled, timedelta(days=100_000))
+        assert [customer for customer, _ in session.execute(purged)] == [theirs]
+        assert runs_by_id(session, others) == []

@@ -113,6 +113,16 @@ def test_guard_renews_the_lease(database: Database, engine: Engine) -> None:
         claim(database, run, owner="w2")
 
 
+@ON_EACH
+def test_a_worker_of_any_name_claims_and_its_process_is_shown(database: Database) -> None:
+    run = open_run(database)
+    claim(database, run, owner=f"celery@{'h' * 300}, process 4711")
+    owner = run_of(database, run.id).owner
+    assert owner is not None
+    assert owner.startswith("celery@hhh")
+    assert ", process 4711 (" in owner
+
+
 @ON_SQLITE
 def test_no_run_of_another_enterprise_and_no_unknown_run_is_claimed(database: Database) -> None:
     run = open_run(database)

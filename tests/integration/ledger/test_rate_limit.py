@@ -1,13 +1,16 @@
 """LMS_REQUESTS_PER_MINUTE is booked in the ledger, over all workers."""
 
+from contextlib import nullcontext
 from datetime import timedelta
+from math import inf
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, delete, text, update
 from support.runs import ON_EACH, ON_SQLITE, rows, together
 
 from worker.db.ledger_tables import Throttle
 from worker.db.transactions import Database
+from worker.errors import Postponed, Unusable
 from worker.ledger import rate_limit
 
 # The throttle
@@ -16,7 +19,7 @@ from worker.ledger import rate_limit
 @ON_EACH
 def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database, engine: Engine) -> None:
     calls, apart = 16, 1000.0
-    waits = together(calls, lambda _: rate_limit.book_next_call(database, 60 / apart))
+    waits = together(calls, lambda _: rate_limit.book_next_call(database, 60 / apart, inf))
     slots = [round(wait / apart) for wait in waits if isinstance(wait, float)]
     assert sorted(slots) == list(range(calls))
     [row] = rows(engine, Throttle)
@@ -24,11 +27,48 @@ def test_calls_of_many_threads_are_booked_one_after_the_other(database: Database
     assert ahead == pytest.approx(calls * apart, abs=60)
 
 
+@ON_EACH
+def test_of_many_threads_those_whose_slot_is_too_far_off_book_none(database: Database, engine: Engine) -> None:
+    """No slot is lost, and the next one is still there for who comes in time for it."""
+    calls, apart, fit = 16, 1000.0, 6
+    within = (fit - 0.5) * apart
+    told = together(calls, lambda _: rate_limit.book_next_call(database, 60 / apart, within))
+    waits = [wait for wait in told if isinstance(wait, float)]
+    later = [error for error in told if isinstance(error, Postponed)]
+    assert sorted(round(wait / apart) for wait in waits) == list(range(fit))
+    assert [(error.reason, round((error.retry_after or 0) / apart)) for error in later] == [("booked", fit)] * (
+        calls - fit
+    )
+    assert rate_limit.book_next_call(database, 60 / apart, inf) == pytest.approx(fit * apart, abs=60)
+
+
+@ON_EACH
+@pytest.mark.parametrize(
+    ("ahead", "within", "booked"),
+    [
+        pytest.param(-60, 0.0, True, id="at once, and no wait is allowed"),
+        pytest.param(60, 120.0, True, id="within the time"),
+        pytest.param(60, 5.0, False, id="beyond it"),
+        pytest.param(60, 0.0, False, id="any wait is, where none is allowed"),
+    ],
+)
+def test_a_slot_beyond_the_time_is_told_and_not_booked(
+    database: Database, engine: Engine, ahead: float, within: float, booked: bool
+) -> None:
+    next_at = database.now() + timedelta(seconds=ahead)
+    database.transact(lambda session: session.execute(update(Throttle).values(next_call_at=next_at)))
+    before = rows(engine, Throttle)
+    with nullcontext() if booked else pytest.raises(Postponed, match="LMS_REQUESTS_PER_MINUTE is 60") as caught:
+        assert 0 <= rate_limit.book_next_call(database, 60, within) <= within
+    assert (rows(engine, Throttle) != before) is booked
+    assert caught is None or caught.value.retry_after == pytest.approx(ahead, abs=30)
+
+
 @ON_SQLITE
 def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
     late = database.now() - timedelta(hours=1)
     database.transact(lambda session: session.execute(update(Throttle).values(next_call_at=late)))
-    first, second = (rate_limit.book_next_call(database, 0.1) for _ in range(2))
+    first, second = (rate_limit.book_next_call(database, 0.1, inf) for _ in range(2))
     assert first == 0
     assert second == pytest.approx(600, abs=30)
 
@@ -37,7 +77,7 @@ def test_a_quiet_hour_is_not_made_up_for(database: Database) -> None:
 def test_what_a_wrong_clock_has_booked_for_later_holds_nobody_up(database: Database) -> None:
     far = database.now() + timedelta(days=1)
     database.transact(lambda session: session.execute(update(Throttle).values(next_call_at=far)))
-    first, second = (rate_limit.book_next_call(database, 60) for _ in range(2))
+    first, second = (rate_limit.book_next_call(database, 60, inf) for _ in range(2))
     assert first == 0
     assert second == pytest.approx(1, abs=1)
 
@@ -45,5 +85,16 @@ def test_what_a_wrong_clock_has_booked_for_later_holds_nobody_up(database: Datab
 @ON_SQLITE
 def test_without_a_rate_nothing_is_booked(database: Database, engine: Engine) -> None:
     before = rows(engine, Throttle)
-    assert rate_limit.book_next_call(database, None) == 0
+    assert rate_limit.book_next_call(database, None, 0.0) == 0
     assert rows(engine, Throttle) == before
+
+
+@ON_EACH
+def test_a_row_that_is_gone_is_told_with_the_statement_that_brings_it_back(database: Database, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(delete(Throttle))
+    with pytest.raises(Unusable, match="license_expiry_throttle has lost its row") as caught:
+        rate_limit.book_next_call(database, 60, 0.0)
+    with engine.begin() as connection:
+        connection.execute(text(caught.value.remedy))
+    assert rate_limit.book_next_call(database, 60, 0.0) == 0

@@ -37,7 +37,8 @@ def test_an_outage_stands_for_all_until_it_is_ended(database: Database, engine: 
     assert not waits.begin_outage(database, AWAY, 60), "it had begun before"
     stands = standing(database)
     assert stands is not None
-    assert (stands.reason, stands.retry_after) == ("http_503", pytest.approx(60, abs=10))
+    assert stands.reason == "http_503"
+    assert stands.retry_after == pytest.approx(60, abs=10)
     assert "all runs wait for the LMS since" in str(stands)
     assert str(AWAY.what) in str(stands)
     ended = waits.end_outage(database)
@@ -66,7 +67,8 @@ def test_who_meets_it_once_more_can_only_make_it_longer(first: int, then: int, l
     waits.begin_outage(database, THROTTLED, then)
     stands = standing(database)
     assert stands is not None
-    assert (stands.reason, stands.retry_after) == ("throttled", pytest.approx(left, abs=10))
+    assert stands.reason == "throttled"
+    assert stands.retry_after == pytest.approx(left, abs=10)
 
 
 @ON_EACH
@@ -82,7 +84,8 @@ def test_a_probe_is_one_runs_and_only_when_its_moment_has_come(database: Databas
     waits.prolong_outage(database, THROTTLED, 30)
     stands = standing(database)
     assert stands is not None
-    assert (stands.reason, stands.retry_after) == ("throttled", pytest.approx(30, abs=10))
+    assert stands.reason == "throttled"
+    assert stands.retry_after == pytest.approx(30, abs=10)
     assert (waits.end_outage(database) or Wait()).tries == 1
 
 

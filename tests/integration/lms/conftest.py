@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 import pytest
 from sqlalchemy import create_engine
-from support.lms_calls import EMAILS, NOW, PATIENCE, SECRET, Call, Customer, Received, Wire, nothing
+from support.lms_calls import EMAILS, NOW, PATIENCE, SECRET, Call, Customer, Received, Slow, Wire, nothing
 
 from simulator.data.rows import Data
 from simulator.data.schema import create_tables
@@ -97,8 +98,20 @@ def wire() -> Iterator[Wire]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
             answer = wire.answer(Received(self.path, dict(self.headers), body, self.connection_number))
+            if isinstance(answer, Slow):
+                return self.send_slowly(answer)
             self.wfile.write(answer)
             self.close_connection = not answer.startswith(b"HTTP/1.1 ") or b"Connection: close" in answer
+
+        def send_slowly(self, answer: Slow) -> None:
+            self.close_connection = True
+            with suppress(OSError):  # the client has hung up
+                for part in answer.parts:
+                    if answer.sent and wire.closed.wait(answer.apart):
+                        return
+                    self.wfile.write(part)
+                    answer.sent += 1
+                self.close_connection = False
 
         def log_message(self, *_: object) -> None:
             pass
@@ -109,6 +122,7 @@ def wire() -> Iterator[Wire]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield wire
+    wire.closed.set()
     server.shutdown()
     server.server_close()
     thread.join()

@@ -298,7 +298,7 @@ class Asked:
     ("faults", "sends"),
     [
         pytest.param([], 1, id="the call itself"),
-        pytest.param([{"status": 503, "times": 3}], 4, id="retries"),
+        pytest.param([{"status": 503, "times": 2}], 3, id="retries"),
         pytest.param([{"drop": "after", "times": 1}, {"truncate": True, "times": 1}], 3, id="after the network failed"),
         pytest.param([{"status": 401, "times": 1}], 2, id="the repeat with a new token"),
         pytest.param([{"status": 429, "times": 2, "headers": {"Retry-After": "0"}}], 3, id="after a throttle"),

@@ -1,5 +1,6 @@
 """The slots of a host: as many calls in flight as the setting says, whoever has them, and none lost with a process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -58,3 +59,61 @@ def test_no_folder_for_temporary_files_is_told_with_the_remedy(monkeypatch: pyte
     monkeypatch.setattr(tempfile, "gettempdir", none)
     with pytest.raises(Unusable, match="no folder for temporary files: let TMPDIR name one"):
         folder_of("https://one.example")
+
+
+def test_a_link_that_somebody_put_there_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "slots").symlink_to(tmp_path / "theirs")
+    with pytest.raises(Unusable, match=r"the folder .*/slots, .*: it is no folder but a link or a file: delete it, or"):
+        HostSlots(tmp_path / "slots", 1)
+    assert list((tmp_path / "theirs").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["theirs", "open to all"])
+def test_a_folder_that_others_may_write_to_is_refused_with_its_name(how: str, tmp_path: Path) -> None:
+    (tmp_path / "slots").mkdir()
+    if how == "theirs":
+        try:
+            os.chown(tmp_path / "slots", 65534, 65534)
+        except PermissionError:
+            pytest.skip("only root gives folders away")
+    else:
+        (tmp_path / "slots").chmod(0o777)
+    with pytest.raises(
+        Unusable, match=r"the folder .*/slots, .*: other users may write to it: delete it, or let TMPDIR"
+    ):
+        HostSlots(tmp_path / "slots", 1)
+
+
+def test_to_take_a_slot_renews_its_files_times(tmp_path: Path) -> None:
+    slots = HostSlots(tmp_path / "slots", 2)
+    for file in (tmp_path / "slots").iterdir():
+        os.utime(file, (0, 0))
+    assert len(taken(slots)) == 2
+    assert all(file.stat().st_mtime > 0 and file.stat().st_atime > 0 for file in (tmp_path / "slots").iterdir())
+    slots.close()
+
+
+@pytest.mark.parametrize("deleted", ["files", "folder"])
+def test_slots_that_were_deleted_underneath_are_made_anew_and_do_not_double(deleted: str, tmp_path: Path) -> None:
+    ours = HostSlots(tmp_path / "slots", 2)
+    for file in (tmp_path / "slots").iterdir():
+        file.unlink()
+    if deleted == "folder":
+        (tmp_path / "slots").rmdir()
+    theirs = [HostSlots(tmp_path / "slots", 2) for _ in range(2)]
+    assert [len(taken(slots)) for slots in (ours, *theirs)] == [2, 0, 0]
+    for slots in (ours, *theirs):
+        slots.close()
+
+
+def test_a_slot_that_cannot_be_made_anew_is_told_and_not_lost(tmp_path: Path) -> None:
+    slots = HostSlots(tmp_path / "slots", 1)
+    (tmp_path / "slots" / "0").unlink()
+    (tmp_path / "slots").rmdir()
+    (tmp_path / "slots").write_text("")
+    with pytest.raises(Unusable, match=r"/slots, "):
+        slots.take()
+    (tmp_path / "slots").unlink()
+    assert taken(slots) == [0]
+    slots.close()

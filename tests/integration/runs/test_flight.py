@@ -313,7 +313,7 @@ def test_the_limit_holds_over_the_workers_of_a_host_and_is_used_to_the_full(
     """Two workers, each with more to send than the host may have in flight."""
     laid = [lay(lms, licenses=12, seed=seed) for seed in (1, 2)]
     many = batches_of(1, parallel=6) | unlinking(*(each.enterprise for each in laid))
-    workers = [make_test_deps(LMS_PARALLEL_REQUESTS_PER_HOST=4, **many) for _ in laid]
+    workers = [make_test_deps(TASK_MAX_RETRIES=5, LMS_PARALLEL_REQUESTS_PER_HOST=4, **many) for _ in laid]
     runs = start(workers[0])
     lms.faults(Fault(kind="downgrade", delay=60))
     with ThreadPoolExecutor() as threads:

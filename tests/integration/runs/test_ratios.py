@@ -82,9 +82,8 @@ def test_memory_does_not_grow_with_the_enterprise(lms: Simulator, make_test_deps
     peaks = []
     for seed, licenses in ((1, 300), (2, 6000)):
         laid = lay(lms, licenses=licenses, seed=seed)
-        deps = make_test_deps(
-            **batches_of(100, parallel=4), **unlinking(laid.enterprise), UNLINK_LIMIT=0, TASK_MAX_RETRIES=5
-        )
+        limits = {"UNLINK_LIMIT": 0, "TASK_MAX_RETRIES": 5}
+        deps = make_test_deps(**limits, **batches_of(100, parallel=4), **unlinking(laid.enterprise))
         run_id = open_one(deps, laid.enterprise)
         lms.journal.clear()
         tracemalloc.start()

@@ -33,7 +33,7 @@ from support.runs import (
 import tasks
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import Run
+from worker.db.ledger_tables import Night, Run
 from worker.deps import Deps
 from worker.ledger.order import DOWNGRADE, STEPS, UNLINK, Phase
 
@@ -104,6 +104,18 @@ def seconds_ahead(message: Message) -> float:
 
 def names(laid: Laid, run_id: UUID) -> dict[str, str]:
     return {"enterprise_customer_uuid": str(laid.enterprise), "run_id": str(run_id)}
+
+
+def test_a_rehearsal_that_is_sent_as_the_scheduled_night_begins_no_night(
+    queue: Queue, lms: Simulator, wired: Make
+) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(**unlinking(laid.enterprise))
+    tasks.run_nightly.apply_async(kwargs={"dry_run": True}, headers={"scheduled": True})
+    assert queue.next().state == "SUCCESS"
+    queue.take()
+    assert rows(deps.database.engine, Night) == []
+    assert [run["dry_run"] for run in rows(deps.database.engine, Run)] == [True]
 
 
 def test_the_waits_before_retries_double_and_are_used_up(queue: Queue, lms: Simulator, wired: Make) -> None:

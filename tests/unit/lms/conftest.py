@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-import tenacity.nap
+import tenacity
 from support.wire import PATIENCE, Clock, Wire
 
-from worker.lms import client as lms_client, patience, transport as lms
+from worker.lms import client as lms_client, transport as lms
 from worker.lms.client import LmsClient
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (lms, lms_client, patience, tenacity.nap):
+    for module in (lms, lms_client, tenacity):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(lms, "steady", clock.monotonic)
     return clock

@@ -1,32 +1,45 @@
 """What each outcome of an LMS call comes to and how long is waited, on a clock and a transport of the test's own."""
 
+from contextlib import nullcontext, suppress
+
 import pytest
 import requests
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from support.wire import (
     EMAIL,
     ENTERPRISE,
+    PATIENCE,
     Clock,
     Reply,
     Wire,
     downgrade,
     fails,
     http_date,
+    nothing,
     subclasses,
     throttled,
     unlink,
 )
 
-from worker.errors import BatchRefused, RunRefused, Unavailable
-from worker.lms import patience
+from worker.errors import BatchRefused, ReasonedError, RunRefused, Unavailable
 from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE, RECENTLY, LmsClient
 from worker.lms.patience import Patience
 
 # How often
 
 
-@pytest.mark.parametrize("tries", [1, 3, 4])
-def test_an_lms_that_stays_away_is_tried_as_often_as_patience_says(wire: Wire, tries: int) -> None:
-    client = LmsClient("https://l", "https://l", "k", "s", patience=Patience(tries=tries))
+@pytest.mark.parametrize(
+    ("patience", "tries"),
+    [
+        pytest.param(Patience(), 3, id="as production has it"),
+        pytest.param(Patience(tries=1), 1, id="never again"),
+        pytest.param(Patience(tries=4, in_place=900), 4, id="all tries, where there is time for them"),
+        pytest.param(Patience(tries=9), 3, id="where there is not, no more than begin within in_place"),
+        pytest.param(Patience(in_place=0), 1, id="none begins within no time at all"),
+    ],
+)
+def test_an_lms_that_stays_away_is_tried_as_often_as_patience_says(wire: Wire, patience: Patience, tries: int) -> None:
+    client = LmsClient("https://l", "https://l", "k", "s", patience=patience)
     wire.says(503)
     error = fails(client)
     assert (type(error), error.reason, len(wire.calls)) == (Unavailable, "http_503", tries)
@@ -35,22 +48,159 @@ def test_an_lms_that_stays_away_is_tried_as_often_as_patience_says(wire: Wire, t
 @pytest.mark.parametrize(
     ("script", "sends"),
     [
-        pytest.param([503, 503, 503, 200], 4, id="the last try counts"),
+        pytest.param([503, 503, 200], 3, id="the last try counts"),
         pytest.param([502, 504, 200], 3, id="a load balancer's answers"),
         pytest.param([408, 200], 2, id="a request time-out"),
         pytest.param([500, 200], 2, id="a 500 that does not stay"),
         pytest.param([500, 503, 200], 3, id="a 500, then a restart"),
         pytest.param([503, 500, 200], 3, id="a restart, then one 500: it does not stay either"),
-        pytest.param([requests.ReadTimeout(), requests.ConnectionError(), 200], 3, id="the network"),
-        pytest.param([429, 503, 429, 503, 429, 503, 429, 200], 8, id="a 429 uses up no try"),
+        pytest.param([503, 503, 500, 200], 4, id="a 500 in the last try: it has its second one too"),
+        pytest.param([Reply(500, takes=100.0), 200], 2, id="and has it though the answer took long"),
+        pytest.param([requests.ConnectionError(), requests.ConnectionError(), 200], 3, id="the network"),
+        pytest.param([throttled(4), 200], 2, id="a throttle that is over within in_place"),
+        pytest.param([throttled(1), throttled(0), 200], 3, id="and one that says so twice"),
+        pytest.param([throttled(), 200], 2, id="and one that does not say how long it lasts"),
+        pytest.param([Reply(503, {"Retry-After": "4"}), 200], 2, id="a restart that says how long it takes"),
     ],
 )
 def test_what_passes_is_tried_again_in_place(
-    client: LmsClient, wire: Wire, script: list[int | Exception], sends: int
+    client: LmsClient, wire: Wire, script: list[int | Reply | Exception], sends: int
 ) -> None:
     wire.says(*script)
     downgrade(client)
     assert len(wire.calls) == sends
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "sends", "after"),
+    [
+        pytest.param([throttled(5)], "throttled", 1, 5, id="a throttle as long as in_place"),
+        pytest.param([throttled(3600)], "throttled", 1, 3600, id="of an hour"),
+        pytest.param([throttled(http_date(3600))], "throttled", 1, 3600, id="of an hour, as a date"),
+        pytest.param([throttled(0)], "throttled", 3, 0, id="of no time, for ever: a window that is rounded down"),
+        pytest.param([throttled(http_date(-60))], "throttled", 3, 0, id="until a date of a clock that is slow"),
+        pytest.param([throttled()], "throttled", 3, None, id="that does not say how long"),
+        pytest.param([throttled("soon")], "throttled", 3, None, id="nor so that it can be read"),
+        pytest.param(
+            [throttled(2), throttled(2), throttled(2)], "throttled", 3, 2, id="of a little, as often as tries"
+        ),
+        pytest.param([throttled(3), throttled(3)], "throttled", 2, 3, id="of a little more than fits twice"),
+        pytest.param([503, throttled(4)], "throttled", 2, 4, id="of what would fit, had nothing come before"),
+        pytest.param([throttled(1), throttled(60)], "throttled", 2, 60, id="of a little, and then of more"),
+        pytest.param([Reply(503, {"Retry-After": "5"})], "http_503", 1, 5, id="a restart that takes as long"),
+        pytest.param([Reply(502, {"Retry-After": http_date(3600)})], "http_502", 1, 3600, id="a date, of another"),
+        pytest.param([504], "http_504", 3, None, id="a gateway that does not say"),
+        pytest.param([Reply(503, takes=4.0)], "http_503", 1, None, id="one that takes its time to say no"),
+        pytest.param([Reply(504, takes=60.0)], "http_504", 1, None, id="one that waited for a minute itself"),
+        pytest.param([requests.ReadTimeout()], "timeout", 1, None, id="a time-out that took two minutes"),
+        pytest.param([requests.ConnectTimeout()], "timeout", 1, None, id="no connection in ten seconds"),
+        pytest.param([requests.ConnectionError()], "connection_error", 3, None, id="no connection, at once"),
+        pytest.param([500, requests.ReadTimeout()], "timeout", 2, None, id="a 500, then a time-out"),
+    ],
+)
+def test_what_lasts_is_left_to_the_caller(
+    client: LmsClient,
+    wire: Wire,
+    clock: Clock,
+    script: list[int | Reply | Exception],
+    reason: str,
+    sends: int,
+    after: float | None,
+) -> None:
+    """It is told how long the LMS asks it to stay away, and how long the tries took."""
+    wire.says(*script)
+    began = clock.now
+    error = fails(client)
+    assert isinstance(error, Unavailable)
+    assert (error.reason, len(wire.calls)) == (reason, sends)
+    assert error.retry_after == (
+        after if after is None else pytest.approx(after, abs=after / 4)
+    )  # dates were made early
+    assert error.lasted == clock.now - began
+    assert sum(clock.slept) < PATIENCE.in_place
+
+
+def test_the_waits_in_place_grow_with_jitter(wire: Wire, clock: Clock) -> None:
+    patience = Patience(tries=9, first_wait=2.0, in_place=9999)
+    wire.says(503)
+    fails(LmsClient("https://l", "https://l", "k", "s", patience=patience))
+    assert len(clock.slept) == 8
+    for number, slept in enumerate(clock.slept):
+        assert 2.0 * 2**number <= slept <= 2.0 * 2**number + 2.0
+    assert any(slept % 1 for slept in clock.slept), "no jitter"
+
+
+AFTER = st.none() | st.integers(0, 7) | st.sampled_from(["soon", "3600", "9" * 400, http_date(-9), http_date(86_400)])
+SOON = st.sampled_from([0.0, 0.01, 0.5, 2.0])
+TAKES = SOON | st.sampled_from([4.9, 5.0, 30.0, 119.0])
+FAILURES = st.sampled_from([requests.ReadTimeout, requests.ConnectTimeout, requests.ConnectionError])
+
+
+def replies(statuses: list[int], takes: st.SearchStrategy[float]) -> st.SearchStrategy[Reply]:
+    headers = AFTER.map(lambda after: {} if after is None else {"Retry-After": str(after)})
+    return st.builds(Reply, st.sampled_from(statuses), headers, takes=takes)
+
+
+AWAY = replies([408, 429, 502, 503, 504, 599], TAKES) | FAILURES.map(lambda kind: kind())
+ANSWERS = AWAY | replies([200, 400, 403, 500], TAKES) | replies([401], st.just(0.0))
+TOKEN = Reply(body='{"access_token": "t", "expires_in": 3600}')
+
+
+@given(
+    script=st.lists(ANSWERS, min_size=1, max_size=6),
+    tokens=st.lists(st.just(TOKEN) | replies([429, 500, 503], SOON), max_size=4),
+    patience=st.sampled_from([PATIENCE, Patience(tries=9), Patience(tries=5, first_wait=0.1, in_place=2.0)]),
+)
+@example(script=[Reply(503), Reply(503), Reply(500)], tokens=[], patience=PATIENCE)
+@example(script=[Reply(503), Reply(500)], tokens=[throttled(1), Reply(503)], patience=Patience(tries=9))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_call_waits_in_place_for_longer_than_in_place_whatever_the_lms_answers(
+    wire: Wire, clock: Clock, script: list[Reply | Exception], tokens: list[Reply | Exception], patience: Patience
+) -> None:
+    """And no try begins after it, but the second one of a 500 whose answer took so long."""
+    woke: list[float] = []
+    began = clock.now
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        woke.append(clock.now - began)
+
+    wire.script, wire.tokens = list(script), [*tokens, TOKEN]
+    wire.calls.clear()
+    clock.slept.clear()
+    client = LmsClient("https://l", "https://l", "k", "s", patience=patience, sleep=sleep)
+    with suppress(ReasonedError):
+        client.check_downgrades(nothing)
+    assert sum(clock.slept) <= patience.in_place + 1e-6
+    late = {moment for moment in woke if moment >= patience.in_place}
+    assert len(late) <= any(isinstance(told, Reply) and told.status == 500 for told in script)
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "sends"),
+    [
+        pytest.param([200], None, 1, id="it is there"),
+        pytest.param([503, 200], Unavailable, 1, id="it is away"),
+        pytest.param([500, 200], Unavailable, 1, id="it fails"),
+        pytest.param([throttled(0), 200], Unavailable, 1, id="it throttles"),
+        pytest.param([requests.ConnectionError(), 200], Unavailable, 1, id="it cannot be reached"),
+        pytest.param([422, 200], Unavailable, 1, id="it refuses"),
+        pytest.param([403, 200], RunRefused, 1, id="and will go on to refuse"),
+        pytest.param([401, 200], None, 2, id="a token that it has forgotten is no try"),
+    ],
+)
+def test_a_check_in_one_try_sends_one_call(
+    client: LmsClient,
+    wire: Wire,
+    clock: Clock,
+    script: list[int | Reply | Exception],
+    kind: type[ReasonedError] | None,
+    sends: int,
+) -> None:
+    wire.says(*script)
+    with pytest.raises(kind) if kind else nullcontext():
+        client.check_downgrades(nothing, tries=1)
+    assert (len(wire.calls), clock.slept) == (sends, [])
 
 
 @pytest.mark.parametrize(
@@ -118,57 +268,9 @@ def test_every_failure_that_requests_knows_is_unavailable(client: LmsClient, wir
     wire.says(kind(f"about {EMAIL}"))
     error = fails(client)
     reason = "timeout" if issubclass(kind, requests.Timeout) else "connection_error"
-    assert (type(error), error.reason, len(wire.calls)) == (Unavailable, reason, 4)
+    sends = 1 if reason == "timeout" else PATIENCE.tries  # a time-out lasts longer than in_place
+    assert (type(error), error.reason, len(wire.calls)) == (Unavailable, reason, sends)
     assert EMAIL not in str(error)
-
-
-# 429
-
-
-def test_a_throttled_call_waits_as_told_and_goes_on(client: LmsClient, wire: Wire) -> None:
-    wire.says(throttled(60), throttled(http_date(30)), throttled(), 200)
-    downgrade(client)
-    first, second, third, fourth = (call.at for call in wire.calls)
-    assert 60.0 <= second - first <= 66.5
-    assert 25.0 <= third - second <= 33.5, "the date's form"
-    assert 1.0 <= fourth - third <= 1.5, "without a header, the first wait"
-
-
-def test_throttling_is_unavailable_only_when_it_lasts_longer_than_the_cap(client: LmsClient, wire: Wire) -> None:
-    wire.says(*[throttled(60)] * 9, 200)  # 600 s in all at the most, as each wait is jittered
-    downgrade(client)
-    assert len(wire.calls) == 10
-    wire.calls.clear()
-    wire.says(*[throttled(60)] * 12, 200)
-    error = fails(client)
-    assert (type(error), error.reason, error.retry_after) == (Unavailable, "throttled", 60.0)
-    assert len(wire.calls) <= 11, "tried no more once it is spent"
-
-
-def test_a_wait_beyond_the_cap_is_not_begun(client: LmsClient, wire: Wire, clock: Clock) -> None:
-    wire.says(throttled(601))
-    error = fails(client)
-    assert (error.reason, error.retry_after, len(wire.calls), clock.slept) == ("throttled", 601.0, 1, [])
-
-
-@pytest.mark.parametrize(
-    "after",
-    [
-        pytest.param(0, id="at once, says a rounded-down window"),
-        pytest.param(http_date(-60), id="a date of a clock that is slow"),
-    ],
-)
-def test_a_throttle_that_says_at_once_for_ever_is_given_up_too(client: LmsClient, wire: Wire, after: object) -> None:
-    wire.says(throttled(after))
-    error = fails(client)
-    assert (type(error), error.reason) == (Unavailable, "throttled")
-
-
-def test_a_short_pause_does_not_cut_a_longer_one() -> None:
-    pause = patience.Pause()
-    pause.extend(600.0)
-    pause.extend(1.0)
-    assert pause.remaining() > 500.0
 
 
 # The probe

@@ -1,16 +1,28 @@
-"""What an answer means; what its Retry-After asks for, and that it is kept."""
+"""What an answer means, what its Retry-After asks for, and what is an outage."""
 
+import re
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 import requests
-from support.wire import LICENSE, Clock, Reply, Wire, downgrade, fails, http_date, nothing
+from hypothesis import given, strategies as st
+from support.wire import http_date
 
-from worker.errors import BatchRefused, ReasonedError, RunRefused, Unavailable
-from worker.lms.client import LmsClient, Selection
-from worker.lms.outcomes import Answer, judge, judge_question, retry_after
-from worker.lms.patience import Patience
+from worker import errors
+from worker.errors import BatchRefused, Postponed, ReasonedError, RunRefused, Unavailable
+from worker.lms.outcomes import (
+    LATEST,
+    LONGEST_SECONDS,
+    Answer,
+    date_of,
+    is_outage,
+    judge,
+    judge_question,
+    retry_after,
+    token_in,
+)
 
 
 def as_header(value: str | int) -> str:
@@ -176,38 +188,97 @@ def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
         time.tzset()
 
 
+# Whose fault it is: the LMS's, so that all runs wait, or one call's
+
+
+def unavailable(reason: str) -> Unavailable:
+    return Unavailable(reason, "the LMS does not answer")
+
+
+OUTAGES = [
+    pytest.param(unavailable("http_408"), True, id="too slow"),
+    pytest.param(unavailable("http_502"), True, id="a gateway with nothing behind it"),
+    pytest.param(unavailable("http_503"), True, id="down for maintenance"),
+    pytest.param(unavailable("http_504"), True, id="a gateway that waited"),
+    pytest.param(unavailable("http_529"), True, id="any other beyond 500"),
+    pytest.param(unavailable("connection_error"), True, id="no connection"),
+    pytest.param(unavailable("timeout"), True, id="no answer in time"),
+    pytest.param(unavailable("throttled"), True, id="the throttle is on the service user, whatever its run"),
+    pytest.param(unavailable("token_http_503"), True, id="no token for anybody"),
+    pytest.param(unavailable("token_http_500"), True, id="nor with a 500"),
+    pytest.param(unavailable("http_500"), False, id="a 500 that stays: perhaps of one enterprise"),
+    pytest.param(unavailable("http_400"), False, id="the LMS answers, if only to refuse a call for nobody"),
+    pytest.param(unavailable("http_422"), False, id="so it does here"),
+    pytest.param(unavailable("not_understood"), False, id="and here, to a question about one enterprise"),
+    pytest.param(unavailable("too_late"), False, id="nothing was sent"),
+    pytest.param(unavailable("no_thread"), False, id="nor was it here"),
+    pytest.param(unavailable("database"), False, id="the LMS was not asked"),
+    *(
+        pytest.param(Postponed(reason, "later"), False, id=f"nothing was tried, and told so: {reason}")
+        for reason in ("booked", "paused", "throttled", "timeout", "http_503")
+    ),
+]
+# The other reasons end a run, and are no Unavailable.
+OF_RUNS = {"bad_token", "not_the_lms", "clocks", "needs_approval"}
+
+
+@pytest.mark.parametrize(("error", "outage"), OUTAGES)
+def test_an_outage_is_what_any_run_would_meet(error: Unavailable, outage: bool) -> None:
+    assert is_outage(error) is outage
+
+
+def test_of_every_reason_it_is_said_whether_it_is_an_outage() -> None:
+    listed = str(errors.__doc__).partition("The reason codes: ")[2].partition(". ")[0]
+    codes = {code.replace("<status>", "503") for code in re.findall("`(.+?)`", listed)}
+    judged = {row.values[0].reason for row in OUTAGES}  # type: ignore[union-attr]
+    assert codes - judged == OF_RUNS
+
+
+# What is said of time
+
+
 @pytest.mark.parametrize(
-    ("header", "slept"),
+    "value", ["86401", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT", "Fri, 31 Dec 9999 23:59:59 -2359"]
+)
+def test_no_retry_after_is_longer_than_a_day(value: str) -> None:
+    assert retry_after({"Retry-After": value}) in (LONGEST_SECONDS, None)
+    assert value.endswith("-2359") or retry_after({"Retry-After": value}) == 24 * 3600
+
+
+@pytest.mark.parametrize("year", [1, 1000, 9999])
+def test_seconds_may_be_added_to_any_date_of_the_lms(year: int) -> None:
+    date = date_of({"Date": f"Fri, 31 Dec {year:04} 23:59:59 GMT"})
+    assert date is not None
+    assert (date + timedelta(days=1)).year in (year, year + 1, year + 2000, year + 2001, 9000)
+
+
+@given(st.text() | st.from_regex(r"\A(\w{3}, )?\d{1,5} \w{3} \d{1,6} \d\d:\d\d(:\d\d)?( ?[+-]?\w{0,12})?\Z"))
+def test_no_header_about_time_is_an_error(value: str) -> None:
+    seconds, date = retry_after({"Retry-After": value}), date_of({"Date": value})
+    assert seconds is None or 0 <= seconds <= LONGEST_SECONDS
+    assert date is None or date <= LATEST
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "seconds"),
     [
-        pytest.param("7", 7.0, id="seconds"),
-        pytest.param(40, 40.0, id="a date"),
-        pytest.param("3600", 60.0, id="more seconds than the cap"),
-        pytest.param(3600, 60.0, id="a date beyond the cap"),
+        pytest.param("3600", 3600.0, id="an hour"),
+        pytest.param('"3600"', 3600.0, id="as text"),
+        pytest.param("1e400", LONGEST_SECONDS, id="for ever"),
+        pytest.param("Infinity", LONGEST_SECONDS, id="for ever, in Python's JSON"),
+        pytest.param("9" * 300, LONGEST_SECONDS, id="longer than anybody lives"),
+        pytest.param("9" * 400, None, id="an integer that no float holds"),
+        pytest.param("NaN", None, id="not a number"),
+        pytest.param("-1", None, id="it has expired"),
+        pytest.param("0", None, id="it expires at once"),
+        pytest.param("null", None, id="nothing"),
+        pytest.param("[" * 100_000, None, id="deeper than Python reads"),
     ],
 )
-@pytest.mark.parametrize("status", [503, 502, 504])
-def test_a_retry_after_is_kept_up_to_the_cap(
-    client: LmsClient, wire: Wire, clock: Clock, status: int, header: str | int, slept: float
-) -> None:
-    wire.says(Reply(status, {"Retry-After": as_header(header)}), 200)
-    downgrade(client)
-    assert clock.slept == [pytest.approx(slept, abs=5.0 if slept == 40 else 0.0)]
-
-
-def test_the_caller_is_told_what_the_lms_asked_for_uncapped(client: LmsClient, wire: Wire) -> None:
-    wire.says(Reply(503, {"Retry-After": "3600"}))
-    assert fails(client).retry_after == 3600
-
-
-def test_without_a_retry_after_the_waits_grow_with_jitter_up_to_the_cap(
-    client: LmsClient, wire: Wire, clock: Clock
-) -> None:
-    wire.says(503)
-    with pytest.raises(Unavailable):
-        LmsClient("https://l", "https://l", "k", "s", patience=Patience(tries=10)).downgrade(
-            lambda: Selection([LICENSE]), nothing
-        )
-    assert len(clock.slept) == 9
-    for number, slept in enumerate(clock.slept):
-        assert min(60.0, 2.0**number) <= slept <= min(60.0, 2.0**number + 1.0)
-    assert any(slept % 1 for slept in clock.slept), "no jitter"
+def test_a_token_lasts_a_day_at_most(lifetime: str, seconds: float | None) -> None:
+    answer = Answer(200, {}, f'{{"access_token": "t", "expires_in": {lifetime}}}'.encode())
+    if seconds is None:
+        with pytest.raises(RunRefused, match="bad_token"):
+            token_in(answer)
+    else:
+        assert token_in(answer) == ("t", seconds)

@@ -10,19 +10,22 @@ import pytest
 import requests
 from support.wire import ENTERPRISE, LICENSE, PATIENCE, Clock, Reply, Wire, downgrade, fails, throttled, unlink
 
-from worker.errors import BatchRefused, LeaseLost, RunRefused, Unavailable
+from worker.errors import BatchRefused, LeaseLost, Postponed, RunRefused, Unavailable
 from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE, LmsClient, Selection
+from worker.lms.patience import Patience
 from worker.lms.transport import TimedBody
+
+LONG = Patience(tries=9, in_place=900.0)  # so that a test may draw every kind of wait in one call
 
 # The order before each send
 
 
-def test_before_each_send_come_the_pace_the_pause_the_selection_and_last_the_guard(wire: Wire, clock: Clock) -> None:
-    def pace() -> float:
+def test_before_each_send_come_the_waits_the_selection_and_last_the_guard(wire: Wire, clock: Clock) -> None:
+    def pace(within: float) -> float:
         wire.log.append(("pace", clock.now))
         return 10.0
 
-    client = LmsClient("https://l", "https://l", "k", "s", patience=PATIENCE, next_call_in=pace)
+    client = LmsClient("https://l", "https://l", "k", "s", patience=LONG, next_call_in=pace)
     downgrade(client)  # has its token
     wire.log.clear()
     wire.says(throttled(100), 503, 200)
@@ -42,24 +45,55 @@ def test_before_each_send_come_the_pace_the_pause_the_selection_and_last_the_gua
     for paced, selected, guarded, sent in (moments[:4], moments[4:8], moments[8:]):
         assert selected - paced >= 10.0
         assert selected == guarded == sent, "no time passes between the selection and the send"
-    assert moments[5] - moments[3] >= 100.0, "the selection is asked for after the pause, not before it"
+    assert moments[5] - moments[3] >= 100.0, "the selection is made after the wait, not before it"
 
 
 def test_a_token_is_paced_too(wire: Wire, clock: Clock) -> None:
-    client = LmsClient("https://l", "https://l", "k", "s", patience=PATIENCE, next_call_in=lambda: 10.0)
+    client = LmsClient("https://l", "https://l", "k", "s", patience=PATIENCE, next_call_in=lambda within: within - 1)
     downgrade(client)
-    assert clock.slept == [10.0, 10.0]
+    assert clock.slept == [PATIENCE.in_place - 1] * 2
 
 
-def test_the_lease_that_is_lost_during_a_pause_stops_the_call(client: LmsClient, wire: Wire, clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("free", "sent"),
+    [
+        pytest.param(0, [], id="the call itself has no slot soon enough"),
+        pytest.param(1, [], id="the call has one, its token has not"),
+        pytest.param(2, ["token", "call"], id="a repeat with a new token has not"),
+    ],
+)
+def test_what_is_booked_for_later_than_in_place_ends_the_call_at_once(
+    wire: Wire, clock: Clock, free: int, sent: list[str]
+) -> None:
+    """The caller is told when to come again. Nothing is selected, and no try in place asks for another slot."""
+    booked, asked = Postponed("booked", "others call first", "", 7.0), list[float]()
+    select = Selector(clock)
+
+    def pace(within: float) -> float:
+        asked.append(within)
+        if len(asked) > free:
+            raise booked
+        return 0.0
+
+    client = LmsClient("https://l", "https://l", "k", "s", patience=PATIENCE, next_call_in=pace)
+    wire.says(401, 200)
+    with pytest.raises(Postponed) as caught:
+        client.downgrade(select, lambda: inf)
+    assert (caught.value, caught.value.retry_after, clock.slept) == (booked, 7.0, [])
+    assert asked == [PATIENCE.in_place] * (free + 1)
+    assert ["token"] * len(wire.token_calls) + ["call"] * len(wire.calls) == sent
+    assert len(select.made) == len(wire.calls)
+
+
+def test_the_lease_that_is_lost_during_a_wait_stops_the_call(client: LmsClient, wire: Wire, clock: Clock) -> None:
     start = clock.now
 
     def guard() -> float:
-        if clock.now > start + 300:
+        if clock.now > start + 3:
             raise LeaseLost("taken over")
         return inf
 
-    wire.says(throttled(400), 200)
+    wire.says(throttled(4), 200)
     with pytest.raises(LeaseLost):
         client.downgrade(lambda: Selection([LICENSE]), guard)
     assert len(wire.calls) == 1
@@ -75,7 +109,9 @@ def test_the_lease_that_is_lost_while_a_token_is_fetched_stops_the_call(
             raise LeaseLost("taken over")
         return inf
 
-    wire.tokens.insert(0, throttled(400))  # the token is asked for within the call, and waits longer than a lease
+    token = wire.tokens[0]
+    assert isinstance(token, Reply)
+    token.takes = 400.0  # the token is fetched within the call, and may take longer than what is left of a lease
     with pytest.raises(LeaseLost):
         client.downgrade(lambda: Selection([LICENSE]), guard)
     assert wire.calls == []
@@ -103,7 +139,7 @@ class Selector:
     [
         pytest.param([200], [], 0.0, 1, id="the first try"),
         pytest.param([200], [], 30.0, 1, id="a booked rate"),
-        pytest.param([throttled(60), throttled(60), 200], [], 0.0, 3, id="a throttle's pause, twice"),
+        pytest.param([throttled(60), throttled(60), 200], [], 0.0, 3, id="a throttle, twice"),
         pytest.param([503, 200], [], 0.0, 2, id="the wait between tries"),
         pytest.param([Reply(503, {"Retry-After": "60"}), 200], [], 0.0, 2, id="and the one that the LMS asks for"),
         pytest.param([requests.ReadTimeout(), 200], [], 0.0, 2, id="no answer"),
@@ -121,7 +157,7 @@ def test_after_each_wait_the_selection_is_made_anew_and_nothing_older_leaves(
     pace: float,
     asked: int,
 ) -> None:
-    client = LmsClient("https://l", "https://l", "k", "s", patience=PATIENCE, next_call_in=lambda: pace)
+    client = LmsClient("https://l", "https://l", "k", "s", patience=LONG, next_call_in=lambda within: pace)
     wire.says(*script)
     wire.tokens = [*tokens, *wire.tokens]
     select = Selector(clock)
@@ -134,20 +170,29 @@ def test_after_each_wait_the_selection_is_made_anew_and_nothing_older_leaves(
 def test_a_selection_that_grew_old_before_its_first_byte_is_made_anew(
     client: LmsClient, wire: Wire, clock: Clock
 ) -> None:
-    """The process was frozen, or connecting took long: the tries in place take it up."""
-    select = Selector(clock, takes=[2.0, 3600.0])
+    """Connecting took long, say: the tries in place take it up."""
+    select = Selector(clock, takes=[2.0])
     client.downgrade(select, lambda: inf)
-    assert [body["expired_license_uuids"] for body in wire.bodies()] == [[select.made[2][0]]]
+    assert [body["expired_license_uuids"] for body in wire.bodies()] == [[select.made[1][0]]]
     select = Selector(clock, takes=[1.9])
     client.downgrade(select, lambda: inf)
     assert len(select.made) == 1
 
 
-def test_a_selection_that_is_never_fresh_is_never_sent(client: LmsClient, wire: Wire, clock: Clock) -> None:
-    select = Selector(clock, takes=[2.0] * 9)
+@pytest.mark.parametrize(
+    ("takes", "tries"),
+    [
+        pytest.param(2.0, 2, id="each connection is slow: no third try fits in place"),
+        pytest.param(3600.0, 1, id="the process was frozen for an hour: its caller goes on from there"),
+    ],
+)
+def test_a_selection_that_is_never_fresh_is_never_sent(
+    client: LmsClient, wire: Wire, clock: Clock, takes: float, tries: int
+) -> None:
+    select = Selector(clock, takes=[takes] * 9)
     with pytest.raises(Unavailable, match="nothing was sent") as caught:
         client.downgrade(select, lambda: inf)
-    assert (caught.value.reason, wire.calls, len(select.made)) == ("connection_error", [], PATIENCE.tries)
+    assert (caught.value.reason, wire.calls, len(select.made)) == ("too_late", [], tries)
 
 
 def test_a_lease_that_is_short_comes_before_a_selection_that_is_old(client: LmsClient, clock: Clock) -> None:
@@ -293,19 +338,19 @@ def test_what_is_not_a_token_is_never_taken_for_one(client: LmsClient, wire: Wir
 
 
 def test_the_token_endpoint_is_waited_for_like_the_lms(client: LmsClient, wire: Wire) -> None:
-    wire.tokens = [throttled(60), Reply(503), requests.ReadTimeout(), *wire.tokens]
+    wire.tokens = [throttled(1), Reply(503), *wire.tokens]
     downgrade(client)
-    assert (len(wire.token_calls), len(wire.calls)) == (4, 1)
+    assert (len(wire.token_calls), len(wire.calls)) == (3, 1)
 
 
 @pytest.mark.parametrize(
     ("told", "reason", "asked"),
     [
-        pytest.param(Reply(503), "http_503", 4, id="503"),
-        pytest.param(Reply(500), "http_500", 4, id="500"),
-        pytest.param(requests.ConnectionError(), "connection_error", 4, id="no connection"),
-        pytest.param(requests.ReadTimeout(), "timeout", 4, id="no answer"),
-        pytest.param(throttled(601), "throttled", 1, id="throttled for too long"),
+        pytest.param(Reply(503), "http_503", 3, id="503"),
+        pytest.param(Reply(500), "http_500", 3, id="500"),
+        pytest.param(requests.ConnectionError(), "connection_error", 3, id="no connection"),
+        pytest.param(requests.ReadTimeout(), "timeout", 1, id="no answer: its time-out is longer than in_place"),
+        pytest.param(throttled(5), "throttled", 1, id="throttled for as long as in_place"),
     ],
 )
 def test_without_a_token_nothing_is_sent(
@@ -369,5 +414,5 @@ def test_each_kind_of_call_has_its_own_time_out(wire: Wire) -> None:
     client = LmsClient("https://l", "https://a", "k", "s", downgrade_timeout=11, unlink_timeout=22)
     downgrade(client)
     unlink(client)
-    assert [call.timeout for call in wire.calls] == [(10.0, 11), (10.0, 22)]
-    assert [call.timeout for call in wire.token_calls] == [(10.0, 10.0)]
+    assert [call.seconds for call in wire.calls] == [11, 22]
+    assert [call.seconds for call in wire.token_calls] == [10]

@@ -245,3 +245,9 @@ def test_what_is_no_uuid_is_refused_by_name(value: Any) -> None:
         parse_uuid("run_id", value)
     assert str(caught.value) == f"run_id is not a UUID: {value!r}"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["reason", "triggered_by"])
+def test_a_text_that_no_database_takes_is_refused_by_name(name: str) -> None:
+    with pytest.raises(BadArgument, match=rf"^{name}: must not contain a NUL character \(given 'a.x00b'\)$"):
+        parse_request(**{name: "a\0b"})

@@ -38,6 +38,19 @@ def told(pieces: list[Piece]) -> list[tuple[str, bool, float, float]]:
     return [(p.step, p.work, (p.begin - BEGIN) / minute, (p.end - BEGIN) / minute) for p in pieces]
 
 
+def test_a_run_whose_worker_was_lost_is_at_work_only_to_the_end_of_its_lease() -> None:
+    lost = run(Phase.UNLINKING, 0, 0, 1, 2)
+    lost.owner, lost.lease_until = "a worker, process 7", at(5)
+    assert timeline.lost_worker(lost, at(4)) == ""
+    assert told(timeline.pieces(lost, [], at(4)))[-1] == (U, True, 2, 4)
+    said = "its worker was lost (a worker, process 7): its lease ended at 02:05:00 UTC, and reconcile"
+    assert timeline.lost_worker(lost, at(9)).startswith(said)
+    assert told(timeline.pieces(lost, [], at(9)))[-2:] == [(U, True, 2, 5), (U, False, 5, 9)]
+    lost.owner = None
+    assert timeline.lost_worker(lost, at(9)) == ""
+    assert told(timeline.pieces(lost, [], at(9)))[-1] == (U, True, 2, 9)
+
+
 @pytest.mark.parametrize(
     ("made", "retries", "pieces"),
     [

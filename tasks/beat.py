@@ -1,0 +1,44 @@
+"""Beat's scheduler: it begins anew when its schedule file is worthless, because the ledger knows which nights began."""
+
+import shelve
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from celery.beat import PersistentScheduler
+
+from worker.logs import get_logger
+
+log = get_logger(__name__)
+
+
+class Scheduler(PersistentScheduler):
+    """Celery's own, which removes a file that it cannot open, but ends on one whose contents it cannot read."""
+
+    schedule_filename: str
+    persistence: Any
+    _remove_db: Callable[[], None]
+
+    def setup_schedule(self) -> None:
+        """Read the schedule file (Celery's hook); else begin with a new one; else keep the schedule in memory."""
+        try:
+            super().setup_schedule()
+            return
+        except Exception as error:  # each kind of dbm, and pickle, has its own
+            what = "beat begins without its schedule file, which is of no use: nights are known from the ledger"
+            log.warning(what, file=self.schedule_filename, error=repr(error))
+        with suppress(OSError):
+            self._remove_db()
+        try:
+            super().setup_schedule()
+        except Exception as error:
+            remedy = "give --schedule a file that beat may write"
+            log.warning("beat keeps no schedule file", file=self.schedule_filename, error=repr(error), remedy=remedy)
+            self.persistence = _InMemory
+            super().setup_schedule()
+
+
+class _InMemory:
+    @staticmethod
+    def open(*_: Any, **__: Any) -> shelve.Shelf[Any]:
+        return shelve.Shelf({}, writeback=True)

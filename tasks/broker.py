@@ -1,0 +1,100 @@
+"""May we use the broker? Asked by `license-expiry doctor`, and before a worker or beat starts."""
+
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+from amqp.exceptions import IrrecoverableChannelError, IrrecoverableConnectionError, NotAllowed
+from celery.events.event import get_exchange
+from kombu import Consumer, Producer, Queue
+from kombu.exceptions import OperationalError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+
+from worker.errors import Away, Unusable
+
+SECONDS = 5  # for a connection, and for a message to come back
+_OURS: dict[str, Any] = {
+    "durable": False,
+    "auto_delete": True,
+    "expires": 10.0,
+}  # what a queue of ours is, should we not delete it
+_REFUSALS = (
+    *(AuthenticationError, AuthorizationError, ResponseError),
+    *(IrrecoverableConnectionError, IrrecoverableChannelError),
+)
+_REMEDIES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((NoPermissionError,), "give its user the rights that docs/security.md lists (ACL SETUSER)"),
+    ((AuthenticationError, AuthorizationError), "correct the user and the password in CELERY_BROKER_URL"),
+    ((ReadOnlyError, MasterDownError), "let CELERY_BROKER_URL lead to the Redis that takes writes, not to a replica"),
+    ((OutOfMemoryError,), "its memory is full: raise maxmemory in redis.conf, or delete what else is in this Redis"),
+    ((NotAllowed,), "correct the vhost at the end of CELERY_BROKER_URL, or let its user in (set_permissions)"),
+    (
+        (IrrecoverableChannelError,),
+        "correct user and password in CELERY_BROKER_URL, or give its user all rights on the vhost (set_permissions)",
+    ),
+)
+
+
+def check_broker(app: Any, *, listens: bool = True) -> None:
+    """Do what a worker does first: publish a message that expires, and receive it.
+
+    With `listens`, also subscribe to the commands and events that workers send each other. The queues are its own, and
+    are deleted. Raises Unusable when the broker refuses, Away when it does not answer.
+    """
+    with app.connection_for_write() as connection:
+        try:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)
+            _send_and_receive(app, connection, listens)
+        except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
+            cause = error.__cause__ if isinstance(error, OperationalError) and error.__cause__ else error
+            what = f"The broker {connection.as_uri()} cannot be used ({' '.join(str(cause).split()) or 'no answer'})"
+            if isinstance(cause, _REFUSALS):
+                raise Unusable(what, _remedy(cause)) from None
+            raise Away(what, _remedy(cause)) from None
+
+
+def _remedy(error: BaseException) -> str:
+    remedies = (remedy for kinds, remedy in _REMEDIES if isinstance(error, kinds))
+    return next(remedies, "check CELERY_BROKER_URL and the broker")
+
+
+def _send_and_receive(app: Any, connection: Any, listens: bool) -> None:
+    name = f"license_expiry.check.{uuid4()}"
+    heard: list[Any] = []
+    queues = [Queue(name, **_OURS)]
+    if listens:
+        mailbox, events = app.control.mailbox.exchange, get_exchange(connection, app.conf.event_exchange)
+        queues.append(Queue(f"{name}.celery.pidbox", mailbox, **_OURS))
+        queues.append(Queue(f"celeryev.{name}", events, routing_key="worker.#", **_OURS))
+
+    def receive(message: Any) -> None:
+        message.ack()
+        heard.append(message)
+
+    producer = Producer(connection.default_channel)
+    bound = [queue(connection.default_channel) for queue in queues]
+    try:
+        with Consumer(connection.default_channel, bound, on_message=receive):
+            producer.publish({}, routing_key=name)
+            _until(connection, heard, 1)
+            if listens:  # a command for a worker of this name: the others pass it over
+                told = {"method": "ping", "arguments": {}, "destination": [name]}
+                producer.publish(told, exchange=mailbox, declare=[mailbox])
+                _until(connection, heard, 2)
+    finally:
+        for queue in bound:
+            with suppress(Exception):  # it expires
+                queue.delete()
+
+
+def _until(connection: Any, heard: list[Any], count: int) -> None:
+    while len(heard) < count:
+        connection.drain_events(timeout=SECONDS)
