@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from tasks.schedule import latest_night
 from worker.clock import BEAT_AHEAD
 from worker.deps import Deps, get_deps
-from worker.errors import LicenseExpiryError, Unavailable
+from worker.errors import LicenseExpiryError, Paused, Unavailable
 from worker.ledger import nights, order, runs
 from worker.ledger.order import DOWNGRADE, UNLINK, Step
 from worker.logs import get_logger
@@ -119,8 +119,15 @@ def unlink_learners(self: Task[Any, Any], enterprise_customer_uuid: str, run_id:
 
 @shared_task(name="license_expiry.reconcile", base=Trigger, throws=(LicenseExpiryError,))
 def reconcile() -> dict[str, int]:
-    """Resume abandoned runs (a worker died, the broker lost the chain), and start the night that beat missed."""
+    """Resume abandoned runs (a worker died, the broker lost the chain), and start the night that beat missed.
+
+    While everything is paused, it only ends what was stopped, notes the night and shows that beat is running.
+    """
     deps = get_deps()
+    stopped = reconciling.end_stopped_runs(deps)
+    if reconciling.hold_back(deps, _latest_night(deps)):
+        nights.record_heartbeat(deps.database)
+        return {"stopped": stopped, "paused": True}
     try:
         counts = reconciling.republish_stalled_runs(deps, publish)
     finally:  # neither is to keep the other from its work
@@ -128,7 +135,7 @@ def reconcile() -> dict[str, int]:
         late = reconciling.start_overdue_nights(deps, latest, publish) if latest else 0
     postponed = reconciling.start_postponed_runs(deps, publish)
     nights.record_heartbeat(deps.database)
-    return counts | {"nights": late, "postponed": postponed}
+    return counts | {"nights": late, "postponed": postponed, "stopped": stopped}
 
 
 def run_step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
@@ -155,6 +162,7 @@ def _latest_night(deps: Deps, leeway: timedelta = timedelta()) -> datetime | Non
 
 def _start(task: Task[Any, Any], request: Request, *enterprises: UUID, scheduled: bool = False) -> dict[str, Any]:
     deps = get_deps()
+    moment: datetime | None = None
     try:
         moment = _latest_night(deps, BEAT_AHEAD) if scheduled else None
         if moment:
@@ -163,6 +171,10 @@ def _start(task: Task[Any, Any], request: Request, *enterprises: UUID, scheduled
             started = start_runs(deps, request, enterprises, publish)
     except (Unavailable, OperationalError) as error:
         raise task.retry(exc=error, countdown=_BROKER_RETRY_SECONDS * 2**task.request.retries) from error
+    except Paused as reason:
+        if moment is None:
+            raise
+        return {"detail": f"the night of {moment} is noted, and begins later: {reason}", "runs": []}
     if started is None:
         return {"detail": f"the night of {moment} had begun before", "runs": []}
     live = sum(not run.new for run in started)

@@ -12,6 +12,7 @@
     │   ├── BatchRefused       the LMS refuses this batch: split it; a license that stands alone is held
     │   └── RunRefused         the LMS will refuse every call of this run: give up on it
     ├── NotClaimed             another worker has the run, or it is past this step: end quietly
+    ├── Paused                 an operator has paused everything: start nothing
     ├── Stopping               this worker is shutting down: hand the run back
     ├── Stopped                an operator has stopped the run: end it
     └── LeaseLost              another worker took the run over: send nothing, record nothing
@@ -86,6 +87,10 @@ class NotClaimed(LicenseExpiryError):
 
 class LeaseLost(LicenseExpiryError):
     """This claim is no longer the run's newest one, or may not be."""
+
+
+class Paused(LicenseExpiryError):
+    """An operator has paused everything; no run is opened."""
 
 
 class Stopping(LicenseExpiryError):

@@ -2,9 +2,7 @@
 
 import logging
 from dataclasses import asdict, fields, replace
-from getpass import getuser
 from pathlib import Path
-from socket import gethostname
 from typing import Any
 from uuid import UUID
 
@@ -13,24 +11,23 @@ from sqlalchemy.exc import DBAPIError
 
 from worker import logs
 from worker.cli import broker, in_process, tables
-from worker.cli.options import as_json, exiting, narrowing
+from worker.cli.options import as_json, exiting, narrowing, open_database, operator
+from worker.cli.stop import pause, resume, stop
 from worker.cli.watch import live_runs, watch_runs
-from worker.db.engine import cannot_be_used, make_engine
+from worker.db.engine import cannot_be_used
 from worker.db.ledger_tables import Wait
-from worker.db.transactions import Database
 from worker.deps import Deps, make_deps
 from worker.due import forecast
 from worker.due.scope import scope_of
 from worker.errors import Unusable
-from worker.ledger import migrations, order
+from worker.ledger import migrations, order, waits
 from worker.ledger.held import held_licenses
 from worker.ledger.lms_address import set_lms
 from worker.ledger.runs import newest_runs
 from worker.ledger.waits import OUTAGE
 from worker.runs.request import check_against_database, parse_request, unknown_enterprises
 from worker.runs.start import start_runs
-from worker.settings import DatabaseSettings, http_address, load_settings
-from worker.settings_sources import load
+from worker.settings import http_address, load_settings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,10 +44,15 @@ def main() -> None:
     What would be:   license-expiry due
     A night, now:    license-expiry run
     What happened:   license-expiry status; license-expiry held
+    Stop it:         license-expiry pause; license-expiry stop; license-expiry resume
     As pages:        license-expiry serve
     As a file:       license-expiry report --html night.html
     Tab completion:  eval "$(_LICENSE_EXPIRY_COMPLETE=bash_source license-expiry)"   (or zsh_source)
     """  # noqa: D301, click's own mark
+
+
+for command in (stop, pause, resume):
+    main.add_command(command)
 
 
 @main.command("init-db")
@@ -65,7 +67,7 @@ def init_db(lms_url: str | None, as_json: bool) -> int:
 
     For example: license-expiry init-db && license-expiry due
     """
-    _, database = _database(ledger=False)
+    _, database = open_database(ledger=False)
     try:
         address = None if lms_url is None else http_address(lms_url)
     except ValueError as error:
@@ -112,7 +114,7 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
     """  # noqa: D301, click's own mark
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
-    settings, database = _database()
+    settings, database = open_database()
     request = parse_request(**asked)
     as_of = database.now()
     check_against_database(database, request, frozenset(enterprises), as_of)
@@ -182,7 +184,7 @@ def run(
     if approve_unlinks and len(enterprises) != 1:
         raise click.UsageError("--approve-unlinks is for one enterprise: name it with --enterprise.")
     deps = _deps(with_broker=not here)
-    approval = {"approve_unlinks": approve_unlinks, "triggered_by": f"{getuser()} on {gethostname()}"}
+    approval = {"approve_unlinks": approve_unlinks, "triggered_by": operator()}
     request = parse_request(
         dry_run=dry_run, force=force, reason=reason, **asked, **(approval if approve_unlinks else {})
     )
@@ -194,7 +196,8 @@ def run(
     waiting = not no_wait and not here
     runs = watch_runs(deps.database, [run.run_id for run in started], wait=waiting, quiet=as_json)
     status = tables.show_runs(runs, as_json, "Nothing is due.")
-    return 1 if here and any(run.phase not in order.ENDED for run in runs) else status
+    undone = any(run.phase == order.Phase.STOPPED or (here and run.phase not in order.ENDED) for run in runs)
+    return 1 if undone else status
 
 
 @main.command()
@@ -209,15 +212,20 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
 
     For example: license-expiry status --watch
     """
-    _, database = _database()
+    _, database = open_database()
+    pause = database.transact(waits.standing_pause)
+    paused: dict[str, Any] = {"paused": tables.describe_pause(pause)} if pause else {}
+    if not as_json:
+        tables.show_pause(pause)
     if watch:
         watch_runs(database, (), wait=True, quiet=as_json, joining=live_runs(enterprise))
     runs = database.transact(lambda session: newest_runs(session, enterprise))
     if not as_json:
         tables.show_outage(database.transact(lambda session: session.get(Wait, OUTAGE)))
     if enterprise is None:
-        return tables.show_runs(runs, as_json, "There were no runs yet.", "All runs of one: status --enterprise UUID")
-    return tables.show_runs(runs, as_json, f"Enterprise {enterprise} had no runs yet.")
+        hint = "All runs of one: status --enterprise UUID"
+        return tables.show_runs(runs, as_json, "There were no runs yet.", hint, paused)
+    return tables.show_runs(runs, as_json, f"Enterprise {enterprise} had no runs yet.", more=paused)
 
 
 @main.command()
@@ -230,7 +238,7 @@ def held(as_json: bool) -> int:
 
     For example: license-expiry held --json
     """
-    licenses = _database()[1].transact(held_licenses)
+    licenses = open_database()[1].transact(held_licenses)
     if as_json:
         tables.show_json({"held": [tables.describe_held(license) for license in licenses]})
     elif licenses:
@@ -253,7 +261,7 @@ def serve(address: str, port: int) -> int:
     """
     from worker.web import server
 
-    settings, database = _database(level=logging.INFO)
+    settings, database = open_database(level=logging.INFO)
     server.serve(database, settings, address, port, broker.next_night())
     return 0
 
@@ -271,23 +279,13 @@ def report_night(file: str, night: str | None) -> int:
     """  # noqa: D301, click's own mark
     from worker.web import html
 
-    text = html.night_file(_database()[1], night)
+    text = html.night_file(open_database()[1], night)
     if file == "-":
         click.echo(text)
         return 0
     tables.write_file(Path(file), text)
     tables.out.print(f"{file} is written.", markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def _database(ledger: bool = True, level: int = logging.WARNING) -> tuple[DatabaseSettings, Database]:
-    """What a command needs that sends nothing; the database is looked at first, and left when the command ends."""
-    settings = load(DatabaseSettings)
-    logs.configure(settings.LOG_FORMAT, level)
-    database = Database(make_engine(settings.DATABASE_URL))
-    click.get_current_context().call_on_close(database.engine.dispose)
-    database.require_schema(ledger)
-    return settings, database
 
 
 def _deps(*, with_broker: bool) -> Deps:

@@ -1,14 +1,23 @@
-"""The options and the ending that commands share."""
+"""What commands share: options, the ending, the database, and who gives them."""
 
 import functools
+import logging
+import os
 from collections.abc import Callable
+from getpass import getuser
+from socket import gethostname
 from typing import Any
 from uuid import UUID
 
 import click
 
+from worker import logs
 from worker.cli import tables
+from worker.db.engine import make_engine
+from worker.db.transactions import Database
 from worker.errors import LicenseExpiryError
+from worker.settings import DatabaseSettings
+from worker.settings_sources import load
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _NARROWING = (
@@ -43,3 +52,22 @@ def exiting(command: Callable[..., int]) -> Callable[..., None]:
         raise SystemExit(status)
 
     return wrapped
+
+
+def open_database(ledger: bool = True, level: int = logging.WARNING) -> tuple[DatabaseSettings, Database]:
+    """What a command needs that sends nothing; the database is looked at first, and left when the command ends."""
+    settings = load(DatabaseSettings)
+    logs.configure(settings.LOG_FORMAT, level)
+    database = Database(make_engine(settings.DATABASE_URL))
+    click.get_current_context().call_on_close(database.engine.dispose)
+    database.require_schema(ledger)
+    return settings, database
+
+
+def operator() -> str:
+    """Who gives this command, and where: for the ledger."""
+    try:
+        user = getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        user = f"user {os.getuid()}"
+    return f"{user} on {gethostname()}"[:255]

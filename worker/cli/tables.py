@@ -19,7 +19,7 @@ from rich.text import Text
 from worker.db.ledger_tables import HeldLicense, Run, Wait
 from worker.due.forecast import PlanRow
 from worker.errors import Unusable
-from worker.ledger import order
+from worker.ledger import order, waits
 from worker.ledger.runs import COUNTS, describe
 from worker.web.timeline import lost_worker
 
@@ -29,10 +29,13 @@ out = Console()
 err = Console(stderr=True)
 
 
-def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "") -> int:
-    """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to."""
+def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "", more: dict[str, Any] | None = None) -> int:
+    """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to.
+
+    `more` stands in the JSON before the runs.
+    """
     if as_json:
-        show_json({"runs": [describe(run) for run in runs]})
+        show_json((more or {}) | {"runs": [describe(run) for run in runs]})
     elif not runs:
         out.print(none)
     else:
@@ -45,6 +48,19 @@ def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "") -> 
                 out.print(told, markup=False, highlight=False, soft_wrap=True)
     bad = any(run.phase in order.WENT_WRONG or run.licenses_held for run in runs)
     return 1 if bad else 0
+
+
+def show_pause(pause: Wait | None) -> None:
+    """Show the pause that stands, if any, as a line."""
+    if pause:
+        told = waits.told_of_pause(pause)
+        said = f"{told[0].upper()}{told[1:]} (license-expiry resume ends it)"
+        out.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_pause(pause: Wait) -> dict[str, Any]:
+    """A pause as `--json` shows it."""
+    return {"since": pause.since.isoformat(), "by": pause.set_by, "reason": pause.reason}
 
 
 def show_outage(outage: Wait | None) -> None:
@@ -73,10 +89,12 @@ def _when(run: Run) -> Text:
 
 
 def _phase(run: Run) -> Text:
-    style = "green" if run.phase == order.Phase.FINISHED else "red" if run.phase in order.WENT_WRONG else "cyan"
+    styles = {order.Phase.FINISHED: "green", order.Phase.STOPPED: "yellow", **dict.fromkeys(order.WENT_WRONG, "red")}
     retries = f"{run.retries} {'retry' if run.retries == 1 else 'retries'}" if run.retries else ""
+    stopping = "stopping" if run.live and run.stopped_by else ""
     waits = f"waits: {run.waits_for}" if run.live and run.waits_for and not run.owner else ""
-    beneath = filter(None, ("dry run" if run.dry_run else "", retries, waits))
+    beneath = filter(None, ("dry run" if run.dry_run else "", stopping, retries, waits))
+    style = styles.get(order.Phase(run.phase), "cyan")
     return Text.assemble((run.phase, style), ("".join(f"\n{line}" for line in beneath), "dim"))
 
 

@@ -25,18 +25,24 @@ def live_runs(enterprise: UUID | None) -> Select[UUID]:
 
 
 def watch_runs(
-    database: Database, run_ids: Collection[UUID], *, wait: bool, quiet: bool, joining: Select[UUID] | None = None
+    database: Database,
+    run_ids: Collection[UUID],
+    *,
+    wait: bool,
+    quiet: bool,
+    joining: Select[UUID] | None = None,
+    afterwards: str = "The runs go on",
 ) -> Sequence[Run]:
     """Wait until these runs have ended, with a live table on a terminal and a line for each run elsewhere.
 
-    Those that `joining` finds meanwhile are waited for too.
+    Those that `joining` finds meanwhile are waited for too. `afterwards` is told who ends the waiting.
     """
     if not wait:
         return database.transact(lambda session: runs_by_id(session, run_ids))
     try:
         return _wait(_polled(database, set(run_ids), joining), quiet)
     except KeyboardInterrupt:
-        said = "Stopped waiting. The runs go on; see them with: license-expiry status --watch"
+        said = f"Stopped waiting. {afterwards}; see them with: license-expiry status --watch"
         tables.err.print(said, soft_wrap=True)
         raise SystemExit(130) from None
 

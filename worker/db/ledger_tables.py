@@ -174,7 +174,10 @@ class HeldLicense(Ledger):
 
 
 class Night(Ledger):
-    """A scheduled night that has begun; `lease_until` is set until all of its runs are opened, in `tries` tries."""
+    """A scheduled night that has begun; `lease_until` is set until all of its runs are opened, in `tries` tries.
+
+    `ledger.nights` tells what else `tries` of 0 and less mean.
+    """
 
     __tablename__ = "license_expiry_night"
 

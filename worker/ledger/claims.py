@@ -22,7 +22,7 @@ from worker.errors import BadArgument, LeaseLost, NotClaimed, Stopped, Unavailab
 from worker.ledger import confirmations, held, lms_calls, waits
 from worker.ledger.lms_calls import CallTimings
 from worker.ledger.order import ENDED, STEPS, Phase, Step
-from worker.ledger.stalled import QUEUED_SECONDS, is_timely
+from worker.ledger.stalled import QUEUED_SECONDS, end_stopped, is_timely
 
 CHECKED_SECONDS = 0.5
 LONGEST_OWNER = 200  # of the column's 255
@@ -45,7 +45,7 @@ class Claim:
         self._lease_seconds = lease_seconds
         self._recorded = run.recorded
         self._asked, self._until = asked, asked + lease_seconds
-        self._looked = asked  # what all runs wait for
+        self._looked = asked  # what all runs wait for, and whether this one is to end
         self.held_count = 0
         self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as}
 
@@ -122,13 +122,8 @@ class Claim:
 
         self._leave(self._drop_confirmations, **ended, error=error[:500], waits_for=None)
 
-    def stop(self) -> None:
-        """End the run as stopped: an operator has asked for it."""
-        ended = {"phase": Phase.STOPPED, "live": None, "owner": None, "lease_until": None, "ended_at": DatabaseNow()}
-        self._leave(self._drop_confirmations, **ended, waits_for=None)
-
     def release(self) -> None:
-        """Give the run back: its step goes on elsewhere."""
+        """Give the run back: its step goes on elsewhere, or the run ends if it was stopped."""
         self._leave(lambda session: None, owner=None, **_queued())
         self._note({"owner": None})
 
@@ -155,13 +150,17 @@ class Claim:
         confirmations.drop_confirmations(session, self.run.enterprise_customer_uuid)
 
     def _leave(self, last: Callable[[Session], None], **values: Any) -> None:
-        """Set these columns of the run, do `last`, and store the LMS calls of this claim."""
+        """Set these columns of the run, do `last`, and store the LMS calls of this claim.
+
+        A run that was stopped meanwhile, and has not ended by this, ends.
+        """
         calls = self._calls.drain()
 
         def work(session: Session) -> None:
             self._set(session, **values)
             last(session)
             lms_calls.keep_calls(session, self.run, calls)
+            end_stopped(session, Run.id == self.run.id)
 
         self._database.transact(work)
 
@@ -180,9 +179,9 @@ class Claim:
         if changed(session, _going_on(self._lease_seconds), self._ours):
             return
         self._renew(session)
-        stopped_by = session.scalar(select(Run.stopped_by).where(Run.id == self.run.id))
-        if stopped_by is not None:
-            raise Stopped(f"run {self.run.id} was stopped by {stopped_by}")
+        run = session.get_one(Run, self.run.id)
+        if run.stopped_by is not None:
+            raise Stopped(f"run {run.id} was stopped by {run.stopped_by}: {run.stop_reason}")
         if wait := waits.postponement(session):
             raise wait
 
@@ -252,7 +251,8 @@ def claim(
     def work(session: Session) -> tuple[Run | None, str | None]:
         free = or_(Run.owner.is_(None), Run.owner == owner, Run.lease_until < DatabaseNow())
         ready = or_(Run.phase == step.starts_from, (Run.phase == step.runs_as) & free)
-        of_run = update(Run).where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise, ready, is_timely())
+        ready = ready & is_timely() & Run.stopped_by.is_(None)
+        of_run = update(Run).where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise, ready)
         values = {"phase": step.runs_as, "owner": owner, "lease_until": DatabaseNow(lease_seconds), **began}
         claimed = changed(session, of_run.values(fence=Run.fence + 1, **values))
         run = session.get(Run, run_id)
@@ -268,8 +268,12 @@ def claim(
 
 
 def _why_not(session: Session, run: Run) -> str:
+    if run.phase == Phase.STOPPED:
+        return f" by {run.stopped_by}: {run.stop_reason}"
     if run.phase in ENDED:
         return ""
+    if run.stopped_by:
+        return f" and ends: stopped by {run.stopped_by}: {run.stop_reason}"
     if run.owner:
         return f": {run.owner} has it until {run.lease_until}"
     timely = session.scalar(select(Run.id).where(Run.id == run.id, is_timely()))

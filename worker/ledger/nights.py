@@ -1,14 +1,18 @@
 """Scheduled nights: each is begun once, by whoever comes first, and a missed one is found and run late.
 
+One that a pause holds back is noted: its row has no tries, and a lease that has lapsed. After the pause the newest of
+these is begun; older ones are passed over, and so is one with a later night.
+
 A night is begun by inserting its row: the primary key decides between two beats, a beat and `reconcile`, or a
 message that came twice. It has a lease until all of its runs are opened, as a run has.
 """
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -19,14 +23,16 @@ from worker.db.transactions import Database
 
 NIGHT_LEASE_SECONDS = 300
 MAX_TRIES = 6
+PASSED_OVER = -1  # its `tries`
+HELD_BACK = and_(Night.tries == 0, Night.lease_until.is_not(None))
 _ABANDONED = (Night.lease_until < DatabaseNow(), Night.tries < MAX_TRIES)
 
 
 def begin(database: Database, scheduled_for: datetime) -> bool:
     """Begin the night of this moment; return whether this call may open its runs.
 
-    True if the night is new; if its lease has lapsed (at most MAX_TRIES times); or if it was only recorded by
-    `note_and_find_overdue` as the baseline of a new ledger.
+    True if the night is new; if its lease has lapsed (at most MAX_TRIES times); or if it was only recorded, by
+    `note` or as the baseline of a new ledger.
     """
     row = {"scheduled_for": scheduled_for, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(NIGHT_LEASE_SECONDS)}
     try:
@@ -34,7 +40,10 @@ def begin(database: Database, scheduled_for: datetime) -> bool:
         return True
     except IntegrityError:
         again = update(Night).where(Night.scheduled_for == scheduled_for, or_(and_(*_ABANDONED), Night.tries == 0))
-        again = again.values(tries=Night.tries + 1, lease_until=DatabaseNow(NIGHT_LEASE_SECONDS))
+        # Stands before `tries` in the table: MySQL sets one column after the other.
+        opened_at = case((Night.tries == 0, DatabaseNow()), else_=Night.opened_at)
+        values = {"opened_at": opened_at, "lease_until": DatabaseNow(NIGHT_LEASE_SECONDS), "tries": Night.tries + 1}
+        again = again.values(values)
         return database.transact(lambda session: changed(session, again))
 
 
@@ -46,6 +55,26 @@ def opened(database: Database, scheduled_for: datetime) -> None:
 def give_back(database: Database, scheduled_for: datetime) -> None:
     """Let anybody resume this night: not all of its runs could be opened."""
     _set_lease(database, scheduled_for, DatabaseNow(-1))
+
+
+def note(database: Database, scheduled_for: datetime) -> None:
+    """Record that a pause holds this night back, unless it has begun: it is overdue from now on."""
+    row = {"scheduled_for": scheduled_for, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(-1), "tries": 0}
+    try:
+        database.transact(lambda session: session.execute(insert(Night).values(row)))
+    except IntegrityError:
+        known = update(Night).where(Night.scheduled_for == scheduled_for, Night.tries == 0)
+        database.transact(lambda session: session.execute(known.values(lease_until=DatabaseNow(-1))))
+
+
+def note_missed(database: Database, latest: datetime) -> None:
+    """`note` the `latest` scheduled night if it is later than all that are known."""
+    try:
+        newest = database.transact(partial(_newest_known, latest=latest))
+    except IntegrityError:  # another has just recorded it
+        return
+    if newest < latest:
+        note(database, latest)
 
 
 def postponed(database: Database) -> Sequence[Run]:
@@ -74,21 +103,30 @@ def note_and_find_overdue(database: Database, latest: datetime) -> list[datetime
 
     Missed is one that is later than all that are known, so that a changed schedule does not look back. A ledger that
     knows no night is new: the latest one is then recorded, with no tries, as its baseline. Nights of the future, which
-    a wrong clock has begun, are dropped: they are still to come.
+    a wrong clock has begun, are dropped: they are still to come. Of those that a pause has held back, only the newest
+    is found, and only if no night is later: the others are recorded as passed over.
     """
 
     def work(session: Session) -> list[datetime]:
-        session.execute(delete(Night).where(Night.scheduled_for > DatabaseNow(LEEWAY // timedelta(seconds=1))))
+        newest = _newest_known(session, latest)
+        older = update(Night).where(HELD_BACK, Night.scheduled_for < max(newest, latest))
+        session.execute(older.values(tries=PASSED_OVER, lease_until=None))
         found = list(session.scalars(select(Night.scheduled_for).where(*_ABANDONED)))
-        newest = session.scalar(select(func.max(Night.scheduled_for)))
-        if newest is None:
-            session.execute(insert(Night).values(scheduled_for=latest, opened_at=DatabaseNow(), tries=0))
-        return [*found, latest] if newest and newest < latest else found
+        return [*found, latest] if newest < latest else found
 
     try:
         return database.transact(work)
     except IntegrityError:  # another has just recorded it
         return []
+
+
+def _newest_known(session: Session, latest: datetime) -> datetime:
+    """The newest night that is known, those of the future dropped; a new ledger's baseline is recorded first."""
+    session.execute(delete(Night).where(Night.scheduled_for > DatabaseNow(LEEWAY // timedelta(seconds=1))))
+    newest = session.scalar(select(func.max(Night.scheduled_for)))
+    if newest is None:
+        session.execute(insert(Night).values(scheduled_for=latest, opened_at=DatabaseNow(), tries=0))
+    return newest or latest
 
 
 def _set_lease(database: Database, scheduled_for: datetime, until: DatabaseNow | None) -> None:

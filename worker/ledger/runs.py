@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import case, func, insert, or_, select, update
+from sqlalchemy import and_, case, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -40,8 +40,8 @@ def open_runs(
     """Open a run for each of these enterprises, or find the live one that it has; a unique key decides between rivals.
 
     A live one that is not timely is ended first. One that a scheduled night finds, and that is not its own, remembers
-    it as its `night_after`. `request` holds the columns of Run that say what is asked for (dry_run, force, reason,
-    plan_uuids, ...).
+    it as its `night_after`. An enterprise whose run of this night was stopped gets no other. `request` holds the
+    columns of Run that say what is asked for (dry_run, force, reason, plan_uuids, ...).
     """
     ids = {enterprise: uuid4() for enterprise in enterprises}
     asked = {"force": False, "dry_run": False, **request, "scheduled_for": scheduled_for, "phase": Phase.QUEUED}
@@ -71,12 +71,18 @@ def open_runs(
 
 
 def _live_runs(session: Session, ids: dict[UUID, UUID], night: datetime | None) -> dict[UUID, UUID]:
-    """The live runs of these enterprises, and those with these ids: ours, when only the commit's answer was lost."""
+    """The live runs of these enterprises, and those that were stopped in this night.
+
+    Also those with these ids: ours, when only the commit's answer was lost.
+    """
     stalled.end_outdated(session, Run.live.in_(ids))
     if night:  # first, so that none of them ends before it is looked at
         others = or_(Run.scheduled_for.is_(None), Run.scheduled_for != night)
         session.execute(update(Run).where(Run.live.in_(ids), others).values(night_after=night))
     taken = or_(Run.live.in_(ids), Run.id.in_(ids.values()))
+    if night:
+        stopped = (Run.scheduled_for == night, Run.phase == Phase.STOPPED)
+        taken |= and_(Run.enterprise_customer_uuid.in_(ids), *stopped)
     live = session.execute(select(Run.enterprise_customer_uuid, Run.id).where(taken))
     return {row.enterprise_customer_uuid: row.id for row in live}
 

@@ -1,4 +1,4 @@
-"""Live runs that nobody gets on with: found here, to be published again, given up or ended as too old.
+"""Live runs that nobody gets on with: to be published again, given up, or ended as too old or because of a stop.
 
 Also what a clock left behind that was wrong: a lease of the far future is cut short.
 """
@@ -41,6 +41,21 @@ def end_outdated(session: Session, *which: ColumnElement[bool]) -> list[UUID]:
     return [run.id for run in session.scalars(outdated).all() if _end(session, run, _OUTDATED, _free())]
 
 
+def end_stopped(session: Session, *which: ColumnElement[bool]) -> list[UUID]:
+    """End those of these live runs that an operator has stopped, unless a worker is at one; return their ids."""
+    asked = select(Run).where(Run.live.is_not(None), Run.stopped_by.is_not(None), _free(), *which)
+    return [run.id for run in session.scalars(asked).all() if _end_as_stopped(session, run)]
+
+
+def end_lost_stops(database: Database) -> list[UUID]:
+    """End the stopped runs whose worker was lost before it could; return their ids.
+
+    Each has a transaction of its own, as in `release_stalled`.
+    """
+    lost = _live(database, Run.stopped_by.is_not(None) & _free())
+    return [run.id for run in lost if database.transact(partial(_end_as_stopped, run=run))]
+
+
 def release_stalled(database: Database, longest: int) -> tuple[list[Run], list[UUID]]:
     """Take runs whose lease has lapsed from their workers; return those to publish again, and ids of those ended.
 
@@ -52,7 +67,8 @@ def release_stalled(database: Database, longest: int) -> tuple[list[Run], list[U
         database.transact(partial(_shorten, run=run, longest=longest))
     outdated = _live(database, ~is_timely())
     ended = [run.id for run in outdated if database.transact(partial(_end, run=run, why=_OUTDATED, free=_free()))]
-    released = [run for run in _live(database, _lapsed()) if database.transact(partial(_release, run=run))]
+    lapsed = _live(database, _lapsed() & Run.stopped_by.is_(None))
+    released = [run for run in lapsed if database.transact(partial(_release, run=run))]
     again = [run for run in released if run.publications < MAX_PUBLICATIONS]
     return again, ended + [run.id for run in released if run.publications >= MAX_PUBLICATIONS]
 
@@ -80,9 +96,19 @@ def _release(session: Session, run: Run) -> bool:
 
 def _end(session: Session, run: Run, why: str, free: ColumnElement[bool]) -> bool:
     error = why if run.error is None else f"{why}; last: {run.error}"
+    return _end_as(session, run, Phase.ABANDONED, error, free)
+
+
+def _end_as_stopped(session: Session, run: Run) -> bool:
+    # Nor does a night that waits for its end begin then: who stops an enterprise wants it left alone.
+    why = f"stopped by {run.stopped_by}: {run.stop_reason}"
+    return _end_as(session, run, Phase.STOPPED, why, _free(), night_after=None)
+
+
+def _end_as(session: Session, run: Run, phase: Phase, why: str, free: ColumnElement[bool], **more: Any) -> bool:
     values: dict[str, Any] = {"owner": None, "fence": run.fence + 1, "live": None, "lease_until": None}
-    values |= {"phase": Phase.ABANDONED, "error": error[:500], "ended_at": DatabaseNow()}
-    ended = _change(session, run, free, **values)
+    values |= {"phase": phase, "error": why[:500], "ended_at": DatabaseNow(), "waits_for": None}
+    ended = _change(session, run, free, **values, **more)
     if ended:
         confirmations.drop_confirmations(session, run.enterprise_customer_uuid)
     return ended

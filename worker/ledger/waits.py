@@ -15,12 +15,13 @@ from sqlalchemy.orm import Session
 from worker.db.ledger_tables import Retry, Run, Wait
 from worker.db.sql import DatabaseNow, changed
 from worker.db.transactions import Database
-from worker.errors import Postponed, Unavailable
+from worker.errors import Paused, Postponed, Unavailable
 from worker.ledger.order import Step
 from worker.ledger.stalled import MAX_RUN_AGE, QUEUED_SECONDS
 
 OUTAGE, PAUSE = "outage", "pause"
 PAUSED = "paused"
+RESUME = "license-expiry resume ends the pause"
 # How often a step looks whether the pause is over.
 PAUSE_SECONDS = 60
 # No LMS is left alone for longer. What is for later comes from a clock that was wrong.
@@ -40,13 +41,48 @@ def postponement(session: Session) -> Postponed | None:
     if not waits:
         return None
     wait, now = waits[0]
-    since = f"since {wait.since:%Y-%m-%d %H:%M:%S} UTC"
     if wait.kind == PAUSE:
-        what = f"everything is paused {since} by {wait.set_by}: {wait.reason}"
-        return Postponed(PAUSED, what, "license-expiry resume ends the pause", PAUSE_SECONDS)
+        return Postponed(PAUSED, told_of_pause(wait), RESUME, PAUSE_SECONDS)
+    since = f"since {wait.since:%Y-%m-%d %H:%M:%S} UTC"
     assert wait.again_at is not None  # noqa: S101, for the type checker
     seconds = min(max(1.0, (wait.again_at - now).total_seconds()), LONGEST)
     return Postponed(wait.reason, f"all runs wait for the LMS {since}: {wait.error}", "", seconds)
+
+
+def pause(database: Database, set_by: str, reason: str) -> Wait:
+    """Hold everything; return the pause that stands now, which may be one that was set before."""
+
+    def work(session: Session) -> Wait:
+        if not standing_pause(session):
+            row = {"kind": PAUSE, "since": DatabaseNow(), "set_by": set_by, "reason": reason, "tries": 0}
+            session.execute(insert(Wait).values(row))
+        return session.get_one(Wait, PAUSE)
+
+    try:
+        return database.transact(work)
+    except IntegrityError:  # another has set one at the same moment
+        return database.transact(work)
+
+
+def standing_pause(session: Session) -> Wait | None:
+    """The pause that stands now, if any."""
+    return session.get(Wait, PAUSE)
+
+
+def refuse_while_paused(session: Session) -> None:
+    """Raise Paused when everything is paused."""
+    if wait := standing_pause(session):
+        raise Paused(told_of_pause(wait), RESUME)
+
+
+def told_of_pause(wait: Wait) -> str:
+    """A pause in words: since when, by whom, why."""
+    return f"everything is paused since {wait.since:%Y-%m-%d %H:%M:%S} UTC by {wait.set_by}: {wait.reason}"
+
+
+def resume(database: Database) -> Wait | None:
+    """Hold nothing any more; return the pause that stood."""
+    return _end(database, PAUSE)
 
 
 def take_probe(database: Database, seconds: int) -> bool:
@@ -91,11 +127,14 @@ def prolong_outage(database: Database, error: Unavailable, seconds: int) -> None
 
 def end_outage(database: Database) -> Wait | None:
     """Let no run wait for the LMS any more; return the outage that stood."""
+    return _end(database, OUTAGE)
 
+
+def _end(database: Database, kind: str) -> Wait | None:
     def work(session: Session) -> Wait | None:
-        outage = session.get(Wait, OUTAGE)
-        session.execute(delete(Wait).where(Wait.kind == OUTAGE))
-        return outage
+        wait = session.get(Wait, kind)
+        session.execute(delete(Wait).where(Wait.kind == kind))
+        return wait
 
     return database.transact(work)
 

@@ -96,7 +96,7 @@ def _do(deps: Deps, claim: Claim) -> Outcome:
     except LeaseLost as reason:
         return _skip(reason)
     except Stopped as reason:
-        settle(claim.stop)
+        settle(claim.release)
         return _skip(reason)
     except Stopping:
         settle(claim.release)

@@ -4,14 +4,34 @@ from datetime import datetime
 
 from worker.deps import Deps
 from worker.errors import BadArgument
-from worker.ledger import nights
+from worker.ledger import nights, waits
 from worker.ledger.lms_address import check_lms
-from worker.ledger.stalled import release_stalled
+from worker.ledger.stalled import end_lost_stops, release_stalled
 from worker.logs import get_logger
 from worker.runs.request import Request
 from worker.runs.start import Publish, start_runs, start_scheduled_night
 
 log = get_logger(__name__)
+
+
+def end_stopped_runs(deps: Deps) -> int:
+    """End the stopped runs whose worker was lost; return how many."""
+    ended = end_lost_stops(deps.database)
+    for run_id in ended:
+        log.info("run stopped: its worker was lost", run=run_id)
+    return len(ended)
+
+
+def hold_back(deps: Deps, latest: datetime | None) -> bool:
+    """Is everything paused? Then note the `latest` scheduled night, for after the pause, if nobody has begun it."""
+    pause = deps.database.transact(waits.standing_pause)
+    if pause is None:
+        return False
+    check_lms(deps.database, deps.settings.LMS_URL, first=False)
+    if latest:
+        nights.note_missed(deps.database, latest)
+    log.info(waits.told_of_pause(pause))
+    return True
 
 
 def republish_stalled_runs(deps: Deps, publish: Publish) -> dict[str, int]:

@@ -12,8 +12,8 @@ from worker.db.transactions import Database
 from worker.deps import Deps
 from worker.due.enterprises import find_due_enterprises
 from worker.due.scope import scope_of
-from worker.errors import LicenseExpiryError
-from worker.ledger import nights, runs
+from worker.errors import LicenseExpiryError, Paused
+from worker.ledger import nights, runs, waits
 from worker.ledger.lms_address import check_lms
 from worker.logs import get_logger
 from worker.runs.request import Request, check_against_database, unknown_enterprises
@@ -36,8 +36,15 @@ def start_runs(
     enterprises, or a window in the future. An enterprise on the unlink list that license-manager does not know
     gets a failed run with the reason, when all were asked for. `scheduled_for` is the scheduled night that this is.
     Raises Unusable, before anything is written, as `require_schema` does, and when the database is another LMS's.
+    Raises Paused while everything is paused, also halfway.
     """
-    named = frozenset(enterprises)
+    deps.database.transact(waits.refuse_while_paused)
+    return _start_runs(deps, request, frozenset(enterprises), publish, scheduled_for)
+
+
+def _start_runs(
+    deps: Deps, request: Request, named: frozenset[UUID], publish: Publish, scheduled_for: datetime | None
+) -> list[runs.Opened]:
     triggered_at = deps.database.now()
     check_against_database(deps.database, request, named, triggered_at)
     due = _due(deps, request, named, triggered_at)
@@ -47,6 +54,8 @@ def start_runs(
     columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
     started: list[runs.Opened] = []
     for first in range(0, len(due), CHUNK):
+        if first:  # it takes a while to open many
+            deps.database.transact(waits.refuse_while_paused)
         chunk = due[first : first + CHUNK]
         opened = runs.open_runs(deps.database, chunk, triggered_at, scheduled_for, **columns)
         _publish(deps.database, publish, opened)
@@ -59,13 +68,22 @@ def start_runs(
 
 
 def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish) -> list[runs.Opened] | None:
-    """Start the night that is scheduled for this moment, as `start_runs` does; None when it had begun before."""
+    """Start the night that is scheduled for this moment, as `start_runs` does; None when it had begun before.
+
+    Raises Paused, once the night is noted: it is begun after the pause.
+    """
     check_lms(deps.database, deps.settings.LMS_URL, first=False)
+    try:
+        deps.database.transact(waits.refuse_while_paused)
+    except Paused as reason:
+        nights.note(deps.database, scheduled_for)
+        log.info("the night is held back", night=scheduled_for.isoformat(), reason=str(reason))
+        raise
     if not nights.begin(deps.database, scheduled_for):
         log.info("the night had begun before", night=scheduled_for.isoformat())
         return None
     try:
-        started = start_runs(deps, Request(), (), publish, scheduled_for)
+        started = _start_runs(deps, Request(), frozenset(), publish, scheduled_for)
     except Exception:
         log.error("the night could not be opened whole", night=scheduled_for.isoformat())
         nights.give_back(deps.database, scheduled_for)

@@ -20,7 +20,7 @@ from worker.db.license_manager_tables import CustomerAgreement
 from worker.db.sql import DatabaseNow, OneOf
 from worker.db.transactions import Database
 from worker.errors import BadArgument, Unavailable, Unusable
-from worker.ledger import migrations, order, runs, waits
+from worker.ledger import migrations, nights, order, runs, waits
 
 START_FROM_THE_LIST = "start from the list of nights"
 MONTH = timedelta(days=31)
@@ -38,7 +38,10 @@ Names = Mapping[UUID, str]
 
 @dataclass(frozen=True)
 class NightSummary:
-    """A night in numbers. `scheduled` is None for one by hand; `whole` tells that all of its runs were opened."""
+    """A night in numbers. `scheduled` is None for one by hand; `whole` tells that all of its runs were opened.
+
+    `held_back` tells in words what a pause has done to one that was not begun.
+    """
 
     moment: datetime
     scheduled: datetime | None
@@ -54,7 +57,9 @@ class NightSummary:
     learners_protected: int = 0
     licenses_held: int = 0
     retries: int = 0
+    stopped: int = 0
     whole: bool = True
+    held_back: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def one_night(database: Database, key: str | None) -> OneNight:
         of = moment or _newest(session)
         runs = session.scalars(_of_night(select(Run), of).order_by(Run.opened_at, Run.id)).all()
         night = session.get(Night, of)
-        if not runs and not (night and night.tries):
+        if not runs and not (night and night.tries > 0):
             raise BadArgument("The ledger has no night of this moment", START_FROM_THE_LIST)
         retries: dict[UUID, list[Retry]] = {}
         for retry in session.scalars(_of_night(select(Retry).join(Run, Run.id == Retry.run_id), of).order_by(Retry.at)):
@@ -226,21 +231,33 @@ def _nights(session: Session, since: datetime) -> list[NightSummary]:
         "enterprises": func.count(),
         "finished": number(Run.phase == order.Phase.FINISHED),
         "failed": number(Run.phase.in_(order.WENT_WRONG)),
+        "stopped": number(Run.phase == order.Phase.STOPPED),
         "live": number(Run.live.is_not(None)),
         **{name: func.sum(getattr(Run, name)) for name in SUMMED},
     }
     labelled = [column.label(name) for name, column in (columns | numbers).items()]
     begun = session.scalars(select(Night).where(Night.opened_at >= since, Night.tries > 0))
-    nights = {night.scheduled_for: night for night in begun}
+    of = {night.scheduled_for: night for night in begun}
     found = []
     for row in session.execute(select(*labelled).where(Run.opened_at >= since).group_by(_MOMENT)).mappings():
-        night = nights.pop(row["moment"], None)
+        night = of.pop(row["moment"], None)
         whole = night is None or night.lease_until is None
         sums = {name: int(row[name]) for name in numbers}  # some databases' sums are decimals
         found.append(NightSummary(**{**row, **sums}, whole=whole))
-    for moment, night in nights.items():
+    for moment, night in of.items():
         found.append(NightSummary(moment, moment, night.opened_at, whole=night.lease_until is None))
+    found += _held_back(session, since)
     return sorted(found, key=lambda night: night.opened_at, reverse=True)[:MOST_NIGHTS]
+
+
+def _held_back(session: Session, since: datetime) -> list[NightSummary]:
+    """The nights that were not begun because of a pause."""
+    what = {0: "begins after the pause", nights.PASSED_OVER: "passed over: everything was paused"}
+    which = or_(nights.HELD_BACK, Night.tries == nights.PASSED_OVER)
+    return [
+        NightSummary(night.scheduled_for, night.scheduled_for, night.opened_at, held_back=what[night.tries])
+        for night in session.scalars(select(Night).where(which, Night.opened_at >= since))
+    ]
 
 
 def _troubles(since: datetime) -> Select[Run, int]:

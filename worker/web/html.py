@@ -43,6 +43,7 @@ _REASONS = {
 }
 _GROUPS = {
     "failed": "Failed or given up",
+    "stopped": "Stopped by an operator",
     "live": "Live",
     "marked": "Finished, with retries or held licenses",
     "quiet": "Finished without trouble",
@@ -138,8 +139,10 @@ def _night(seen: history.OneNight, alone: bool) -> str:
 def _group(run: Run) -> str:
     if run.phase not in ENDED:
         return "live"
-    if run.phase != Phase.FINISHED:
+    if run.phase in WENT_WRONG:
         return "failed"
+    if run.phase == Phase.STOPPED:
+        return "stopped"
     return "marked" if run.retries or run.licenses_held else "quiet"
 
 
@@ -171,6 +174,8 @@ def _line(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: dateti
 
 def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
     """What is to be read beside a run's line, if anything."""
+    if run.stopped_by and run.phase not in WENT_WRONG:
+        return _note_on_stop(run)
     if run.phase in WENT_WRONG:
         return f"{str(run.phase).capitalize()}: {run.error or 'no reason was kept'}"
     if run.phase == Phase.FINISHED:
@@ -193,6 +198,12 @@ def _wait_of(run: Run, now: datetime) -> str:
     left = "" if run.tries_left is None else f"; tries left: {run.tries_left}"
     until = f"; given up at {run.gives_up_at:%Y-%m-%d %H:%M} if nothing changes" if run.gives_up_at else ""
     return f"; waits: {in_words(run.waits_for)}{again}{left}{until}"
+
+
+def _note_on_stop(run: Run) -> str:
+    what = {Phase.STOPPED: "Stopped", Phase.FINISHED: "Finished before it could be stopped"}
+    begin = what.get(Phase(run.phase), f"{str(run.phase).capitalize()}, ends before its next LMS call: stopped")
+    return f"{begin} by {run.stopped_by}: {run.stop_reason}"
 
 
 def moments(run: Run) -> list[tuple[str, str, datetime | None]]:

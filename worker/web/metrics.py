@@ -42,6 +42,7 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "last_finished_night_timestamp_seconds": ((), "When the newest finished scheduled night finished; 0: none has."),
     "first_night_timestamp_seconds": ((), "Since when the ledger knows of scheduled nights; absent: of none."),
     "last_reconcile_timestamp_seconds": ((), "When reconcile, sent by beat, last ended well."),
+    "paused_since_timestamp_seconds": ((), "Since when an operator has everything paused; 0: nothing is."),
     "live_runs": (("phase",), "Runs that have not ended."),
     "oldest_live_run_age_seconds": ((), "Since how long the oldest live run is open; 0: there is none."),
     "oldest_queued_run_age_seconds": ((), "Since how long the oldest queued run is open; 0: there is none."),
@@ -84,6 +85,7 @@ _MOMENTS: Rows = select(
     _LIVE.where(Run.phase == order.Phase.QUEUED).scalar_subquery(),
     select(Heartbeat.reconciled_at).scalar_subquery(),
     select(func.min(Night.opened_at)).scalar_subquery(),
+    select(Wait.since).where(Wait.kind == waits.PAUSE).scalar_subquery(),
 )
 _UNDONE = select(Run.scheduled_for).where(Run.live.is_not(None), Run.scheduled_for.is_not(None))
 _FINISHED_NIGHT = (
@@ -162,12 +164,13 @@ class Metrics:
 
 def _read(session: Session, since: datetime | None) -> tuple[datetime, Values, Values, Values]:
     """Until when all runs are settled; the sums of those opened from `since` to then, and of later ones; the gauges."""
-    now, live, queued, reconciled, first = session.execute(_MOMENTS).one()
+    now, live, queued, reconciled, first, paused = session.execute(_MOMENTS).one()
     until = min(now - SETTLED, live or now)
     until = max(until, since or until)  # though the clock was put back
     values: Values = {
         ("last_finished_night_timestamp_seconds",): _last_finished_night(session),
         ("last_reconcile_timestamp_seconds",): reconciled.timestamp(),
+        ("paused_since_timestamp_seconds",): paused.timestamp() if paused else 0,
         ("oldest_live_run_age_seconds",): (now - live).total_seconds() if live else 0,
         ("oldest_queued_run_age_seconds",): (now - queued).total_seconds() if queued else 0,
     }

@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened: a retry, held licenses (how many), or the failure of the run."""
+    """Something that happened: a retry, held licenses (how many), or that the run failed or was stopped."""
 
     kind: str
     step: str
@@ -77,7 +77,8 @@ def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
     """The run's segments in order. Empty for runs recorded before step times were stored (migration 0003)."""
     end, waits_since = run.ended_at or now, run.opened_at
     at_work_until = min(end, run.lease_until) if lost_worker(run, now) and run.lease_until else end
-    if getattr(run, order.STEPS[0].began_at) is None and run.phase not in (Phase.QUEUED, Phase.ABANDONED):
+    never_begun = (Phase.QUEUED, Phase.ABANDONED, Phase.STOPPED)
+    if getattr(run, order.STEPS[0].began_at) is None and run.phase not in never_begun:
         return []
     found: list[Piece] = []
     for step in order.STEPS:
@@ -93,11 +94,12 @@ def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
 
 
 def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
-    """The retries of a run, that it failed, and that licenses are held."""
+    """The retries of a run, that it failed or was stopped, and that licenses are held."""
     begun = [step.name for step in order.STEPS if getattr(run, step.began_at)]
     found = [Mark("retry", retry.step, retry.at, retry=retry) for retry in retries]
-    if run.phase in WENT_WRONG:
-        found.append(Mark("failed", begun[-1] if begun else order.STEPS[0].name, run.ended_at or now))
+    if run.phase in (*WENT_WRONG, Phase.STOPPED):
+        kind = "failed" if run.phase in WENT_WRONG else "stopped"
+        found.append(Mark(kind, begun[-1] if begun else order.STEPS[0].name, run.ended_at or now))
     if run.licenses_held:
         found.append(Mark("held", order.STEPS[-1].name, run.ended_at or now, count=run.licenses_held))
     return found

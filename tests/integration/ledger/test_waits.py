@@ -145,14 +145,14 @@ def test_a_run_at_work_sends_nothing_more_once_an_outage_stands(database: Databa
 def test_a_run_at_work_sends_nothing_more_once_it_is_stopped(database: Database) -> None:
     run = open_run(database)
     held = claim(database, run)
-    set_run(database, run, stopped_by="ops@host")
-    with pytest.raises(Stopped, match="was stopped by ops@host"):
+    set_run(database, run, stopped_by="ops@host", stop_reason="a wrong plan")
+    with pytest.raises(Stopped, match="was stopped by ops@host: a wrong plan"):
         held.guard()
     held.record(licenses_downgraded=1)
-    held.stop()
+    held.release()
     ended = run_of(database, run.id)
     assert (ended.phase, ended.live, ended.owner, ended.licenses_downgraded) == (Phase.STOPPED, None, None, 1)
-    with pytest.raises(NotClaimed, match="is stopped"):
+    with pytest.raises(NotClaimed, match="is stopped by ops@host: a wrong plan"):
         claim(database, run, UNLINK)
 
 

@@ -1,0 +1,108 @@
+"""`license-expiry stop`, `pause` and `resume`."""
+
+import unicodedata
+from uuid import UUID
+
+import click
+
+from worker.cli import tables
+from worker.cli.options import as_json, exiting, open_database, operator
+from worker.cli.watch import watch_runs
+from worker.ledger import stops, waits
+from worker.ledger.order import ENDED, Phase
+from worker.ledger.runs import describe
+
+ENDING = "The runs end after their calls in flight"
+REASON_LENGTH = 255  # of the ledger's column
+
+
+def _sentence(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    # Neither a control character nor half of one that is not UTF-8 can be kept by each database and shown by all.
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise click.BadParameter("must be one line of text without control characters.")
+    text = text.strip()
+    if not 1 <= len(text) <= REASON_LENGTH:
+        raise click.BadParameter(f"must have 1 to {REASON_LENGTH} characters.")
+    return text
+
+
+reason = click.option("--reason", required=True, metavar="TEXT", callback=_sentence, help="Why; kept in the ledger.")
+
+
+@click.command()
+@click.argument("run_id", metavar="[RUN]", required=False, type=click.UUID)
+@click.option("--enterprise", type=click.UUID, help="The live run of this customer.")
+@click.option("--all", "every", is_flag=True, help="All live runs.")
+@reason
+@click.option("--no-wait", is_flag=True, help="Do not wait for the runs to end.")
+@as_json
+@exiting
+def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str, no_wait: bool, as_json: bool) -> int:
+    """End live runs before their time, and wait until they have ended. It does not ask whether you are sure.
+
+    Calls in flight are finished and recorded, and nothing is sent after them. What is left is due next night. Exit
+    status: 0 all have ended, 1 some still end.
+
+    \b
+    One run:         license-expiry stop RUN --reason "wrong plan"
+    An enterprise's: license-expiry stop --enterprise UUID --reason "contract extended"
+    A whole night:   license-expiry pause --reason "wrong list"
+                     license-expiry stop --all --reason "wrong list"
+                     license-expiry resume
+    """  # noqa: D301, click's own mark
+    if [run_id is not None, enterprise is not None, every].count(True) != 1:
+        raise click.UsageError("Give one of RUN, --enterprise UUID and --all.")
+    _, database = open_database()
+    if run_id is not None:
+        runs = stops.stop_run(database, run_id, operator(), reason)
+    else:
+        runs = stops.stop_live_runs(database, enterprise, operator(), reason)
+    runs = watch_runs(database, [run.id for run in runs], wait=not no_wait, quiet=as_json, afterwards=ENDING)
+    if as_json:
+        why = ("stopped_by", "stop_reason")
+        tables.show_json({"runs": [describe(run) | {name: getattr(run, name) for name in why} for run in runs]})
+    else:
+        tables.show_runs(runs, as_json, "No run is live.")
+        for run in (run for run in runs if run.phase not in ENDED):
+            said = f"Run {run.id} is stopped by {run.stopped_by}: {run.stop_reason}"
+            tables.err.print(f"{said}. {ENDING}.", markup=False, highlight=False, soft_wrap=True)
+        for run in (run for run in runs if run.phase in ENDED and run.phase != Phase.STOPPED):
+            tables.err.print(f"Run {run.id} is {run.phase}: nothing was left to stop.", soft_wrap=True)
+    return 0 if all(run.phase in ENDED for run in runs) else 1
+
+
+@click.command()
+@reason
+@as_json
+@exiting
+def pause(reason: str, as_json: bool) -> int:
+    """Hold everything until `resume`: no step goes on, no run is started, scheduled nights wait.
+
+    Steps at work stop before their next LMS call. Done again, it changes nothing and tells who has paused.
+
+    For example: license-expiry pause --reason "the LMS is upgraded"
+    """
+    _, database = open_database()
+    standing = waits.pause(database, operator(), reason)
+    tables.show_json({"paused": tables.describe_pause(standing)}) if as_json else tables.show_pause(standing)
+    return 0
+
+
+@click.command()
+@as_json
+@exiting
+def resume(as_json: bool) -> int:
+    """End the pause. Runs go on within a minute or so; the newest night that it held back begins within five.
+
+    For example: license-expiry resume
+    """
+    _, database = open_database()
+    ended = waits.resume(database)
+    if as_json:
+        tables.show_json({"paused": None, "ended": ended and tables.describe_pause(ended)})
+    elif ended:
+        told = waits.told_of_pause(ended).removeprefix("everything is paused")
+        tables.out.print(f"The pause is over: it stood{told}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        tables.out.print("Nothing is paused.")
+    return 0
