@@ -193,9 +193,9 @@ class Settings(DatabaseSettings):
     LEASE_SECONDS: PositiveInt = setting("300", 300)
     """A worker that is silent for this long loses its run to another"""
     TASK_MAX_RETRIES: int = setting("5", 5, ge=0, le=100)
-    """How often a step is tried again when the LMS is unavailable"""
+    """How often a step is tried again when its own calls fail; waiting for an LMS that is away costs none of these"""
     TASK_RETRY_SECONDS: PositiveInt = setting("60", 60)
-    """The wait before the first of these; it doubles each time, up to 15 minutes"""
+    """The wait before the first of these, doubled each time up to 15 minutes; and between probes of an LMS that is away"""
     SEGMENT_KEY: str = setting("(a secret)", "", secret=True)
     """Segment's write key, for license-manager's lifecycle events; none are sent when not set"""
     SEGMENT_INCLUDE_EMAIL: bool = setting("false", False)
