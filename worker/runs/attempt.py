@@ -70,7 +70,8 @@ def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str) 
             if wait := outages.look(deps):
                 seconds = _seconds(deps.settings, wait.retry_after or 0)
                 if run := waits.postpone(deps.database, run_id, step, wait, seconds):
-                    log.info("step waits", seconds=seconds, error=str(wait))
+                    tell = log.debug if run.waits_for == wait.reason else log.info  # once, however often it comes
+                    tell("step waits", seconds=seconds, error=str(wait))
                     left = deps.settings.TASK_MAX_RETRIES - run.tries
                     return Outcome(retry=Retry(seconds, wait, left, run.opened_at + MAX_RUN_AGE))
             lease = deps.settings.LEASE_SECONDS
