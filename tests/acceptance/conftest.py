@@ -3,18 +3,22 @@
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
 from sqlalchemy import Engine
+from support.eventually import eventually
 from support.processes import CELERY, OPERATOR, ROOT, kill_all_of
+from support.runs import rows
 from support.services import create_vhost, delete_vhost, missing
 
 from simulator.data.rows import Data
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
+from worker.db.ledger_tables import Heartbeat
 
 
 @pytest.fixture
@@ -111,6 +115,22 @@ def flower(processes: Processes, environment: Callable[..., None]) -> str:
 def data(engine: Engine) -> Data:
     """Rows for this test's database."""
     return Data(engine)
+
+
+@pytest.fixture
+def reconciled(engine: Engine) -> Callable[[], None]:
+    """Comes back when `reconcile` has been run so often more, from beginning to end."""
+
+    def last() -> datetime | None:
+        [row] = rows(engine, Heartbeat)
+        return cast("datetime | None", row["reconciled_at"])
+
+    def wait(more: int = 3) -> None:
+        for _ in range(more):
+            before = last()
+            eventually(lambda: last() != before, what="reconcile")  # noqa: B023, run at once
+
+    return wait
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

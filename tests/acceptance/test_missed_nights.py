@@ -1,21 +1,19 @@
 """Nights that nobody began, or not to their end, are made good once; two beats begin one night."""
 
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import pytest
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine
 from support.eventually import eventually
-from support.processes import WORKER_SQLITE, kill_all_of, lay, listed, post, runs
+from support.processes import WORKER_SQLITE, a_minute_ago, at, kill_all_of, lay, listed, note_an_older_night, post, runs
 from support.runs import assert_order, rows
 
 from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes
-from worker.db.ledger_tables import Heartbeat, Night
+from worker.db.ledger_tables import Night
 from worker.ledger.order import Phase
 
 # Kills the process that opens a run when two are opened, once.
@@ -46,42 +44,9 @@ worker.ledger.runs.open_runs = open_two_and_die
 """
 
 
-def a_minute_ago() -> datetime:
-    """The whole minute before this one."""
-    return datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=1)
-
-
-def at(moment: datetime) -> dict[str, str]:
-    """The setting that has the night begin at this time of the day."""
-    return {"NIGHTLY_SCHEDULE": f"{moment.minute} {moment.hour} * * *"}
-
-
-def note_an_older_night(engine: Engine, moment: datetime) -> datetime:
-    """A night that was opened to its end, so that the ledger is not a new one."""
-    with engine.begin() as connection:
-        connection.execute(insert(Night).values(scheduled_for=moment, opened_at=moment, tries=1))
-    return moment
-
-
 def nights(engine: Engine) -> list[tuple[datetime, int]]:
     """The nights that are opened to their end, each with the number of tries."""
     return [(row["scheduled_for"], row["tries"]) for row in rows(engine, Night) if row["lease_until"] is None]
-
-
-@pytest.fixture
-def reconciled(engine: Engine) -> Callable[[], None]:
-    """Comes back when `reconcile` has been run so often more, from beginning to end."""
-
-    def last() -> datetime | None:
-        [row] = rows(engine, Heartbeat)
-        return cast("datetime | None", row["reconciled_at"])
-
-    def wait(more: int = 3) -> None:
-        for _ in range(more):
-            before = last()
-            eventually(lambda: last() != before, what="reconcile")  # noqa: B023, run at once
-
-    return wait
 
 
 @WORKER_SQLITE

@@ -7,19 +7,20 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 import requests
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, insert, select
 from sqlalchemy.orm import Session
 
 from simulator.data.rows import DAY, Data
 from simulator.lms.server import Simulator
 from support.runs import assert_order, times_sent
-from worker.db.ledger_tables import Run
+from worker.db.ledger_tables import Night, Run
 from worker.ledger.order import ENDED, Phase
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,23 @@ def lay(data: Data, lms: Simulator, enterprises: int = 1, licenses: int = 6, day
 def listed(*enterprises: UUID) -> dict[str, str]:
     """The setting that has these enterprises' learners unlinked."""
     return {"CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED": ",".join(map(str, enterprises))}
+
+
+def a_minute_ago() -> datetime:
+    """The whole minute before this one."""
+    return datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=1)
+
+
+def at(moment: datetime) -> dict[str, str]:
+    """The setting that has the night begin at this time of the day."""
+    return {"NIGHTLY_SCHEDULE": f"{moment.minute} {moment.hour} * * *"}
+
+
+def note_an_older_night(engine: Engine, moment: datetime) -> datetime:
+    """A night that was opened to its end, so that the ledger is not a new one."""
+    with engine.begin() as connection:
+        connection.execute(insert(Night).values(scheduled_for=moment, opened_at=moment, tries=1))
+    return moment
 
 
 def leases_of(seconds: int) -> dict[str, int]:

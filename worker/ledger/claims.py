@@ -160,7 +160,8 @@ class Claim:
             self._set(session, **values)
             last(session)
             lms_calls.keep_calls(session, self.run, calls)
-            end_stopped(session, Run.id == self.run.id)
+            if "ended_at" not in values:
+                end_stopped(session, Run.id == self.run.id)
 
         self._database.transact(work)
 

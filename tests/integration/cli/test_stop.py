@@ -14,7 +14,7 @@ from simulator.lms.server import Simulator
 from worker.cli import options, watch
 from worker.db.ledger_tables import Run, Wait
 from worker.deps import Deps
-from worker.ledger import waits
+from worker.ledger import claims, waits
 from worker.ledger.order import Phase
 from worker.runs import attempt, steps
 
@@ -149,6 +149,7 @@ def test_a_stopped_run_is_no_failure_to_status_but_its_run_has_not_done_all(
 ) -> None:
     laid = lay(lms, licenses=4)
     stop_at_first_call(deps, monkeypatch)
+    monkeypatch.setattr(claims, "CHECKED_SECONDS", 0.0)  # as half a second later
     result = license_expiry("run", "--here", "--json")
     assert (result.exit_code, runs_of(result)[laid.enterprise]["phase"]) == (1, "stopped")
     assert sent(lms, "downgrade") == []
