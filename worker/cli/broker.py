@@ -48,9 +48,9 @@ def publisher() -> Publish:
     except Unusable as error:
         raise Unusable(error.what, f"{error.remedy}; or use run --here, which needs no broker") from None
 
-    def checked(enterprise: UUID, run_id: UUID) -> None:
+    def checked(enterprise: UUID, run_id: UUID, number: int) -> None:
         try:
-            publish(enterprise, run_id)
+            publish(enterprise, run_id, number)
         except OperationalError as error:
             remedy = (
                 f"check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: reconcile publishes it again. For "
