@@ -23,7 +23,6 @@ from worker.logs import get_logger
 
 log = get_logger(__name__)
 
-_NO_QUEUE = "404"
 SECONDS = 5  # for a connection, and for a message to come back
 _OURS: dict[str, Any] = {
     "durable": False,
@@ -74,11 +73,10 @@ def count_messages(app: Any) -> int | None:
         errors = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)
-            queue = connection.channel().queue_declare(app.conf.task_default_queue, passive=True)
-            return int(queue.message_count)
+            # Not passively: with a global_keyprefix, kombu then finds no queue of a Redis.
+            queue = app.amqp.queues[app.conf.task_default_queue](connection.channel())
+            return int(queue.queue_declare().message_count)
         except errors as error:
-            if str(getattr(error, "reply_code", "")) == _NO_QUEUE:  # it was never used; or it is empty, in a Redis
-                return 0
             log.warning("the broker cannot be asked for its queue: nothing is published again", error=str(error))
             return None
 
