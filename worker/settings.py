@@ -16,6 +16,8 @@ from sqlalchemy.exc import ArgumentError
 from worker.settings_sources import Sourced, WrongValue, load, setting
 
 CONNECT_SECONDS = 10
+STEPS_QUEUE = "license_expiry"
+CONTROL_QUEUE = "license_expiry.control"
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",

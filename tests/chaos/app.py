@@ -29,6 +29,7 @@ shorten(
         "worker.db.engine.LOCK_SECONDS": 2,
         "worker.celery.SHUTDOWN_SECONDS": 5,
         "tasks._BROKER_RETRY_SECONDS": 1,
+        "tasks._OTHER_LEDGER_SECONDS": 1,
     }
 )
 app.conf.beat_schedule["reconcile"]["schedule"] = 1.0
