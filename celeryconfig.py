@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 from celery.schedules import ParseException, crontab
 
 from worker.errors import Unusable, WrongSetting
-from worker.settings import CelerySettings, load_settings
+from worker.settings import CONTROL_QUEUE, STEPS_QUEUE, CelerySettings, load_settings
 from worker.settings_sources import load
 
 
@@ -45,7 +45,11 @@ result_backend = _s.result_backend
 result_expires = 7 * 24 * 3600
 result_extended = True
 imports = ["tasks"]
-task_default_queue = "license_expiry"
+task_default_queue = STEPS_QUEUE
+# What starts runs has a queue and a process of its own (tasks/control.py), for all others may be in a step.
+task_routes = {
+    f"license_expiry.{trigger}": {"queue": CONTROL_QUEUE} for trigger in ("run_nightly", "run_enterprise", "reconcile")
+}
 timezone = _s.TIME_ZONE
 enable_utc = True
 

@@ -2,6 +2,7 @@
 
 import os
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -9,10 +10,11 @@ from celery import Task, chain, current_app, shared_task
 from celery.canvas import Signature
 from kombu.exceptions import OperationalError
 
+from tasks.broker import count_messages
 from tasks.schedule import latest_night
 from worker.clock import BEAT_AHEAD
 from worker.deps import Deps, get_deps
-from worker.errors import LicenseExpiryError, Paused, Unavailable
+from worker.errors import BadArgument, LicenseExpiryError, Paused, Unavailable
 from worker.ledger import nights, order, runs
 from worker.ledger.order import DOWNGRADE, UNLINK, Step
 from worker.logs import get_logger
@@ -24,6 +26,8 @@ from worker.runs.start import start_runs, start_scheduled_night
 log = get_logger(__name__)
 
 _BROKER_RETRY_SECONDS = 30
+_OTHER_LEDGER_SECONDS = 60
+OTHER_LEDGER = "two installations use one Redis database or one vhost: give each one of its own, by CELERY_BROKER_URL"
 
 
 class Trigger(Task[Any, Any]):
@@ -51,18 +55,23 @@ TRIGGER: dict[str, Any] = {
 STEP: dict[str, Any] = {"bind": True, "max_retries": None, "throws": (LicenseExpiryError,)}
 
 
-def build_chain(enterprise: UUID, run_id: UUID) -> Signature[Any]:
+def build_chain(enterprise: UUID, run_id: UUID, number: int, ledger: UUID | None) -> Signature[Any]:
     """The order of this project, from its table: downgrade, then unlink. Published again, it resumes the run."""
-    return chain(*(_signature(step, enterprise, run_id) for step in order.STEPS))
+    return chain(*(_signature(step, enterprise, run_id, number, ledger) for step in order.STEPS))
 
 
-def publish(enterprise: UUID, run_id: UUID) -> None:
-    """Hand a run's chain to the broker. Raises kombu's OperationalError when that does not answer."""
-    build_chain(enterprise, run_id).apply_async()
+def publish(enterprise: UUID, run_id: UUID, number: int, ledger: UUID | None = None) -> None:
+    """Hand a run's chain to the broker, as its message of this number; `ledger` is this process's own by default.
+
+    Raises kombu's OperationalError when the broker does not answer.
+    """
+    build_chain(enterprise, run_id, number, ledger or get_deps().ledger).apply_async()
 
 
-def _signature(step: Step, enterprise: UUID, run_id: UUID) -> Signature[Any]:
-    names = {"enterprise_customer_uuid": str(enterprise), "run_id": str(run_id)}
+def _signature(step: Step, enterprise: UUID, run_id: UUID, number: int | None, ledger: UUID | None) -> Signature[Any]:
+    names: dict[str, Any] = {"enterprise_customer_uuid": str(enterprise), "run_id": str(run_id)}
+    more = {"message_number": number, "ledger": ledger and str(ledger)}
+    names |= {name: value for name, value in more.items() if value is not None}
     return current_app.signature(step.task, kwargs=names, immutable=True)
 
 
@@ -106,15 +115,27 @@ def run_enterprise(
 
 
 @shared_task(name=DOWNGRADE.task, **STEP)
-def downgrade_enrollments(self: Task[Any, Any], enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
+def downgrade_enrollments(
+    self: Task[Any, Any],
+    enterprise_customer_uuid: str,
+    run_id: str,
+    message_number: int | None = None,
+    ledger: str | None = None,
+) -> dict[str, Any]:
     """Do the first step of a run: downgrade the enrollments of licenses whose plan has expired."""
-    return run_step(self, DOWNGRADE, enterprise_customer_uuid, run_id)
+    return run_step(self, DOWNGRADE, enterprise_customer_uuid, run_id, message_number, ledger)
 
 
 @shared_task(name=UNLINK.task, **STEP)
-def unlink_learners(self: Task[Any, Any], enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
+def unlink_learners(
+    self: Task[Any, Any],
+    enterprise_customer_uuid: str,
+    run_id: str,
+    message_number: int | None = None,
+    ledger: str | None = None,
+) -> dict[str, Any]:
     """Do the second step of a run: unlink the learners who are due."""
-    return run_step(self, UNLINK, enterprise_customer_uuid, run_id)
+    return run_step(self, UNLINK, enterprise_customer_uuid, run_id, message_number, ledger)
 
 
 @shared_task(name="license_expiry.reconcile", base=Trigger, throws=(LicenseExpiryError,))
@@ -129,7 +150,7 @@ def reconcile() -> dict[str, int]:
         nights.record_heartbeat(deps.database)
         return {"stopped": stopped, "paused": True}
     try:
-        counts = reconciling.republish_stalled_runs(deps, publish)
+        counts = reconciling.republish_stalled_runs(deps, publish, partial(count_messages, current_app))
     finally:  # neither is to keep the other from its work
         latest = _latest_night(deps)
         late = reconciling.start_overdue_nights(deps, latest, publish) if latest else 0
@@ -138,22 +159,50 @@ def reconcile() -> dict[str, int]:
     return counts | {"nights": late, "postponed": postponed, "stopped": stopped}
 
 
-def run_step(task: Task[Any, Any], step: Step, enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
-    """Do one step of a run as this task; return the run's counts, or why it was skipped."""
-    deps = get_deps()
+def run_step(
+    task: Task[Any, Any],
+    step: Step,
+    enterprise_customer_uuid: str,
+    run_id: str,
+    message_number: int | None = None,
+    ledger: str | None = None,
+) -> dict[str, Any]:
+    """Do one step of a run as this task; return the run's counts, or why it was skipped.
+
+    A message that was posted by hand needs no number and no ledger; one of another ledger goes back to the queue.
+    Raises BadArgument for arguments that cannot be meant.
+    """
+    deps, number = get_deps(), message_number
     enterprise, run = parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid), parse_uuid("run_id", run_id)
+    if number is not None and (type(number) is not int or number < 1):
+        raise BadArgument("message_number must be a number from 1", "leave it out of a task that is posted by hand")
+    if ledger is not None:
+        _check_ledger(task, deps, parse_uuid("ledger", ledger))
     owner = f"{task.request.hostname}, process {os.getpid()}"
-    outcome = attempt(deps, run, enterprise, step, owner)
+    outcome = attempt(deps, run, enterprise, step, owner, number)
     if outcome.retry:
         raise task.retry(exc=_shown(outcome.retry), countdown=outcome.retry.seconds) from outcome.retry.error
     if outcome.more:
-        raise task.replace(_signature(step, enterprise, run))
+        raise task.replace(_signature(step, enterprise, run, number, deps.ledger))
     if outcome.run is None:
         return {"enterprise_customer_uuid": enterprise_customer_uuid, "run_id": run_id, "skipped": outcome.skipped}
     following = order.step_after(step)
     if following and not task.request.chain:  # posted by hand, alone: its run goes on all the same
-        _signature(following, enterprise, run).apply_async()
+        _signature(following, enterprise, run, number, deps.ledger).apply_async()
     return runs.describe(outcome.run)
+
+
+def _check_ledger(task: Task[Any, Any], deps: Deps, ledger: UUID) -> None:
+    """Leave a message that is not of our ledger to its own workers: it comes again in a minute, as often as need be."""
+    try:
+        if deps.ledger in (None, ledger):
+            return
+        what = f"this task is of the ledger {ledger}, and this worker of the ledger {deps.ledger}"
+        error = Unavailable("other_ledger", what, OTHER_LEDGER)
+    except Unavailable as away:
+        error = away
+    log.warning("step could not begin and comes again", error=str(error))
+    raise task.retry(exc=error, countdown=_OTHER_LEDGER_SECONDS)
 
 
 def _latest_night(deps: Deps, leeway: timedelta = timedelta()) -> datetime | None:

@@ -1,4 +1,4 @@
-"""May we use the broker? Asked by `license-expiry doctor`, and before a worker or beat starts."""
+"""May we use the broker? Asked by `license-expiry doctor`, and before a worker or beat starts. And what waits there?"""
 
 from contextlib import suppress
 from typing import Any
@@ -19,6 +19,9 @@ from redis.exceptions import (
 )
 
 from worker.errors import Away, Unusable
+from worker.logs import get_logger
+
+log = get_logger(__name__)
 
 SECONDS = 5  # for a connection, and for a message to come back
 _OURS: dict[str, Any] = {
@@ -59,6 +62,23 @@ def check_broker(app: Any, *, listens: bool = True) -> None:
             if isinstance(cause, _REFUSALS):
                 raise Unusable(what, _remedy(cause)) from None
             raise Away(what, _remedy(cause)) from None
+
+
+def count_messages(app: Any) -> int | None:
+    """How many messages of steps wait in the broker, not counting those that a worker has received.
+
+    None when the broker cannot be asked, which is logged.
+    """
+    with app.connection_for_read() as connection:
+        errors = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
+        try:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)
+            # Not passively: with a global_keyprefix, kombu then finds no queue of a Redis.
+            queue = app.amqp.queues[app.conf.task_default_queue](connection.channel())
+            return int(queue.queue_declare().message_count)
+        except errors as error:
+            log.warning("the broker cannot be asked for its queue: nothing is published again", error=str(error))
+            return None
 
 
 def _remedy(error: BaseException) -> str:

@@ -88,4 +88,4 @@ class HandBack(bootsteps.StartStopStep):
         hand_back()
 
 
-app.steps["worker"].add(HandBack)
+app.steps["worker"].update({HandBack, "tasks.control:ControlProcess", "tasks.control:EndsWithItsWorker"})

@@ -3,12 +3,14 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
+from uuid import UUID
 
 from worker.db.engine import make_engine
 from worker.db.transactions import Database
 from worker.ledger import rate_limit
+from worker.ledger.identity import ledger_id
 from worker.ledger.lms_calls import CallTimings
 from worker.license_manager.plan_history import PlanHistory
 from worker.license_manager.segment import Lifecycle
@@ -35,6 +37,11 @@ class Deps:
     lifecycle: Lifecycle
     slots: HostSlots
     shutdown: Shutdown
+
+    @cached_property
+    def ledger(self) -> UUID | None:
+        """The id of the database's ledger. Raises Unavailable."""
+        return ledger_id(self.database)
 
     def close(self) -> None:
         """Close every connection and end the threads."""

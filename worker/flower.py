@@ -71,7 +71,7 @@ def guard(**_: Any) -> None:
 
 def in_short(task: Any) -> Any:
     """Flower's format_task hook: the arguments as ENTERPRISE/RUN, for its table cuts them after some 45 characters."""
-    text = (task.kwargs or "").strip("{}").replace("'", "")
+    text = re.sub(r", '(message_number|ledger)': [^,}]*", "", task.kwargs or "").strip("{}").replace("'", "")
     task.kwargs = text.replace("enterprise_customer_uuid: ", "").replace(", run_id: ", "/")
     return task
 

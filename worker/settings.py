@@ -16,6 +16,8 @@ from sqlalchemy.exc import ArgumentError
 from worker.settings_sources import Sourced, WrongValue, load, setting
 
 CONNECT_SECONDS = 10
+STEPS_QUEUE = "license_expiry"
+CONTROL_QUEUE = "license_expiry.control"
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -195,7 +197,7 @@ class Settings(DatabaseSettings):
     TASK_MAX_RETRIES: int = setting("5", 5, ge=0, le=100)
     """How often a step is tried again when its own calls fail; waiting for an LMS that is away costs none of these"""
     TASK_RETRY_SECONDS: PositiveInt = setting("60", 60)
-    """The wait before the first of these, doubled each time up to 15 minutes; and between probes of an LMS that is away"""
+    """The wait before the first of these, doubled each time up to 15 minutes; an LMS that is away is asked as often"""
     SEGMENT_KEY: str = setting("(a secret)", "", secret=True)
     """Segment's write key, for license-manager's lifecycle events; none are sent when not set"""
     SEGMENT_INCLUDE_EMAIL: bool = setting("false", False)

@@ -1,5 +1,6 @@
 """Real processes: a broker of the test's own, worker, beat and Flower, and the simulated LMS beside them."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 import redis
 from sqlalchemy import Engine
 from support.eventually import eventually
-from support.processes import CELERY, OPERATOR, ROOT, kill_all_of
+from support.processes import BOTH_QUEUES, CELERY, OPERATOR, ROOT, kill_all_of
 from support.runs import rows
 from support.services import create_vhost, delete_vhost, missing
 
@@ -81,11 +82,19 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def worker(processes: Processes) -> Start:
-    """Starts a real prefork worker and comes back when it is ready; give the concurrency, a name, another app."""
+    """Starts a real prefork worker and comes back when it is ready; give the concurrency, a name, another app.
 
-    def start(concurrency: int = 2, name: str = "worker", app: str = "worker") -> subprocess.Popen[bytes]:
+    It serves both queues, without the process that it would start for the second; with `plain` it is as operators
+    start it.
+    """
+
+    def start(
+        concurrency: int = 2, name: str = "worker", app: str = "worker", plain: bool = False
+    ) -> subprocess.Popen[bytes]:
         command = [*CELERY, app, "worker", "--loglevel=INFO", f"--concurrency={concurrency}", f"--hostname={name}@%h"]
-        return processes.start(name, command, lambda: " ready." in processes.log(name))
+        if not plain:
+            command += BOTH_QUEUES
+        return processes.start(name, command, lambda: re.search(rf"{name}@\S+ ready\.", processes.log(name)))
 
     return start
 

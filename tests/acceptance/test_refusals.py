@@ -11,7 +11,7 @@ import redis
 from sqlalchemy import Engine, make_url
 from support.database_account import SECURITY
 from support.eventually import eventually
-from support.processes import CELERY, ROOT, WORKER_SQLITE, command, lay, listed, read
+from support.processes import BOTH_QUEUES, CELERY, ROOT, WORKER_SQLITE, command, lay, listed, read
 from support.services import POSTGRES_URL
 
 from simulator.data.rows import Data
@@ -80,7 +80,9 @@ def test_a_database_and_a_broker_that_are_away_are_waited_for(
     port = free_port()
     away = f"postgresql://nobody:secret@127.0.0.1:{free_port()}/postgres"
     environment(CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0", DATABASE_URL=away)
-    worker = processes.start("worker", [*CELERY, "worker", "worker", "--loglevel=INFO", "--concurrency=1"])
+    worker = processes.start(
+        "worker", [*CELERY, "worker", "worker", "--loglevel=INFO", "--concurrency=1", *BOTH_QUEUES]
+    )
     eventually(lambda: "Cannot connect to redis" in processes.log("worker"), seconds=60, what="its first try")
     options = ["--port", str(port), "--save", "", "--appendonly", "no", "--dir", str(tmp_path)]
     processes.start("redis", [str(shutil.which("redis-server")), *options], lambda: listens(port))

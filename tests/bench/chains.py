@@ -24,7 +24,7 @@ def per_second(work: Callable[[], int]) -> float:
 def plain(count: int) -> int:
     """Publish so many chains of two tasks."""
     for _ in range(count):
-        tasks.build_chain(uuid4(), uuid4()).apply_async()
+        tasks.build_chain(uuid4(), uuid4(), 1, uuid4()).apply_async()
     return count
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import requests
 from sqlalchemy import Engine, func, make_url, select
+from support.processes import BOTH_QUEUES
 from support.services import SERVERS, create_database, drop_database
 
 from bench.data import lay_down
@@ -105,7 +106,7 @@ def _measured(asked: Asked, folder: Path, engine: Engine, processes: Processes) 
     serve = [sys.executable, "-m", "simulator", "serve", "--port", str(lms), "--database", url]
     simulator = processes.start("lms", [*serve, "--latency", str(asked.latency)], lambda: listens(lms), 600)
     command = [sys.executable, "-m", "celery", "-A", "bench.app", "worker", "--loglevel=INFO"]
-    command += [f"--concurrency={asked.concurrency}"]
+    command += [f"--concurrency={asked.concurrency}", *BOTH_QUEUES]
     worker = processes.start("worker", command, lambda: " ready." in processes.log("worker"))
     server, others = of_server(SERVER[asked.kind]), of_group(simulator.pid)
     idle = of_group(worker.pid)

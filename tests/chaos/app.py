@@ -23,11 +23,13 @@ shorten(
         "worker.lms.transport.CONNECT_TIMEOUT": 1.0,
         "worker.lms.patience.Patience": partial(Patience, first_wait=0.05, in_place=0.5),
         "worker.ledger.stalled.QUEUED_SECONDS": 4,
+        "worker.ledger.waits.PAUSE_SECONDS": 1,
         "worker.ledger.nights.NIGHT_LEASE_SECONDS": 4,
         "worker.db.engine.IDLE_SECONDS": 12,
         "worker.db.engine.LOCK_SECONDS": 2,
         "worker.celery.SHUTDOWN_SECONDS": 5,
         "tasks._BROKER_RETRY_SECONDS": 1,
+        "tasks._OTHER_LEDGER_SECONDS": 1,
     }
 )
 app.conf.beat_schedule["reconcile"]["schedule"] = 1.0

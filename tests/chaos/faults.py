@@ -134,6 +134,11 @@ def _skew(rng: Random, scale: Scale) -> dict[str, Any]:
     return _worker(rng, scale) | {"hours": rng.choice((-1, 1))}
 
 
+def _outage(rng: Random, scale: Scale) -> dict[str, Any]:
+    """The LMS is away for all, or throttles all: for minutes, as long as a lease is in these nights."""
+    return _seconds(1, 8)(rng, scale) | {"status": rng.choice((429, 502, 503, None))}
+
+
 def _step(rng: Random, scale: Scale) -> dict[str, Any]:
     return _pick(3)(rng, scale) | {"step": rng.choice(("unlink_learners", "unlink_learners", "downgrade_enrollments"))}
 
@@ -163,6 +168,9 @@ BY_THE_DRIVER = {
     "trigger_step": _Kind(4, 3, _step),
     "skewed_worker": _Kind(2, 1 if FAKETIME else 0, _skew),
     "forget_tokens": _Kind(2, 2),
+    "outage": _Kind(3, 2, _outage),
+    "pause": _Kind(2, 1, _seconds(1, 6)),
+    "stop": _Kind(2, 2, _pick(1)),
 }
 AT_THE_LMS = {
     "lms_429": _Kind(2, 2, _call(status=429, headers={"Retry-After": "1"})),

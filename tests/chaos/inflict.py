@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -11,6 +13,10 @@ from sqlalchemy.exc import DBAPIError
 
 from chaos.faults import Fault
 from chaos.session import ChaosSession
+from simulator.lms.faults import Fault as LmsFault
+from worker.db.transactions import Database
+from worker.errors import LicenseExpiryError
+from worker.ledger import stops, waits
 from worker.ledger.order import Phase
 
 NEED_NO_SERVER = ("forget_tokens", "worker_term", "skewed_worker", "beat_kill", "two_beats")
@@ -31,7 +37,7 @@ class Inflict:
             return False  # what is frozen or down is not asked for anything
         try:
             return bool(getattr(self, fault.kind)(**fault.detail))
-        except (redis.RedisError, BrokerError, DBAPIError, OSError):
+        except (redis.RedisError, BrokerError, DBAPIError, LicenseExpiryError, OSError):
             return False  # what it needs is away by another fault: it is tried again
 
     def duplicate_message(self, times: int, pick: float) -> bool:
@@ -118,6 +124,36 @@ class Inflict:
 
     def forget_tokens(self) -> bool:
         self.session.lms.forget_tokens()
+        return True
+
+    def outage(self, seconds: float, status: int | None) -> bool:
+        away = LmsFault(status=status, drop=None if status else "before")
+        self.session.lms.lms.faults.insert(0, away)
+        self._later(seconds, partial(self._be_back, away))
+        return True
+
+    def _be_back(self, away: LmsFault) -> None:
+        with suppress(ValueError):  # the night is over
+            self.session.lms.lms.faults.remove(away)
+
+    def pause(self, seconds: float) -> bool:
+        database = Database(self.session.engine)
+        waits.pause(database, "an operator", "a fault of the plan")
+        self._later(seconds, self._resume)
+        return True
+
+    def _resume(self) -> None:
+        try:
+            waits.resume(Database(self.session.engine))
+        except LicenseExpiryError:  # the database is away just now
+            self._later(0.5, self._resume)
+
+    def stop(self, times: int, pick: float) -> bool:
+        live = sorted(self.session.live())
+        if not live:
+            return False
+        enterprise = Random(pick).choice(live)
+        stops.stop_live_runs(Database(self.session.engine), enterprise, "an operator", "a fault of the plan")
         return True
 
     def _post(self, task: str, times: int, **kwargs: Any) -> bool:

@@ -23,7 +23,7 @@ from chaos.timeline import Timeline
 from simulator.lms.journal import Entry
 from simulator.lms.server import Simulator
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
-from worker.ledger.order import Phase
+from worker.ledger.order import ENDED, Phase
 
 __all__ = ["judge", "requests_since", "scan"]
 
@@ -141,7 +141,7 @@ def _nothing_lost(
     if left := due(night.laid_data, engine):
         yield f"Nothing lost: {left} enterprises still have something due"
     for run in night.runs:
-        if run["live"] is not None or run["phase"] not in (Phase.FINISHED, Phase.FAILED, Phase.ABANDONED):
+        if run["live"] is not None or run["phase"] not in ENDED:
             yield f"Nothing lost: run {run['id']} is still live, {run['phase']}"
 
 

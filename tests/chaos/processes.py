@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from support.processes import BOTH_QUEUES
+
 from chaos.faults import FAKETIME
 from chaos.servers import WITH_US
 
@@ -157,7 +159,7 @@ class Processes:
 
     def _worker(self, name: str) -> Member:
         command = [*APP, "worker", "--loglevel=INFO", "--concurrency=2", f"--hostname={name}@chaos"]
-        return Member(name, [*command, "--without-mingle"], b" ready.", self._folder, self._env)
+        return Member(name, [*command, "--without-mingle", *BOTH_QUEUES], b" ready.", self._folder, self._env)
 
     def _beat(self, name: str) -> Member:
         command = [*APP, "beat", "--loglevel=INFO", f"--schedule={self._folder}/{name}-schedule"]

@@ -17,6 +17,9 @@ MEASURED = (
     "redis_restart",
     "database_restart",
     "beat_kill",
+    "outage",
+    "pause",
+    "stop",
 )
 
 

@@ -60,8 +60,9 @@ def _fail(database: Database, run: Run) -> None:
 
 
 def _abandon(database: Database, run: Run) -> None:
+    claim(database, run)
     set_run(database, run, publications=MAX_PUBLICATIONS, lease_until=DatabaseNow(-1))
-    assert stalled.release_stalled(database, LONGEST) == ([], [run.id])
+    assert stalled.release_stalled(database, LONGEST, 0) == ([], [run.id])
 
 
 ENDS = {Phase.FINISHED: end_well, Phase.FAILED: _fail, Phase.ABANDONED: _abandon}

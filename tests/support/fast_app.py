@@ -18,6 +18,7 @@ shorten(
         "worker.lms.patience.Patience": partial(Patience, first_wait=0.05, in_place=0.5),
         "worker.ledger.stalled.QUEUED_SECONDS": 1,
         "worker.ledger.waits.PAUSE_SECONDS": 1,
+        "tasks._OTHER_LEDGER_SECONDS": 1,
         "worker.ledger.nights.NIGHT_LEASE_SECONDS": 5,
     }
 )

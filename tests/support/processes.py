@@ -26,6 +26,8 @@ from worker.ledger.order import ENDED, Phase
 ROOT = Path(__file__).parents[2]
 CELERY = [sys.executable, "-m", "celery", "-A"]
 COMMAND = [sys.executable, "-c", "from worker.cli.main import main; main()"]
+# A worker that starts no process for the second: hundreds are started here.
+BOTH_QUEUES = ["-Q", "license_expiry,license_expiry.control"]
 OPERATOR = ("operator", "secret")
 WORKER_SQLITE = pytest.mark.parametrize("engine_kind", ["sqlite"], indirect=True)
 BOTH_BROKERS = pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)

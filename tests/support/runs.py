@@ -28,7 +28,7 @@ from worker.deps import Deps
 from worker.errors import LicenseExpiryError
 from worker.ledger.order import STEPS, Step, row_of
 from worker.ledger.runs import Opened, open_runs
-from worker.ledger.stalled import release_stalled
+from worker.ledger.stalled import QUEUED_SECONDS, release_stalled
 from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
 from worker.runs import attempt as attempting
 from worker.runs.attempt import Outcome
@@ -203,14 +203,15 @@ def together(count: int, work: Callable[[int], T]) -> list[T | LicenseExpiryErro
 
 def lapse(engine: Engine, run_id: UUID) -> None:
     """Put the end of a run's lease into the past, as if whoever has it had been silent for too long."""
+    past = {"queued_at": DatabaseNow(-1 - QUEUED_SECONDS), "lease_until": DatabaseNow(-1)}
     with engine.begin() as connection:
-        connection.execute(update(Run).where(Run.id == run_id).values(lease_until=DatabaseNow(-1)))
+        connection.execute(update(Run).where(Run.id == run_id).values(past))
 
 
 def take_over(deps: Deps, run_id: UUID) -> None:
     """Let a run be taken from whoever has it, as `reconcile` does when its lease has lapsed."""
     lapse(deps.database.engine, run_id)
-    again, given_up = release_stalled(deps.database, LONGEST)
+    again, given_up = release_stalled(deps.database, LONGEST, 0)
     assert ([run.id for run in again], given_up) == ([run_id], [])
 
 

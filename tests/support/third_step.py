@@ -41,6 +41,6 @@ WORK["survey"] = (lambda *_: True, lambda *_: {})
 
 
 @shared_task(name=SURVEY.task, **tasks.STEP)
-def survey(self: Task[Any, Any], enterprise_customer_uuid: str, run_id: str) -> dict[str, Any]:
+def survey(self: Task[Any, Any], **names: Any) -> dict[str, Any]:
     """Do the third step of a run: nothing."""
-    return tasks.run_step(self, SURVEY, enterprise_customer_uuid, run_id)
+    return tasks.run_step(self, SURVEY, **names)

@@ -36,8 +36,8 @@ def next_night() -> Callable[[datetime], datetime]:
     return partial(following_night, schedule)
 
 
-def publisher() -> Publish:
-    """Return tasks.publish, once the broker has taken a message; raises Unusable."""
+def publisher(ledger: UUID | None) -> Publish:
+    """Return tasks.publish for this ledger, once the broker has taken a message; raises Unusable."""
     from kombu.exceptions import OperationalError
 
     from tasks import publish
@@ -48,9 +48,9 @@ def publisher() -> Publish:
     except Unusable as error:
         raise Unusable(error.what, f"{error.remedy}; or use run --here, which needs no broker") from None
 
-    def checked(enterprise: UUID, run_id: UUID) -> None:
+    def checked(enterprise: UUID, run_id: UUID, number: int) -> None:
         try:
-            publish(enterprise, run_id)
+            publish(enterprise, run_id, number, ledger)
         except OperationalError as error:
             remedy = (
                 f"check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: reconcile publishes it again. For "

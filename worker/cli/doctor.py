@@ -22,20 +22,25 @@ from worker.deps import make_lms_client
 from worker.due import enterprises
 from worker.errors import SeveralWrong, Unusable
 from worker.ledger import migrations
+from worker.ledger.identity import ledger_at
 from worker.lms.patience import Patience
 from worker.runs.request import unknown_enterprises
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
 from worker.settings_sources import load
 
 POOLED_ROUNDS = 5
+NEEDED = ("settings", "database", "ledger", "rights", "broker")  # to know whose the workers on the broker are
+ANSWER_SECONDS = 2.0  # for workers, whose main process is in no step
 NAMED = 3  # the most enterprises that one finding names
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 
 
 def examine() -> list[Finding]:
     """Look at one thing after the other; leave out what depends on something that is wrong."""
-    database, broker = _look("database", DatabaseSettings, _database), _look("broker", CelerySettings, _broker)
-    found = chain(_settings(), database, broker, _look("LMS", Settings, _lms))
+    both = [*_look("database", DatabaseSettings, _database), *_look("broker", CelerySettings, _broker)]
+    if not any(finding.status == "wrong" and finding.subject in NEEDED for finding in both):
+        both += _look("broker", DatabaseSettings, _ledgers)
+    found = chain(_settings(), both, _look("LMS", Settings, _lms))
     return list(dict.fromkeys(found))  # a wrong schedule is met twice
 
 
@@ -222,6 +227,23 @@ def _broker(settings: CelerySettings) -> Iterator[Finding]:
         yield Finding("broker", "ok", f"{connection.as_uri()} takes messages and hands them on")
         if connection.transport.driver_type == "redis":
             yield from _redis(connection.default_channel.client)
+
+
+def _ledgers(settings: DatabaseSettings) -> Iterator[Finding]:
+    """Are the workers that use this broker all of this database? Nothing is said when none answers."""
+    if not settings.CELERY_BROKER_URL:
+        return
+    from tasks import OTHER_LEDGER
+
+    ours = str(ledger_at(settings.DATABASE_URL))
+    answers = celery_app().control.broadcast("license_expiry_ledger", reply=True, timeout=ANSWER_SECONDS) or []
+    ledgers = {host: told["ledger"] for answer in answers for host, told in answer.items() if "ledger" in told}
+    if others := {host: ledger for host, ledger in ledgers.items() if ledger != ours}:
+        named = ", ".join(f"{host} ({ledger})" for host, ledger in sorted(others.items())[:NAMED])
+        what = f"workers of another ledger than this database's ({ours}) take tasks from it: {named}"
+        yield Finding("broker", "warning", what, OTHER_LEDGER)
+    elif ledgers:
+        yield Finding("broker", "ok", f"the {len(ledgers)} workers that answer are of this database's ledger")
 
 
 def _redis(client: Any) -> Iterator[Finding]:

@@ -188,7 +188,7 @@ def run(
     request = parse_request(
         dry_run=dry_run, force=force, reason=reason, **asked, **(approval if approve_unlinks else {})
     )
-    started = start_runs(deps, request, enterprises, (lambda *_: None) if here else broker.publisher())
+    started = start_runs(deps, request, enterprises, (lambda *_: None) if here else broker.publisher(deps.ledger))
     for other in (run for run in started if not run.new):
         tables.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)
     if here:

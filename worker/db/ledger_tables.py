@@ -25,7 +25,8 @@ class Run(Ledger):
     `fence` rises with each claim, `recorded` with each outcome that is recorded. Since then, `publications` counts how
     often the rest of the chain was published anew because a worker was lost, and `tries` how often a step failed.
 
-    `message_number` is that of its newest message, and `queued_at` the moment from which this can be received. While it
+    `message_number` is that of its newest message, and `queued_at` the moment from which this can be received; while
+    nobody has the run its lease ends a fixed time after that, or before it when no message could be sent. While it
     waits, `waits_for` is the reason code; `tries_left` and `gives_up_at` tell when it fails if nothing changes.
     `confirmed_at` is when the LMS last answered a call of it. `stopped_by` and `stop_reason` are set once it is to end.
 

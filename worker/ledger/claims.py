@@ -22,7 +22,7 @@ from worker.errors import BadArgument, LeaseLost, NotClaimed, Stopped, Unavailab
 from worker.ledger import confirmations, held, lms_calls, waits
 from worker.ledger.lms_calls import CallTimings
 from worker.ledger.order import ENDED, STEPS, Phase, Step
-from worker.ledger.stalled import QUEUED_SECONDS, end_stopped, is_timely
+from worker.ledger.stalled import end_stopped, is_newest, is_timely, queued
 
 CHECKED_SECONDS = 0.5
 LONGEST_OWNER = 200  # of the column's 255
@@ -104,7 +104,7 @@ class Claim:
         phase, run = self.step.ends_as, self.run
         last = values | {"phase": phase, "owner": None, "error": None, "waits_for": None, "tries": 0}
         ends = phase in ENDED
-        columns = {"live": None, "lease_until": None} if ends else _queued()
+        columns = {"live": None, "lease_until": None} if ends else queued()
 
         def tidy(session: Session) -> None:
             # A forced run counts by them what it has sent; those of other runs would fill the table all night.
@@ -113,7 +113,7 @@ class Claim:
             if ends and not run.dry_run:
                 held.drop_stale_holds(session, run.enterprise_customer_uuid)
 
-        self._leave(tidy, **last, **columns, **{self.step.ended_at: DatabaseNow()})
+        self._leave(tidy, **columns | last, **{self.step.ended_at: DatabaseNow()})
         self._note(last)
 
     def fail(self, error: str) -> None:
@@ -124,7 +124,7 @@ class Claim:
 
     def release(self) -> None:
         """Give the run back: its step goes on elsewhere, or the run ends if it was stopped."""
-        self._leave(lambda session: None, owner=None, **_queued())
+        self._leave(lambda session: None, **queued())
         self._note({"owner": None})
 
     def wait(self, seconds: int, error: Unavailable, *, tries: int, left: int, gives_up_at: datetime) -> bool:
@@ -133,7 +133,7 @@ class Claim:
         `tries` is how many have failed since it got further, `left` how many are left. `gives_up_at` is when it fails
         if nothing changes. Returns True.
         """
-        given = {"owner": None, "error": str(error)[:500], "waits_for": error.reason, **_queued(seconds)}
+        given = {**queued(seconds), "error": str(error)[:500], "waits_for": error.reason}
         given |= {"tries": tries, "tries_left": left, "gives_up_at": gives_up_at}
 
         def tidy(session: Session) -> None:
@@ -205,11 +205,6 @@ _OURS = update(_RUNS).where(
 )
 
 
-def _queued(seconds: int = 0) -> dict[str, Any]:
-    """The columns of a run whose message can be received in so many seconds."""
-    return {"queued_at": DatabaseNow(seconds), "lease_until": DatabaseNow(seconds + QUEUED_SECONDS)}
-
-
 @cache
 def _renewal(lease_seconds: int) -> Update:
     return _OURS.values(lease_until=DatabaseNow(lease_seconds))
@@ -236,11 +231,13 @@ def claim(
     owner: str,
     lease_seconds: int,
     calls: CallTimings | None = None,
+    message: int | None = None,
 ) -> Claim:
     """Claim a run for a step. Raises NotClaimed with the reason; BadArgument when there is no such run.
 
     `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew; one that is
-    not timely cannot. What `calls` has counted is stored when the step ends.
+    not timely cannot. What `calls` has counted is stored when the step ends. `message` is the number of the message
+    that asks for the step: one that was replaced is refused. Messages that were posted by hand have none.
     """
     began: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
     if step is STEPS[0]:  # stands before it in the table: MySQL sets one column after the other
@@ -252,12 +249,12 @@ def claim(
     def work(session: Session) -> tuple[Run | None, str | None]:
         free = or_(Run.owner.is_(None), Run.owner == owner, Run.lease_until < DatabaseNow())
         ready = or_(Run.phase == step.starts_from, (Run.phase == step.runs_as) & free)
-        ready = ready & is_timely() & Run.stopped_by.is_(None)
-        of_run = update(Run).where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise, ready)
+        of_run = update(Run).where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise)
+        of_run = of_run.where(ready, is_timely(), is_newest(message), Run.stopped_by.is_(None))
         values = {"phase": step.runs_as, "owner": owner, "lease_until": DatabaseNow(lease_seconds), **began}
         claimed = changed(session, of_run.values(fence=Run.fence + 1, **values))
         run = session.get(Run, run_id)
-        return run, None if claimed or run is None else _why_not(session, run)
+        return run, None if claimed or run is None else _why_not(session, run, message)
 
     asked = steady()
     run, why_not = database.transact(work)
@@ -268,13 +265,15 @@ def claim(
     return Claim(database, run, step, lease_seconds, calls, asked)
 
 
-def _why_not(session: Session, run: Run) -> str:
+def _why_not(session: Session, run: Run, message: int | None) -> str:
     if run.phase == Phase.STOPPED:
         return f" by {run.stopped_by}: {run.stop_reason}"
     if run.phase in ENDED:
         return ""
     if run.stopped_by:
         return f" and ends: stopped by {run.stopped_by}: {run.stop_reason}"
+    if message and message < (run.message_number or 1):
+        return f": message {message} was replaced by message {run.message_number}"
     if run.owner:
         return f": {run.owner} has it until {run.lease_until}"
     timely = session.scalar(select(Run.id).where(Run.id == run.id, is_timely()))

@@ -50,7 +50,7 @@ def open_runs(
     def work(session: Session) -> dict[UUID, UUID]:
         found = _live_runs(session, ids, scheduled_for)
         now, until = session.execute(select(DatabaseNow(), DatabaseNow(stalled.QUEUED_SECONDS))).one()
-        asked.update(opened_at=now, lease_until=until)
+        asked.update(opened_at=now, queued_at=now, lease_until=until)
         rows = [
             {"id": run_id, "enterprise_customer_uuid": enterprise, "live": enterprise, **asked}
             for enterprise, run_id in ids.items()
@@ -101,9 +101,9 @@ def record_refusal(
 
 
 def let_lapse(database: Database, run_ids: Collection[UUID]) -> None:
-    """Let the next `reconcile` publish these runs, which were opened and not published."""
-    unclaimed = update(Run).where(Run.id.in_(run_ids), Run.phase == Phase.QUEUED)
-    database.transact(lambda session: session.execute(unclaimed.values(lease_until=DatabaseNow(-1))))
+    """Let the next `reconcile` publish these runs, whose message could not be sent."""
+    unclaimed = update(Run).where(Run.id.in_(run_ids), Run.live.is_not(None), Run.owner.is_(None))
+    database.transact(lambda session: session.execute(unclaimed.values(stalled.UNSENT)))
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from worker.db.sql import DatabaseNow, changed
 from worker.db.transactions import Database
 from worker.errors import Paused, Postponed, Unavailable
 from worker.ledger.order import Step
-from worker.ledger.stalled import MAX_RUN_AGE, QUEUED_SECONDS
+from worker.ledger.stalled import MAX_RUN_AGE, is_newest, queued
 
 OUTAGE, PAUSE = "outage", "pause"
 PAUSED = "paused"
@@ -145,22 +145,25 @@ def answered_since(database: Database, seconds: float) -> bool:
     return bool(database.transact(lambda session: session.scalar(select(recently))))
 
 
-def postpone(database: Database, run_id: UUID, step: Step, wait: Postponed, seconds: int) -> Run | None:
+def postpone(
+    database: Database, run_id: UUID, step: Step, wait: Postponed, seconds: int, message: int | None = None
+) -> Run | None:
     """Record that this run waits before a step, for so many seconds; return it, or None if it is not to wait.
 
-    A run that a worker has does not, nor one that is not ready for the step, nor a dry run for the LMS.
+    A run that a worker has does not, nor one that is not ready for the step, nor a dry run for the LMS. `message` is
+    the number of the message that asks for the step: one that was replaced does not wait either.
     """
 
     def work(session: Session) -> Run | None:
         ready = Run.phase.in_((step.starts_from, step.runs_as))
         free = select(Run).where(Run.id == run_id, ready, Run.owner.is_(None), Run.stopped_by.is_(None))
-        run = session.scalar(free.with_for_update())
+        run = session.scalar(free.where(is_newest(message)).with_for_update())
         if run is None or (run.dry_run and wait.reason != PAUSED):
             return None
         fence = run.fence + 1  # each wait is kept under a number of its own
         new = note_wait(session, run, fence, step, wait.reason, seconds, joined=True)
         values = {"waits_for": wait.reason, "error": str(wait)[:500], "retries": Run.retries + int(new), "fence": fence}
-        values |= {"queued_at": DatabaseNow(seconds), "lease_until": DatabaseNow(seconds + QUEUED_SECONDS)}
+        values |= queued(seconds)
         session.execute(update(Run).where(Run.id == run_id).values(**values, gives_up_at=run.opened_at + MAX_RUN_AGE))
         return run
 

@@ -58,23 +58,25 @@ class Outcome:
     retry: Retry | None = None
 
 
-def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str) -> Outcome:
+def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, message: int | None = None) -> Outcome:
     """Claim a run, do one step of it, and leave the run in a phase that tells the truth, whatever happens.
 
     What cannot be done just now is a Retry in the outcome, until the run's tries are spent. Raises Unavailable and
     RunRefused after the run has failed; BadArgument for an unknown run; Unusable when the database is another LMS's.
+    `message` is the number of the message that asks for the step, if it has one.
     """
     with structlog.contextvars.bound_contextvars(enterprise=str(enterprise), run=str(run_id), step=step.name):
         try:
             check_lms(deps.database, deps.settings.LMS_URL, first=True)
             if wait := outages.look(deps):
                 seconds = _seconds(deps.settings, wait.retry_after or 0)
-                if run := waits.postpone(deps.database, run_id, step, wait, seconds):
-                    log.info("step waits", seconds=seconds, error=str(wait))
+                if run := waits.postpone(deps.database, run_id, step, wait, seconds, message):
+                    tell = log.debug if run.waits_for == wait.reason else log.info  # once, however often it comes
+                    tell("step waits", seconds=seconds, error=str(wait))
                     left = deps.settings.TASK_MAX_RETRIES - run.tries
                     return Outcome(retry=Retry(seconds, wait, left, run.opened_at + MAX_RUN_AGE))
             lease = deps.settings.LEASE_SECONDS
-            claim = claims.claim(deps.database, run_id, enterprise, step, owner, lease, deps.calls)
+            claim = claims.claim(deps.database, run_id, enterprise, step, owner, lease, deps.calls, message)
         except NotClaimed as reason:
             return _skip(reason)
         except Stopping:

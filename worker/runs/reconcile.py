@@ -1,15 +1,17 @@
 """Resumes what was abandoned: runs whose worker died or whose chain was lost, and nights that beat missed."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 from worker.deps import Deps
 from worker.errors import BadArgument
-from worker.ledger import nights, waits
+from worker.ledger import nights, runs, waits
 from worker.ledger.lms_address import check_lms
 from worker.ledger.stalled import end_lost_stops, release_stalled
 from worker.logs import get_logger
 from worker.runs.request import Request
 from worker.runs.start import Publish, start_runs, start_scheduled_night
+from worker.runs.steps import settle
 
 log = get_logger(__name__)
 
@@ -34,22 +36,25 @@ def hold_back(deps: Deps, latest: datetime | None) -> bool:
     return True
 
 
-def republish_stalled_runs(deps: Deps, publish: Publish) -> dict[str, int]:
+def republish_stalled_runs(deps: Deps, publish: Publish, count_messages: Callable[[], int | None]) -> dict[str, int]:
     """Publish the rest of each abandoned chain; return how many were published and how many given up.
 
-    Raises what a publication raised, after the others were tried; Unusable when the database is another LMS's.
+    `count_messages` says how many messages wait in the broker's queue of steps, None when the broker cannot be asked:
+    nothing is published then. Raises what a publication raised, after the others were tried; Unusable when the
+    database is another LMS's.
     """
     check_lms(deps.database, deps.settings.LMS_URL, first=False)
-    again, given_up = release_stalled(deps.database, longest=deps.settings.TASK_TIME_LIMIT_SECONDS)
+    messages = count_messages()  # before the ledger: what is received in between is seen there
+    again, given_up = release_stalled(deps.database, deps.settings.TASK_TIME_LIMIT_SECONDS, messages)
     failure: Exception | None = None
     for run in again:
-        log.warning(
-            "taking up a run that was let down", enterprise=run.enterprise_customer_uuid, run=run.id, phase=run.phase
-        )
+        names = {"enterprise": run.enterprise_customer_uuid, "run": run.id, "message": run.message_number}
+        log.warning("publishing a run again", **names, phase=run.phase, lost=run.owner or "its message")
         try:
-            publish(run.enterprise_customer_uuid, run.id)
+            publish(run.enterprise_customer_uuid, run.id, run.message_number)
         except Exception as error:
             failure = error
+            settle(runs.let_lapse, deps.database, [run.id])
     for run_id in given_up:
         log.error("run ended: license-expiry status tells why", run=run_id)
     if failure:

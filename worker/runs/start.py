@@ -23,8 +23,8 @@ log = get_logger(__name__)
 # This many runs are opened at once, then published, so that the first ones need not wait for the others.
 CHUNK = 100
 
-Publish = Callable[[UUID, UUID], None]
-"""Publishes the chain of an enterprise's run: (enterprise customer UUID, run id)."""
+Publish = Callable[[UUID, UUID, int], None]
+"""Publishes the chain of an enterprise's run: (enterprise customer UUID, run id, the number of its message)."""
 
 
 def start_runs(
@@ -109,7 +109,7 @@ def _publish(database: Database, publish: Publish, opened: Sequence[runs.Opened]
     try:
         for run in opened:
             if run.new:
-                publish(run.enterprise, run.run_id)
+                publish(run.enterprise, run.run_id, 1)
                 left.remove(run.run_id)
             log.info("run opened" if run.new else "has a live run already", enterprise=run.enterprise, run=run.run_id)
     except Exception:

@@ -69,7 +69,7 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     assert sum(events(engine, UNLINKED_EVENT).values()) == 4
     assert processed(engine) == {done}
     nights.record_heartbeat(deps.database)
-    assert stalled.release_stalled(deps.database, LONGEST) == ([], [])
+    assert stalled.release_stalled(deps.database, LONGEST, 0) == ([], [])
     assert history.one_run(deps.database, run.id)
     assert history.one_night(deps.database, None)
     assert history.overview(deps.database)

@@ -142,7 +142,7 @@ def lose_by_claim(database: Database, run: Run) -> None:
 
 def lose_by_reconcile(database: Database, run: Run) -> None:
     lapse(database.engine, run.id)
-    stalled.release_stalled(database, LONGEST)
+    stalled.release_stalled(database, LONGEST, 0)
 
 
 def lose_by_next_step(database: Database, run: Run) -> None:

@@ -58,7 +58,7 @@ def test_a_worker_of_another_lms_sends_nothing_and_records_nothing(
             return start_scheduled_night(deps, deps.database.now(), publish)
         if what == "a step":
             return attempt(deps, laid.enterprise, opened.run_id, DOWNGRADE)
-        return reconcile.republish_stalled_runs(deps, publish)
+        return reconcile.republish_stalled_runs(deps, publish, lambda: 0)
 
     with pytest.raises(Unusable) as caught:
         begin(staging)

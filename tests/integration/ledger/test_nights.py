@@ -134,13 +134,13 @@ def test_one_that_cannot_be_published_keeps_no_other_from_it(lms: Simulator, mak
         lapse_run(deps.database.engine, run_id)
     tried: list[UUID] = []
 
-    def publish(_: UUID, run_id: UUID) -> None:
+    def publish(_: UUID, run_id: UUID, number: int) -> None:
         tried.append(run_id)
         if len(tried) == 1:
             raise ConnectionError("the broker is away")
 
     with pytest.raises(ConnectionError):
-        reconcile.republish_stalled_runs(deps, publish)
+        reconcile.republish_stalled_runs(deps, publish, lambda: 0)
     assert sorted(tried) == sorted(runs)
 
 
@@ -152,7 +152,7 @@ def test_a_missed_night_is_made_good_once_however_many_were_missed(
     deps = make_test_deps(**unlinking(first.enterprise, second.enterprise))
     published: list[UUID] = []
 
-    def publish(enterprise: UUID, _: UUID) -> None:
+    def publish(enterprise: UUID, *_: Any) -> None:
         published.append(enterprise)
 
     assert reconcile.start_overdue_nights(deps, LAST_NIGHT - timedelta(days=30), publish) == 0
@@ -176,12 +176,12 @@ def test_a_night_that_could_not_be_opened_whole_is_gone_on_with(
     deps = make_test_deps()
     published: list[UUID] = []
 
-    def publish(enterprise: UUID, _: UUID) -> None:
+    def publish(enterprise: UUID, *_: Any) -> None:
         if len(published) == 1:
             raise error
         published.append(enterprise)
 
-    def publish_all(enterprise: UUID, _: UUID) -> None:
+    def publish_all(enterprise: UUID, *_: Any) -> None:
         published.append(enterprise)
 
     with pytest.raises(type(error)):
@@ -191,7 +191,7 @@ def test_a_night_that_could_not_be_opened_whole_is_gone_on_with(
     assert {each.enterprise for each in started} == enterprises
     assert len(rows(engine, Run)) == 3, "and opens no second run of anybody"
     assert {row["scheduled_for"] for row in rows(engine, Run)} == {TONIGHT}, "they are of one night"
-    reconcile.republish_stalled_runs(deps, publish_all)
+    reconcile.republish_stalled_runs(deps, publish_all, lambda: 7)
     assert sorted(published) == sorted(enterprises), "those whose messages were not sent are published by reconcile"
     assert start.start_scheduled_night(deps, TONIGHT, publish_all) is None
 
@@ -237,7 +237,7 @@ def test_a_run_that_is_less_than_a_night_does_not_cost_its_enterprise_the_night(
     run_id = open_one(deps, laid.enterprise, **asked)
     sent: list[UUID] = []
     night = deps.database.now().replace(microsecond=0)
-    started = start.start_scheduled_night(deps, night, lambda _, run_id: sent.append(run_id))
+    started = start.start_scheduled_night(deps, night, lambda _, run_id, number: sent.append(run_id))
     assert ([each.new for each in started or ()], sent) == ([False], [])
     if "expired_before" in asked:  # what it leaves
         data = Data(deps.database.engine, seed=2)
@@ -245,7 +245,7 @@ def test_a_run_that_is_less_than_a_night_does_not_cost_its_enterprise_the_night(
         ready(data, lms)
     assert reconcile.start_postponed_runs(deps, lambda *_: None) == 0, "it is still live"
     finish(deps, laid.enterprise, run_id)
-    assert reconcile.start_postponed_runs(deps, lambda _, run_id: sent.append(run_id)) == 1
+    assert reconcile.start_postponed_runs(deps, lambda _, run_id, number: sent.append(run_id)) == 1
     assert reconcile.start_postponed_runs(deps, lambda *_: None) == 0
     [own] = [run_of(deps.database, each) for each in sent]
     assert (own.scheduled_for, own.dry_run, own.expired_before) == (night, False, None)

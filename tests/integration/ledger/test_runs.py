@@ -72,7 +72,7 @@ def test_a_refusal_is_a_failed_run_that_stands_in_nobodys_way(database: Database
     assert (run.phase, run.live, run.error, run.lease_until) == (Phase.FAILED, None, "no agreement", None)
     assert run.ended_at is not None
     assert opened_run(database, enterprise, AS_OF).new
-    assert stalled.release_stalled(database, LONGEST) == ([], [])
+    assert stalled.release_stalled(database, LONGEST, 0) == ([], [])
 
 
 @ON_EACH

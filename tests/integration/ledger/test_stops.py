@@ -131,7 +131,7 @@ def test_one_whose_worker_is_lost_meanwhile_is_ended_and_never_published(databas
     lapse(engine, other.id)
     with pytest.raises(NotClaimed, match="and ends: stopped by ops on host"):
         claim(database, run)
-    again, given_up = stalled.release_stalled(database, LONGEST)
+    again, given_up = stalled.release_stalled(database, LONGEST, 0)
     assert ([run.id for run in again], given_up) == ([other.id], [])
     assert stalled.end_lost_stops(database) == [run.id]
     assert_stopped(run_of(database, run.id))

@@ -213,7 +213,7 @@ def test_a_run_that_waited_for_20_hours_is_ended_and_its_reason_told(lms: Simula
     waits.begin_outage(deps.database, Unavailable("http_503", "away"), 60)
     comes_again(deps, laid, run_id)
     set_run(deps.database, run_of(deps.database, run_id), opened_at=deps.database.now() - timedelta(hours=21))
-    release_stalled(deps.database, LONGEST)
+    release_stalled(deps.database, LONGEST, 0)
     ended = run_of(deps.database, run_id)
     assert ended.phase == Phase.ABANDONED
     assert "more than 20 hours ago" in str(ended.error)

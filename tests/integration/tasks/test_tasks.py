@@ -20,6 +20,7 @@ from support.runs import (
     Make,
     batches_of,
     finish,
+    lapse,
     lay,
     let_waits_pass,
     open_one,
@@ -123,7 +124,7 @@ def test_the_waits_before_retries_double_and_are_used_up(queue: Queue, lms: Simu
     deps = wired(TASK_RETRY_SECONDS=60, TASK_MAX_RETRIES=3, **unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
     lms.faults(Fault(kind="downgrade", enterprise=str(laid.enterprise), status=503))  # of this one alone
-    tasks.publish(laid.enterprise, run_id)
+    tasks.publish(laid.enterprise, run_id, 1)
     message = queue.take()
     for number, wait in enumerate((60, 120, 240), start=1):
         let_waits_pass(deps.database)
@@ -155,7 +156,7 @@ def test_a_retry_comes_when_the_lms_asks_for_it_up_to_a_cap(
     limits = {"VISIBILITY_TIMEOUT_SECONDS": 4200, "TASK_TIME_LIMIT_SECONDS": 3000}
     deps = wired(TASK_RETRY_SECONDS=60, TASK_MAX_RETRIES=5, **limits)
     lms.faults(Fault(kind="downgrade", status=503, headers={"Retry-After": str(asked)}))
-    tasks.publish(laid.enterprise, open_one(deps, laid.enterprise))
+    tasks.publish(laid.enterprise, open_one(deps, laid.enterprise), 1)
     assert queue.next().state == "RETRY"
     assert least - 10 <= seconds_ahead(queue.take()) <= most + 1
 
@@ -165,7 +166,7 @@ def test_a_retry_says_why_and_when_and_keeps_the_rest_of_its_chain(queue: Queue,
     deps = wired(TASK_MAX_RETRIES=5, **unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
     lms.faults(Fault(kind="downgrade", status=503, times=3))
-    tasks.publish(laid.enterprise, run_id)
+    tasks.publish(laid.enterprise, run_id, 1)
     shown = queue.next().result
     assert f"{shown!r}".startswith("the LMS answered 503: look at the LMS; comes again at 20")
     assert re.search(r" UTC; tries left: 4, given up at 20\S+ \S+ if nothing changes \[http_503\]$", f"{shown!r}")
@@ -203,7 +204,7 @@ def test_each_message_of_a_chain_may_come_twice(queue: Queue, lms: Simulator, wi
     laid = lay(lms, licenses=4)
     deps = wired(**batches_of(2), **unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
-    tasks.publish(laid.enterprise, run_id)
+    tasks.publish(laid.enterprise, run_id, 1)
     told = []
     while not queue.empty():
         message = queue.take()
@@ -280,7 +281,7 @@ def test_a_step_whose_time_slice_is_over_is_posted_again_with_its_chain(
     laid = lay(lms, licenses=4)
     deps = wired(**batches_of(2), **unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
-    tasks.publish(laid.enterprise, run_id)
+    tasks.publish(laid.enterprise, run_id, 1)
     with monkeypatch.context() as patch:
         patch.setattr("worker.runs.attempt.SLICE_SECONDS", 0)
         queue.next()
@@ -290,3 +291,59 @@ def test_a_step_whose_time_slice_is_over_is_posted_again_with_its_chain(
         assert message.headers["task"] == step.task
         assert queue.carry_out(message).state == "SUCCESS"
     assert run_of(deps.database, run_id).phase == Phase.FINISHED
+
+
+# The number of a message
+
+
+def number_of(message: Message) -> Any:
+    _, given, _ = message.decode()
+    return given.get("message_number")
+
+
+def test_a_message_that_was_replaced_does_nothing(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(**unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    tasks.publish(laid.enterprise, run_id, 1)
+    lapse(deps.database.engine, run_id)
+    tasks.reconcile.apply_async()
+    first, reconcile = queue.take(), queue.take()
+    assert queue.carry_out(reconcile).result["published"] == 1
+    refused = queue.carry_out(first).result["skipped"]
+    assert refused == f"run {run_id} is queued: message 1 was replaced by message 2"
+    assert lms.journal.entries == []
+    downgrade, unlink_of_first = queue.take(), queue.take()
+    assert [number_of(each) for each in (downgrade, unlink_of_first)] == [2, 1]
+    assert queue.carry_out(downgrade).result["phase"] == Phase.DOWNGRADED
+    assert "was replaced by message 2" in queue.carry_out(unlink_of_first).result["skipped"]
+    unlink = queue.take()
+    assert number_of(unlink) == 2
+    assert queue.carry_out(unlink).result["phase"] == Phase.FINISHED
+    assert queue.empty()
+
+
+@pytest.mark.parametrize("why", ["its slice is over", "the LMS is away"])
+def test_a_step_that_comes_again_keeps_the_number_of_its_message(
+    why: str, queue: Queue, lms: Simulator, wired: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(TASK_MAX_RETRIES=5, **unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    tasks.publish(laid.enterprise, run_id, 4)
+    if why == "the LMS is away":
+        lms.faults(Fault(kind="downgrade", status=503))
+    else:
+        monkeypatch.setattr("worker.runs.attempt.SLICE_SECONDS", 0)
+    queue.next()
+    assert number_of(queue.take()) == 4
+
+
+@pytest.mark.parametrize("number", ["1", 0, -3, True, 1.5])
+def test_a_number_that_cannot_be_one_fails_at_once(number: Any, queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    run_id = open_one(wired(), laid.enterprise)
+    tasks.downgrade_enrollments.apply_async(kwargs=names(laid, run_id) | {"message_number": number})
+    told = queue.next()
+    assert (told.state, "message_number must be a number from 1" in str(told.result)) == ("FAILURE", True)
+    assert queue.empty()

@@ -43,6 +43,9 @@ def test_a_step_has_its_work_and_its_task(step: Step) -> None:
 
 
 def test_the_chain_is_the_table() -> None:
-    built: Any = tasks.build_chain(UUID(int=1), UUID(int=2))
+    built: Any = tasks.build_chain(UUID(int=1), UUID(int=2), 3, UUID(int=4))
     assert [task["task"] for task in built.tasks] == [step.task for step in STEPS]
     assert all(task["immutable"] for task in built.tasks)
+    assert {(task["kwargs"]["message_number"], task["kwargs"]["ledger"]) for task in built.tasks} == {
+        (3, str(UUID(int=4)))
+    }

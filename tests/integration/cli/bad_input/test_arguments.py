@@ -312,7 +312,7 @@ def test_a_broker_that_goes_away_while_runs_are_published_is_told(
 ) -> None:
     """The one run that is open by then is found by `reconcile`, or by the next `run --here`."""
 
-    def publish(*_: UUID) -> None:
+    def publish(*_: object) -> None:
         raise OperationalError("Error 111 connecting to 127.0.0.1:6379. Connection refused.")
 
     set_up(CELERY_BROKER_URL="memory://")

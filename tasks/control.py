@@ -1,0 +1,125 @@
+"""The process that serves the queue of triggers and `reconcile`, for all others of a worker may be in a step.
+
+It is a worker of its own, with one process, which the worker starts, starts again when it has ended, and ends with
+itself. A worker whose queues are named on its command line (-Q) starts none.
+
+Besides, what a worker answers when `license-expiry doctor` asks for its ledger.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import cache
+from typing import Any
+
+import click
+from celery import bootsteps
+from celery.worker.control import inspect_command
+
+from worker.celery import hand_back
+from worker.ledger.identity import ledger_at
+from worker.logs import get_logger
+from worker.settings import CONTROL_QUEUE, load_settings
+
+log = get_logger(__name__)
+
+_WORKER = "LICENSE_EXPIRY_WORKER"  # the id of the process that has started this one
+_LOOK_SECONDS = 5.0
+_ORPHAN_SECONDS = 1.0
+
+
+class ControlProcess(bootsteps.StartStopStep):
+    """Starts and ends that process (a step of the worker's start; the methods are Celery's hooks)."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def __init__(self, worker: Any, **_: Any) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._command: list[str] = []
+        self._closing = False
+
+    def include_if(self, worker: Any) -> bool:
+        """Only in a worker that was started by `celery worker`, with no queues named."""
+        context = click.get_current_context(silent=True)
+        return context is not None and context.info_name == "worker" and not context.params["queues"]
+
+    def start(self, worker: Any) -> None:
+        """Start it, and look after it from now on."""
+        self._command = _command(worker, click.get_current_context())
+        self._begin()
+        worker.timer.call_repeatedly(_LOOK_SECONDS, self._tend)
+
+    def close(self, worker: Any) -> None:
+        """Tell it to end: this worker begins to."""
+        self._closing = True
+        if self._process is not None:
+            self._process.terminate()
+
+    def stop(self, worker: Any) -> None:
+        """Wait until it has ended, no longer than for all that ends with this worker (`hand_back`)."""
+        if self._process is not None:
+            self._process.wait()
+
+    def terminate(self, worker: Any) -> None:
+        """As `stop`: `close` was called before."""
+        self.stop(worker)
+
+    def _begin(self) -> None:
+        environment = os.environ | {_WORKER: str(os.getpid())}
+        self._process = subprocess.Popen(  # noqa: S603, our own command
+            self._command, stdin=subprocess.DEVNULL, env=environment
+        )
+
+    def _tend(self) -> None:
+        if self._process is not None and self._process.poll() is not None and not self._closing:
+            log.warning("the control process has ended: started again", status=self._process.returncode)
+            self._begin()
+
+
+class EndsWithItsWorker(bootsteps.Step):
+    """Ends that process when the worker that has started it is gone, were it by SIGKILL."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def include_if(self, worker: Any) -> bool:
+        """Only in that process (Celery's hook)."""
+        return _WORKER in os.environ
+
+    def create(self, worker: Any) -> None:
+        """Begin to look (Celery's hook)."""
+        worker.timer.call_repeatedly(_ORPHAN_SECONDS, int)  # does nothing, but wakes its loop: it may be told to end
+        threading.Thread(target=_end_without, args=(int(os.environ[_WORKER]),), daemon=True).start()
+
+
+@inspect_command()
+def license_expiry_ledger(state: Any) -> dict[str, str]:
+    """The id of the ledger that this worker is of, for `license-expiry doctor`."""
+    return {"ledger": _ledger()}
+
+
+@cache
+def _ledger() -> str:
+    return str(ledger_at(load_settings().DATABASE_URL))
+
+
+def _end_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_ORPHAN_SECONDS)
+    log.warning("the worker of this control process is gone: it ends")
+    hand_back()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _command(worker: Any, context: click.Context) -> list[str]:
+    """The worker's own command (interpreter, wrapper, app, logs), for one process and the control queue."""
+    name, _, host = worker.hostname.partition("@")
+    options = ["-Q", CONTROL_QUEUE, "-c", "1", "-n", f"{name}-control@{host}", "--without-gossip", "--without-mingle"]
+    options += ["--loglevel", logging.getLevelName(worker.loglevel)]
+    if context.params.get("logfile"):
+        options += ["--logfile", context.params["logfile"]]
+    start = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    return [*start, "-A", context.find_root().params["app"], "worker", *options]
