@@ -36,7 +36,14 @@ SMALL = {"LICENSE_EXPIRATION_BATCH_SIZE": 2, "BULK_UNLINK_BATCH_SIZE": 2, "LMS_P
 @WORKER_SQLITE
 @BOTH_BROKERS
 def test_a_pause_in_the_middle_of_a_night_holds_everything_and_resume_finishes_it(
-    engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, reconciled: Any, processes: Processes
+    engine: Engine,
+    data: Data,
+    lms: Simulator,
+    environment: Any,
+    worker: Any,
+    beat: Any,
+    reconciled: Any,
+    processes: Processes,
 ) -> None:
     enterprises = lay(data, lms, enterprises=4, licenses=12)
     lms.faults(Fault(kind="downgrade", delay=60, last=2))
