@@ -47,7 +47,8 @@ class Claim:
         self._asked, self._until = asked, asked + lease_seconds
         self._looked = asked  # what all runs wait for, and whether this one is to end
         self.held_count = 0
-        self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as}
+        # After a fail-over that has undone a claim its number is given once more: its owner is not.
+        self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as, "of_owner": run.owner}
 
     def guard(self, known_for: float = 0.0) -> float:
         """Check that a call may be sent, and renew the lease, unless that was done in the last `known_for` seconds.
@@ -190,7 +191,7 @@ class Claim:
         self._must(changed(session, _renewal(self._lease_seconds), self._ours))
 
     def _set(self, session: Session, **values: Any) -> None:
-        self._must(changed(session, _OURS.values(**values), self._ours))
+        self._must(changed(session, _LEFT.values(**values), self._ours))
 
     def _must(self, ours: bool) -> None:
         if not ours:
@@ -200,9 +201,12 @@ class Claim:
 # What is done once for each batch is built once.
 _RUNS = cast(Table, Run.__table__)
 _RUN = _RUNS.c
-_OURS = update(_RUNS).where(
+_OF_CLAIM = update(_RUNS).where(
     _RUN.id == bindparam("of_id"), _RUN.fence == bindparam("of_fence"), _RUN.phase == bindparam("of_phase")
 )
+_OWNED = _RUN.owner == bindparam("of_owner")
+_OURS = _OF_CLAIM.where(_OWNED)
+_LEFT = _OF_CLAIM.where(or_(_OWNED, _RUN.owner.is_(None)))  # by us, when only the answer to that commit was lost
 
 
 @cache

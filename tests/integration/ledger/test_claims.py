@@ -156,8 +156,15 @@ def lose_by_end(database: Database, run: Run) -> None:
     claim(database, run, owner="w2").fail("for another reason")
 
 
+def lose_by_failover(database: Database, run: Run) -> None:
+    """The commit of the claim was not on the replica that took over: another claim gets the same number."""
+    fence = run_of(database, run.id).fence
+    set_run(database, run, phase=Phase.QUEUED, fence=fence - 1, owner=None)
+    assert claim(database, run, owner="w2").run.fence == fence
+
+
 # Each way in which a worker loses its run while it is away; nobody tells it.
-WAYS_TO_LOSE = [lose_by_claim, lose_by_reconcile, lose_by_next_step, lose_by_end]
+WAYS_TO_LOSE = [lose_by_claim, lose_by_reconcile, lose_by_next_step, lose_by_end, lose_by_failover]
 
 
 def test_a_zombie_can_do_nothing(database: Database, engine: Engine) -> None:
