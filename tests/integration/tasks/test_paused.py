@@ -9,7 +9,7 @@ from support.wired import Queue
 import tasks
 from simulator.lms.server import Simulator
 from worker.db.ledger_tables import Heartbeat, Night, Run
-from worker.ledger import claims, nights, stops, waits
+from worker.ledger import claims, nights, runs, waits
 from worker.ledger.order import DOWNGRADE, Phase
 
 pytestmark = ON_SQLITE
@@ -65,17 +65,17 @@ def test_what_is_posted_by_hand_fails_at_once_with_one_sentence(
 def test_reconcile_publishes_nothing_and_still_ends_what_was_stopped(queue: Queue, lms: Simulator, wired: Make) -> None:
     lost, stopped = lay(lms, licenses=2, seed=1), lay(lms, licenses=2, seed=2)
     deps = wired()
-    runs = {each: open_one(deps, each.enterprise) for each in (lost, stopped)}
-    for laid, run_id in runs.items():
-        claims.claim(deps.database, run_id, laid.enterprise, DOWNGRADE, "a worker that dies", 300)
-    stops.stop_run(deps.database, runs[stopped], "ops on host", "a wrong plan")
-    for run_id in runs.values():
+    opened = {each.enterprise: open_one(deps, each.enterprise) for each in (lost, stopped)}
+    for enterprise, run_id in opened.items():
+        claims.claim(deps.database, run_id, enterprise, DOWNGRADE, "a worker that dies", 300)
+    runs.stop_run(deps.database, opened[stopped.enterprise], "ops on host", "a wrong plan")
+    for run_id in opened.values():
         lapse(deps.database.engine, run_id)
     waits.pause(deps.database, "ops on host", "an upgrade")
     tasks.reconcile.apply_async()
     assert queue.next().result == {"stopped": 1, "paused": True}
-    assert run_of(deps.database, runs[stopped]).phase == Phase.STOPPED
-    assert run_of(deps.database, runs[lost]).phase == Phase.DOWNGRADING
+    assert run_of(deps.database, opened[stopped.enterprise]).phase == Phase.STOPPED
+    assert run_of(deps.database, opened[lost.enterprise]).phase == Phase.DOWNGRADING
     waits.resume(deps.database)
     tasks.reconcile.apply_async()
     result = queue.next().result
@@ -89,11 +89,11 @@ def test_a_step_of_a_stopped_run_says_so_in_flower_and_a_paused_one_comes_again(
     laid, deps = lay(lms, licenses=2), wired()
     run_id = open_one(deps, laid.enterprise)
     waits.pause(deps.database, "ops on host", "an upgrade")
-    tasks.publish(laid.enterprise, run_id)
+    tasks.publish(laid.enterprise, run_id, 1)
     result = queue.next()
     assert result.state == "RETRY"
     assert "by ops on host: an upgrade: license-expiry resume ends the pause; comes again at" in str(result.result)
-    stops.stop_run(deps.database, run_id, "ops on host", "a wrong plan")
+    runs.stop_run(deps.database, run_id, "ops on host", "a wrong plan")
     waits.resume(deps.database)
     again = queue.next()
     assert (again.state, again.result["skipped"]) == (

@@ -9,7 +9,7 @@ from support.runs import ON_SQLITE, Make, lapse, lay, open_one, run_of
 
 from simulator.lms.server import Simulator
 from worker.db.ledger_tables import Night
-from worker.ledger import claims, nights, stops, waits
+from worker.ledger import claims, nights, runs, waits
 from worker.ledger.order import DOWNGRADE
 from worker.web import history, html as pages
 from worker.web.metrics import Metrics
@@ -63,7 +63,7 @@ def test_stopped_runs_are_told_with_who_and_why_and_are_no_failures(
     for each, run_id in zip(laid[1:], (at_work, lost), strict=True):
         claims.claim(deps.database, run_id, each.enterprise, DOWNGRADE, "a worker", 300)
     for run_id in (queued, at_work, lost):
-        stops.stop_run(deps.database, run_id, "ops on host", "a wrong plan")
+        runs.stop_run(deps.database, run_id, "ops on host", "a wrong plan")
     lapse(engine, lost)
     told = {run_id: pages.run_page(deps.database, str(run_id)) for run_id in (queued, at_work, lost)}
     assert "Stopped by ops on host: a wrong plan" in told[queued]
