@@ -16,7 +16,7 @@ from chaos.session import ChaosSession
 from simulator.lms.faults import Fault as LmsFault
 from worker.db.transactions import Database
 from worker.errors import LicenseExpiryError
-from worker.ledger import stops, waits
+from worker.ledger import runs, waits
 from worker.ledger.order import Phase
 
 NEED_NO_SERVER = ("forget_tokens", "worker_term", "skewed_worker", "beat_kill", "two_beats")
@@ -153,7 +153,7 @@ class Inflict:
         if not live:
             return False
         enterprise = Random(pick).choice(live)
-        stops.stop_live_runs(Database(self.session.engine), enterprise, "an operator", "a fault of the plan")
+        runs.stop_live_runs(Database(self.session.engine), enterprise, "an operator", "a fault of the plan")
         return True
 
     def _post(self, task: str, times: int, **kwargs: Any) -> bool:

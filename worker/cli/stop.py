@@ -8,9 +8,9 @@ import click
 from worker.cli import tables
 from worker.cli.options import as_json, exiting, open_database, operator
 from worker.cli.watch import watch_runs
-from worker.ledger import stops, waits
+from worker.ledger import waits
 from worker.ledger.order import ENDED, Phase
-from worker.ledger.runs import describe
+from worker.ledger.runs import describe, stop_live_runs, stop_run
 
 ENDING = "The runs end after their calls in flight"
 REASON_LENGTH = 255  # of the ledger's column
@@ -54,9 +54,9 @@ def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str,
         raise click.UsageError("Give one of RUN, --enterprise UUID and --all.")
     _, database = open_database()
     if run_id is not None:
-        runs = stops.stop_run(database, run_id, operator(), reason)
+        runs = stop_run(database, run_id, operator(), reason)
     else:
-        runs = stops.stop_live_runs(database, enterprise, operator(), reason)
+        runs = stop_live_runs(database, enterprise, operator(), reason)
     runs = watch_runs(database, [run.id for run in runs], wait=not no_wait, quiet=as_json, afterwards=ENDING)
     if as_json:
         why = ("stopped_by", "stop_reason")

@@ -1,18 +1,24 @@
-"""Opens runs in the ledger, one live run an enterprise; reads and describes them."""
+"""Opens runs in the ledger, one live run an enterprise; stops, reads and describes them.
+
+A run that is stopped ends at once if no worker has it. One that a worker has is marked, and ends before its next LMS
+call or when it is given back, whichever is first; should its worker be lost, `stalled.end_lost_stops` ends it.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import and_, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from worker.db.ledger_tables import Run
 from worker.db.sql import DatabaseNow, OneOf
 from worker.db.transactions import Database
+from worker.errors import BadArgument
 from worker.ledger import stalled
 from worker.ledger.order import Phase
 
@@ -104,6 +110,43 @@ def let_lapse(database: Database, run_ids: Collection[UUID]) -> None:
     """Let the next `reconcile` publish these runs, whose message could not be sent."""
     unclaimed = update(Run).where(Run.id.in_(run_ids), Run.live.is_not(None), Run.owner.is_(None))
     database.transact(lambda session: session.execute(unclaimed.values(stalled.UNSENT)))
+
+
+def stop_run(database: Database, run_id: UUID, stopped_by: str, reason: str) -> Sequence[Run]:
+    """Stop one run; return it as it is now. Raises BadArgument when there is no such run.
+
+    One that has ended, or was stopped before, stays as it is.
+    """
+    stopped = _stop(database, Run.id == run_id, stopped_by, reason)
+    found = stopped or database.transact(lambda session: runs_by_id(session, [run_id]))
+    if not found:
+        raise BadArgument(f"There is no run {run_id}", "license-expiry status lists them")
+    return found
+
+
+def stop_live_runs(database: Database, enterprise: UUID | None, stopped_by: str, reason: str) -> Sequence[Run]:
+    """Stop the live run of this enterprise, or all live ones; return them as they are now.
+
+    One that was stopped before stays as it was.
+    """
+    live = Run.live.is_not(None) if enterprise is None else Run.live == enterprise
+    return _stop(database, live, stopped_by, reason)
+
+
+def _stop(database: Database, which: ColumnElement[bool], stopped_by: str, reason: str) -> Sequence[Run]:
+    """Stop these of the live runs; each in a transaction of its own, so that one that is locked holds up no other."""
+    of_these = select(Run.id).where(Run.live.is_not(None), which).order_by(Run.opened_at)
+    ids = database.transact(lambda session: session.scalars(of_these).all())
+    values = {"stopped_by": stopped_by, "stop_reason": reason}
+
+    def work(session: Session, run_id: UUID) -> None:
+        unstopped = update(Run).where(Run.id == run_id, Run.live.is_not(None), Run.stopped_by.is_(None))
+        session.execute(unstopped.values(values))
+        stalled.end_stopped(session, Run.id == run_id)
+
+    for run_id in ids:
+        database.transact(partial(work, run_id=run_id))
+    return database.transact(lambda session: runs_by_id(session, ids))
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _line(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: dateti
 def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
     """What is to be read beside a run's line, if anything."""
     if run.stopped_by and run.phase not in WENT_WRONG:
-        return _note_on_stop(run)
+        return _note_on_stop(run, now)
     if run.phase in WENT_WRONG:
         return f"{str(run.phase).capitalize()}: {run.error or 'no reason was kept'}"
     if run.phase == Phase.FINISHED:
@@ -200,10 +200,11 @@ def _wait_of(run: Run, now: datetime) -> str:
     return f"; waits: {in_words(run.waits_for)}{again}{left}{until}"
 
 
-def _note_on_stop(run: Run) -> str:
+def _note_on_stop(run: Run, now: datetime) -> str:
     what = {Phase.STOPPED: "Stopped", Phase.FINISHED: "Finished before it could be stopped"}
     begin = what.get(Phase(run.phase), f"{str(run.phase).capitalize()}, ends before its next LMS call: stopped")
-    return f"{begin} by {run.stopped_by}: {run.stop_reason}"
+    lost = timeline.lost_worker(run, now)
+    return f"{begin} by {run.stopped_by}: {run.stop_reason}" + (f"; {lost}" if lost else "")
 
 
 def moments(run: Run) -> list[tuple[str, str, datetime | None]]:

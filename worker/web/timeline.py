@@ -69,8 +69,9 @@ def lost_worker(run: Run, now: datetime) -> str:
     """In words, that the worker which has this run was lost and when the run is taken up; else nothing."""
     if run.phase in order.ENDED or not (run.owner and run.lease_until and run.lease_until < now):
         return ""
-    again = "reconcile, which beat sends every 5 minutes, takes the run up"
-    return f"its worker was lost ({run.owner}): its lease ended at {run.lease_until:%H:%M:%S} UTC, and {again}"
+    then = "ends the run, which was stopped" if run.stopped_by else "takes the run up"
+    lost = f"its worker was lost ({run.owner}): its lease ended at {run.lease_until:%H:%M:%S} UTC"
+    return f"{lost}, and reconcile, which beat sends every 5 minutes, {then}"
 
 
 def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:

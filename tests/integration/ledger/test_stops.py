@@ -14,7 +14,7 @@ from worker.db.ledger_tables import Run
 from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
 from worker.errors import BadArgument, LeaseLost, LicenseExpiryError, NotClaimed, Stopped
-from worker.ledger import claims, nights, stalled, stops
+from worker.ledger import claims, nights, runs, stalled
 from worker.ledger.claims import CHECKED_SECONDS, Claim
 from worker.ledger.order import DOWNGRADE, UNLINK, Phase
 
@@ -23,7 +23,7 @@ NIGHT = datetime(2026, 6, 2, 2, 0, tzinfo=AS_OF.tzinfo)
 
 
 def stop(database: Database, run: Run) -> Run:
-    [stopped] = stops.stop_run(database, run.id, "ops on host", "a wrong plan")
+    [stopped] = runs.stop_run(database, run.id, "ops on host", "a wrong plan")
     return stopped
 
 
@@ -147,31 +147,31 @@ def test_what_has_ended_and_what_was_stopped_before_stay_as_they_are(database: D
     held = claim(database, at_work)
     stop(database, at_work)
     for run in (queued, at_work):
-        [again] = stops.stop_run(database, run.id, "another", "too")
+        [again] = runs.stop_run(database, run.id, "another", "too")
         assert (again.stopped_by, again.stop_reason) == ("ops on host", "a wrong plan")
     held.release()
     assert_stopped(run_of(database, at_work.id))
     with pytest.raises(BadArgument, match="There is no run"):
-        stops.stop_run(database, uuid4(), "ops on host", "a wrong plan")
+        runs.stop_run(database, uuid4(), "ops on host", "a wrong plan")
 
 
 @ON_EACH
 def test_one_enterprise_or_all_are_stopped_and_nobody_else(database: Database, engine: Engine) -> None:
     ended, first, second, third = (open_run(database) for _ in range(4))
     end_well(database, ended)
-    assert stops.stop_live_runs(database, ended.enterprise_customer_uuid, "ops on host", "a wrong plan") == []
-    [stopped] = stops.stop_live_runs(database, first.enterprise_customer_uuid, "ops on host", "a wrong plan")
+    assert runs.stop_live_runs(database, ended.enterprise_customer_uuid, "ops on host", "a wrong plan") == []
+    [stopped] = runs.stop_live_runs(database, first.enterprise_customer_uuid, "ops on host", "a wrong plan")
     assert stopped.id == first.id
     assert {row["phase"] for row in rows(engine, Run)} == {Phase.FINISHED, Phase.STOPPED, Phase.QUEUED}
     claim(database, third)
-    at_once = stops.stop_live_runs(database, None, "ops on host", "a wrong night")
+    at_once = runs.stop_live_runs(database, None, "ops on host", "a wrong night")
     assert {run.id: run.phase for run in at_once} == {second.id: Phase.STOPPED, third.id: Phase.DOWNGRADING}
 
 
 @ON_SQLITE
 def test_a_sentence_that_is_too_long_is_cut(database: Database) -> None:
     run = open_run(database)
-    [stopped] = stops.stop_run(database, run.id, "o" * 255, "w" * 255)
+    [stopped] = runs.stop_run(database, run.id, "o" * 255, "w" * 255)
     assert len(stopped.error or "") == 500
 
 
@@ -234,7 +234,7 @@ def test_a_stop_and_a_claim_at_the_same_moment_agree(database: Database) -> None
 def test_of_two_stops_one_is_kept_and_both_are_told_of_it(database: Database) -> None:
     run = open_run(database)
     claim(database, run)
-    told = together(4, lambda number: stops.stop_run(database, run.id, f"ops {number}", "a wrong plan"))
+    told = together(4, lambda number: runs.stop_run(database, run.id, f"ops {number}", "a wrong plan"))
     whose = {each[0].stopped_by for each in told if not isinstance(each, LicenseExpiryError)}
     assert whose == {run_of(database, run.id).stopped_by}
 

@@ -24,7 +24,7 @@ from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from worker.db.ledger_tables import Retry
 from worker.deps import Deps
-from worker.ledger import claims, stops, waits
+from worker.ledger import claims, runs, waits
 from worker.ledger.order import STEPS, Phase
 from worker.runs.attempt import Outcome
 
@@ -61,7 +61,7 @@ def test_a_run_that_is_stopped_keeps_what_was_in_flight_and_sends_no_more(
     run_id = reach(deps, laid, kind)
 
     def stop() -> None:
-        stops.stop_run(deps.database, run_id, "ops on host", "a wrong plan")
+        runs.stop_run(deps.database, run_id, "ops on host", "a wrong plan")
 
     outcome = interrupted(lms, deps, laid, run_id, kind, stop)
     assert (outcome.more, outcome.retry) == (False, None)

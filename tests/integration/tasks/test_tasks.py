@@ -4,15 +4,11 @@ Nobody waits for a message's time: it is read from the message.
 """
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
 import pytest
-from celery import Celery, current_app
-from celery.schedules import crontab
-from celery.worker.request import Request
 from kombu import Message
 from support.runs import (
     ON_SQLITE,
@@ -30,72 +26,15 @@ from support.runs import (
     times_sent,
     unlinking,
 )
+from support.wired import Queue
 
 import tasks
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from worker.db.ledger_tables import Night, Run
-from worker.deps import Deps
 from worker.ledger.order import DOWNGRADE, STEPS, UNLINK, Phase
 
 pytestmark = ON_SQLITE
-
-
-class Queue:
-    """The queue of the tasks, in memory; whoever takes a message from it carries it out."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-        self._queue = app.connection_for_read().SimpleQueue("license_expiry")
-
-    def take(self) -> Message:
-        """The next message."""
-        message: Message = self._queue.get(block=False)
-        message.ack()
-        return message
-
-    def carry_out(self, message: Message) -> Any:
-        """Do what a message says, as a worker's child does; give the result that Celery keeps."""
-        request = Request(message, app=self._app, hostname="a-test")
-        result = self._app.AsyncResult(request.id)
-        result.forget()  # or what came of the same message before would be kept
-        request.execute()
-        return result
-
-    def next(self) -> Any:
-        """Carry the next message out."""
-        return self.carry_out(self.take())
-
-    def empty(self) -> bool:
-        """Is nothing left?"""
-        return bool(self._queue.qsize() == 0)
-
-
-@pytest.fixture
-def queue() -> Iterator[Queue]:
-    before = current_app._get_current_object()  # type: ignore[attr-defined]
-    app = Celery("a test", broker="memory://", backend="cache+memory://")
-    app.conf.update(task_default_queue="license_expiry", task_acks_late=True, result_extended=True)
-    app.conf.beat_schedule = {"nightly": {"schedule": crontab(minute="0", hour="2")}}
-    app.finalize()
-    app.set_current()
-    queue = Queue(app)
-    yield queue
-    while not queue.empty():
-        queue.take()
-    before.set_current()
-
-
-@pytest.fixture
-def wired(make_test_deps: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Makes the wiring that the tasks find."""
-
-    def make(**settings: Any) -> Deps:
-        deps = make_test_deps(**settings)
-        monkeypatch.setattr(tasks, "get_deps", lambda: deps)
-        return deps
-
-    return make
 
 
 def seconds_ahead(message: Message) -> float:

@@ -46,6 +46,8 @@ def test_a_run_whose_worker_was_lost_is_at_work_only_to_the_end_of_its_lease() -
     said = "its worker was lost (a worker, process 7): its lease ended at 02:05:00 UTC, and reconcile"
     assert timeline.lost_worker(lost, at(9)).startswith(said)
     assert told(timeline.pieces(lost, [], at(9)))[-2:] == [(U, True, 2, 5), (U, False, 5, 9)]
+    lost.stopped_by = "ops on host"
+    assert timeline.lost_worker(lost, at(9)).endswith("ends the run, which was stopped")
     lost.owner = None
     assert timeline.lost_worker(lost, at(9)) == ""
     assert told(timeline.pieces(lost, [], at(9)))[-1] == (U, True, 2, 9)
