@@ -15,7 +15,7 @@ shorten(
         "worker.settings.CONNECT_SECONDS": 1,
         "worker.lms.answer.CONNECT_TIMEOUT": 1.0,
         "worker.lms.transport.CONNECT_TIMEOUT": 1.0,
-        "worker.lms.patience.Patience": partial(Patience, first_wait=0.05, in_place=0.5),
+        "worker.lms.patience.Patience": partial(Patience, first_wait=0.05, in_place=3.0),
         "worker.ledger.stalled.QUEUED_SECONDS": 1,
         "worker.ledger.waits.PAUSE_SECONDS": 1,
         "tasks._OTHER_LEDGER_SECONDS": 1,
