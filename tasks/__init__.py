@@ -1,6 +1,7 @@
 """The Celery tasks: thin shells over worker.runs, and the one function that builds the chain."""
 
 import os
+import random
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -193,7 +194,10 @@ def run_step(
 
 
 def _check_ledger(task: Task[Any, Any], deps: Deps, ledger: UUID) -> None:
-    """Leave a message that is not of our ledger to its own workers: it comes again in a minute, as often as need be."""
+    """Leave a message that is not of our ledger to its own workers: it comes again in a minute, as often as need be.
+
+    Not in a minute sharp: workers ask a Redis in turn, each once a second, and one could get it every time.
+    """
     try:
         if deps.ledger in (None, ledger):
             return
@@ -202,7 +206,7 @@ def _check_ledger(task: Task[Any, Any], deps: Deps, ledger: UUID) -> None:
     except Unavailable as away:
         error = away
     log.warning("step could not begin and comes again", error=str(error))
-    raise task.retry(exc=error, countdown=_OTHER_LEDGER_SECONDS)
+    raise task.retry(exc=error, countdown=_OTHER_LEDGER_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311, jitter
 
 
 def _latest_night(deps: Deps, leeway: timedelta = timedelta()) -> datetime | None:

@@ -72,6 +72,13 @@ def test_only_json_goes_over_the_wire(config: Config) -> None:
     assert "json" in made.get("result_accept_content", ["json"])
 
 
+def test_triggers_and_reconcile_have_a_queue_of_their_own(config: Config) -> None:
+    made = config()
+    assert made["task_default_queue"] == "license_expiry"
+    triggers = {f"license_expiry.{name}" for name in ("run_nightly", "run_enterprise", "reconcile")}
+    assert made["task_routes"] == {name: {"queue": "license_expiry.control"} for name in triggers}
+
+
 def test_a_task_is_acknowledged_late_and_taken_one_at_a_time(config: Config) -> None:
     made = config()
     assert made["task_acks_late"] is True

@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -14,7 +15,7 @@ from support.processes import CELERY, ROOT
 from support.services import missing
 
 from simulator.processes import Processes, free_port, listens
-from worker.flower import Retried
+from worker.flower import Retried, in_short
 
 OPEN = {"/metrics", "/healthcheck", "/logout", "/login"}
 
@@ -40,6 +41,17 @@ def test_a_task_that_waits_to_come_again_is_in_retry_whatever_is_told_first(orde
     assert (task.state, task.retries) == ("RETRY", 1)
     task.event("started", 2.0, 2.0, {})
     assert task.state == "STARTED"
+
+
+def test_the_arguments_of_a_step_are_its_enterprise_and_run() -> None:
+    names = {"enterprise_customer_uuid": "E", "run_id": "R", "message_number": 12, "ledger": "L"}
+    assert in_short(SimpleNamespace(kwargs=repr(names))).kwargs == "E/R"
+    assert (
+        in_short(SimpleNamespace(kwargs=repr(names | {"message_number": 3}).replace(", 'ledger': 'L'", ""))).kwargs
+        == "E/R"
+    )
+    assert in_short(SimpleNamespace(kwargs="{'dry_run': True}")).kwargs == "dry_run: True"
+    assert in_short(SimpleNamespace(kwargs=None)).kwargs == ""
 
 
 @pytest.mark.usefixtures("settings")

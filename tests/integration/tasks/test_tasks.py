@@ -6,7 +6,7 @@ Nobody waits for a message's time: it is read from the message.
 import re
 from datetime import UTC, datetime
 from typing import Any, Literal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from kombu import Message
@@ -286,3 +286,38 @@ def test_a_number_that_cannot_be_one_fails_at_once(number: Any, queue: Queue, lm
     told = queue.next()
     assert (told.state, "message_number must be a number from 1" in str(told.result)) == ("FAILURE", True)
     assert queue.empty()
+
+
+# The ledger that a message is of
+
+
+def test_messages_carry_their_ledger_and_one_of_another_goes_back_to_the_queue_as_often_as_it_comes(
+    queue: Queue, lms: Simulator, wired: Make
+) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(TASK_MAX_RETRIES=1, **unlinking(laid.enterprise))
+    run_id = open_one(deps, laid.enterprise)
+    other = uuid4()
+    tasks.publish(laid.enterprise, run_id, 1, other)
+    for number in range(3):
+        message = queue.take()
+        assert int(message.headers.get("retries", 0)) == number
+        refused = queue.carry_out(message)
+        assert refused.state == "RETRY"
+        assert f"this task is of the ledger {other}, and this worker of the ledger {deps.ledger}" in str(refused.result)
+        assert "give each one of its own, by CELERY_BROKER_URL" in str(refused.result)
+    assert 25 <= seconds_ahead(queue.take()) <= 91
+    assert lms.journal.entries == []
+    tasks.publish(laid.enterprise, run_id, 1)
+    message = queue.take()
+    assert message.decode()[1]["ledger"] == str(deps.ledger)
+    assert [queue.carry_out(message).state, queue.next().state] == ["SUCCESS"] * 2
+    assert run_of(deps.database, run_id).phase == Phase.FINISHED
+
+
+def test_a_ledger_that_cannot_be_one_fails_at_once(queue: Queue, lms: Simulator, wired: Make) -> None:
+    laid = lay(lms, licenses=2)
+    run_id = open_one(wired(), laid.enterprise)
+    tasks.downgrade_enrollments.apply_async(kwargs=names(laid, run_id) | {"ledger": "ours"})
+    told = queue.next()
+    assert (told.state, "ledger" in str(told.result)) == ("FAILURE", True)
