@@ -61,7 +61,7 @@ def _all_counted(make_test_deps: Make) -> Iterator[None]:
 
 @pytest.fixture
 def deps(make_test_deps: Make) -> Deps:
-    return make_test_deps()
+    return make_test_deps(TASK_MAX_RETRIES=5)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_night_is_told_as_the_ledger_has_it(
         for email in ("one@learners.example", NEXT_EMAIL, NEXT_EMAIL):
             data.license(plan, email)
     ready(data, lms)
-    deps = make_test_deps(**unlinking(*(each.enterprise_customer_uuid for each in agreements)))
+    deps = make_test_deps(TASK_MAX_RETRIES=5, **unlinking(*(each.enterprise_customer_uuid for each in agreements)))
     shown = Metrics(deps.database, deps.settings)
     before = scrape(shown)
     assert before["ended_runs_total", "failed"] == before["downgraded_licenses_total",] == 0
@@ -288,6 +288,9 @@ def test_every_metric_is_in_the_docs_with_its_type_and_labels(
     assert attempt(deps, laid.enterprise, run_id, DOWNGRADE).retry
     lms.faults(Fault(kind="downgrade", license=str(laid.licenses[0]), status=422))
     finish(deps, laid.enterprise, run_id)
+    waits = lay(lms, seed=2)
+    lms.faults(Fault(kind="downgrade", status=503))
+    assert attempt(deps, waits.enterprise, open_one(deps, waits.enterprise), DOWNGRADE).retry
     nights.note_and_find_overdue(deps.database, deps.database.now())
     eventually(lambda: ("due_enterprises",) in scrape(shown))
 
