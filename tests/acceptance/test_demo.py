@@ -108,13 +108,13 @@ def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, real: d
         eventually(lambda: "async-apply/license_expiry.run_enterprise" in (tmp_path / "out").read_text(), seconds=120)
         assert len(left_behind(tmp_path)) >= 6, "broker, LMS, Flower, worker, beat and the demo itself"
         demo.send_signal(signal.SIGINT)
-        demo.wait(60)
+        demo.wait(200)
     eventually(lambda: left_behind(tmp_path) == [], what="every process ended")
 
 
 def run_once(folder: Path, env: dict[str, str], *options: str) -> "subprocess.CompletedProcess[str]":
     command = [*DEMO, "--once", *options]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400, check=False)
 
 
 def foreign(engine: Engine) -> None:

@@ -31,8 +31,8 @@ def test_a_night_is_started_from_flower_and_seen_in_a_browser(
     flower: str,
 ) -> None:
     *well, away = lay(data, lms, enterprises=3)
-    environment(TASK_RETRY_SECONDS=10, **listed(*well, away))
-    lms.faults(Fault(enterprise=str(away), status=503))
+    environment(TASK_RETRY_SECONDS=600, **listed(*well, away))
+    lms.faults(Fault(enterprise=str(away), status=503, headers={"Retry-After": "5"}))  # so long do all wait
     worker(app="support.fast_app")
 
     assert trigger(flower, "run_nightly", dry_run=True)["state"] == "SUCCESS"
