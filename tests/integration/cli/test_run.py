@@ -318,8 +318,8 @@ def test_ctrl_c_while_waiting_ends_promptly_and_says_that_the_runs_go_on(
     assert "license-expiry status" in stdout + stderr
 
 
-def publish_to(published: list[tuple[UUID, UUID]]) -> Callable[[], Callable[[UUID, UUID], None]]:
-    return lambda: lambda *run: published.append(run)
+def publish_to(published: list[tuple[UUID, UUID]]) -> Callable[[UUID | None], Callable[[UUID, UUID, int], None]]:
+    return lambda ledger: lambda enterprise, run, number: published.append((enterprise, run))
 
 
 HINT = "celery -A worker worker"
