@@ -71,7 +71,7 @@ def test_celery_settings_load_our_settings_and_errors_alone() -> None:
 
 def test_what_is_due_and_the_client_know_nothing_of_each_other() -> None:
     assert "worker.lms.client" not in loaded_by("worker.due.conditions")
-    client = {f"worker.lms.{name}" for name in ("client", "learners", "transport", "outcomes", "patience")}
+    client = {f"worker.lms.{name}" for name in ("client", "learners", "transport", "answer", "outcomes", "patience")}
     assert (
         of(OURS, loaded_by("worker.lms.client")) == {"worker", "worker.lms", "worker.clock", "worker.errors"} | client
     )

@@ -218,8 +218,8 @@ OUTAGES = [
         for reason in ("booked", "paused", "throttled", "timeout", "http_503")
     ),
 ]
-# The other reasons end a run, and are no Unavailable.
-OF_RUNS = {"bad_token", "not_the_lms", "clocks", "needs_approval"}
+# The other reasons end a run, or are of a message alone: no attempt meets them.
+OF_RUNS = {"bad_token", "not_the_lms", "clocks", "needs_approval", "other_ledger"}
 
 
 @pytest.mark.parametrize(("error", "outage"), OUTAGES)
