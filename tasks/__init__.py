@@ -146,14 +146,13 @@ def reconcile() -> dict[str, int]:
     While everything is paused, it only ends what was stopped, notes the night and shows that beat is running.
     """
     deps = get_deps()
-    stopped = reconciling.end_stopped_runs(deps)
-    if reconciling.hold_back(deps, _latest_night(deps)):
+    stopped, latest = reconciling.end_stopped_runs(deps), _latest_night(deps)
+    if reconciling.hold_back(deps, latest):
         nights.record_heartbeat(deps.database)
         return {"stopped": stopped, "paused": True}
     try:
         counts = reconciling.republish_stalled_runs(deps, publish, partial(count_messages, current_app))
     finally:  # neither is to keep the other from its work
-        latest = _latest_night(deps)
         late = reconciling.start_overdue_nights(deps, latest, publish) if latest else 0
     postponed = reconciling.start_postponed_runs(deps, publish)
     nights.record_heartbeat(deps.database)

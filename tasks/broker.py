@@ -56,7 +56,7 @@ def check_broker(app: Any, *, listens: bool = True) -> None:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)
             _send_and_receive(app, connection, listens)
-        except (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors) as error:
+        except _errors_of(connection) as error:
             cause = error.__cause__ if isinstance(error, OperationalError) and error.__cause__ else error
             what = f"The broker {connection.as_uri()} cannot be used ({' '.join(str(cause).split()) or 'no answer'})"
             if isinstance(cause, _REFUSALS):
@@ -70,15 +70,18 @@ def count_messages(app: Any) -> int | None:
     None when the broker cannot be asked, which is logged.
     """
     with app.connection_for_read() as connection:
-        errors = (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)
             # Not passively: with a global_keyprefix, kombu then finds no queue of a Redis.
             queue = app.amqp.queues[app.conf.task_default_queue](connection.channel())
             return int(queue.queue_declare().message_count)
-        except errors as error:
+        except _errors_of(connection) as error:
             log.warning("the broker cannot be asked for its queue: nothing is published again", error=str(error))
             return None
+
+
+def _errors_of(connection: Any) -> tuple[type[BaseException], ...]:
+    return (OperationalError, OSError, *connection.connection_errors, *connection.channel_errors)
 
 
 def _remedy(error: BaseException) -> str:

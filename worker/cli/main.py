@@ -15,7 +15,6 @@ from worker.cli.options import as_json, exiting, narrowing, open_database, opera
 from worker.cli.stop import pause, resume, stop
 from worker.cli.watch import live_runs, watch_runs
 from worker.db.engine import cannot_be_used
-from worker.db.ledger_tables import Wait
 from worker.deps import Deps, make_deps
 from worker.due import forecast
 from worker.due.scope import scope_of
@@ -24,7 +23,6 @@ from worker.ledger import migrations, order, waits
 from worker.ledger.held import held_licenses
 from worker.ledger.lms_address import set_lms
 from worker.ledger.runs import newest_runs
-from worker.ledger.waits import OUTAGE
 from worker.runs.request import check_against_database, parse_request, unknown_enterprises
 from worker.runs.start import start_runs
 from worker.settings import http_address, load_settings
@@ -221,7 +219,7 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
         watch_runs(database, (), wait=True, quiet=as_json, joining=live_runs(enterprise))
     runs = database.transact(lambda session: newest_runs(session, enterprise))
     if not as_json:
-        tables.show_outage(database.transact(lambda session: session.get(Wait, OUTAGE)))
+        tables.show_outage(database.transact(waits.standing_outage))
     if enterprise is None:
         hint = "All runs of one: status --enterprise UUID"
         return tables.show_runs(runs, as_json, "There were no runs yet.", hint, paused)

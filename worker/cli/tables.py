@@ -20,7 +20,7 @@ from worker.db.ledger_tables import HeldLicense, Run, Wait
 from worker.due.forecast import PlanRow
 from worker.errors import Unusable
 from worker.ledger import order, waits
-from worker.ledger.runs import COUNTS, describe
+from worker.ledger.runs import COUNTS, describe, is_waiting
 from worker.web.timeline import lost_worker
 
 # So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
@@ -92,7 +92,7 @@ def _phase(run: Run) -> Text:
     styles = {order.Phase.FINISHED: "green", order.Phase.STOPPED: "yellow", **dict.fromkeys(order.WENT_WRONG, "red")}
     retries = f"{run.retries} {'retry' if run.retries == 1 else 'retries'}" if run.retries else ""
     stopping = "stopping" if run.live and run.stopped_by else ""
-    waits = f"waits: {run.waits_for}" if run.live and run.waits_for and not run.owner else ""
+    waits = f"waits: {run.waits_for}" if is_waiting(run) else ""
     beneath = filter(None, ("dry run" if run.dry_run else "", stopping, retries, waits))
     style = styles.get(order.Phase(run.phase), "cyan")
     return Text.assemble((run.phase, style), ("".join(f"\n{line}" for line in beneath), "dim"))

@@ -22,7 +22,7 @@ from worker.errors import BadArgument
 from worker.ledger import stalled
 from worker.ledger.order import Phase
 
-# Which runs wait before a step is tried again.
+# Which runs wait before a step is tried again (`is_waiting` asks it of one that was read).
 WAITING = (Run.live.is_not(None), Run.owner.is_(None), Run.waits_for.is_not(None))
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
 
@@ -162,9 +162,14 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
+def is_waiting(run: Run) -> bool:
+    """Does this run wait before a step is tried again?"""
+    return run.live is not None and not run.owner and bool(run.waits_for)
+
+
 def _described_wait(run: Run) -> dict[str, Any]:
     """What a run waits for, and until when, as tasks and `--json` show it; nothing of one that does not wait."""
-    if run.live is None or run.owner or not run.waits_for:
+    if not is_waiting(run):
         return {}
     return {
         "waits_for": run.waits_for,

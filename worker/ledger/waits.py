@@ -26,6 +26,7 @@ RESUME = "license-expiry resume ends the pause"
 PAUSE_SECONDS = 60
 # No LMS is left alone for longer. What is for later comes from a clock that was wrong.
 LONGEST = 24 * 3600
+_OF_OUTAGE = update(Wait).where(Wait.kind == OUTAGE)
 NONE_STANDS: ColumnElement[bool] = ~exists(select(Wait.kind))
 
 
@@ -69,6 +70,11 @@ def standing_pause(session: Session) -> Wait | None:
     return session.get(Wait, PAUSE)
 
 
+def standing_outage(session: Session) -> Wait | None:
+    """The outage that stands now, if any."""
+    return session.get(Wait, OUTAGE)
+
+
 def refuse_while_paused(session: Session) -> None:
     """Raise Paused when everything is paused."""
     if wait := standing_pause(session):
@@ -93,7 +99,7 @@ def take_probe(database: Database, seconds: int) -> bool:
     def work(session: Session) -> bool:
         if session.scalar(paused):
             return False
-        taken = update(Wait).where(Wait.kind == OUTAGE, due).values(again_at=DatabaseNow(seconds))
+        taken = _OF_OUTAGE.where(due).values(again_at=DatabaseNow(seconds))
         return changed(session, taken)
 
     return database.transact(work)
@@ -103,10 +109,9 @@ def begin_outage(database: Database, error: Unavailable, seconds: int) -> bool:
     """Let all runs wait because of this error, and the next probe be in so many seconds; return whether that is new."""
 
     def work(session: Session) -> bool:
-        later = update(Wait).where(Wait.kind == OUTAGE)
-        again = update(Wait).where(Wait.kind == OUTAGE, Wait.again_at < DatabaseNow(seconds))
-        if changed(session, later.values(**_why(error))):
-            session.execute(again.values(again_at=DatabaseNow(seconds)))
+        later = _OF_OUTAGE.where(Wait.again_at < DatabaseNow(seconds))
+        if changed(session, _OF_OUTAGE.values(**_why(error))):
+            session.execute(later.values(again_at=DatabaseNow(seconds)))
             return False
         row = {"kind": OUTAGE, "since": DatabaseNow(), "again_at": DatabaseNow(seconds), "tries": 0}
         session.execute(insert(Wait).values(row | _why(error)))
@@ -120,8 +125,7 @@ def begin_outage(database: Database, error: Unavailable, seconds: int) -> bool:
 
 def prolong_outage(database: Database, error: Unavailable, seconds: int) -> None:
     """Record that a probe failed so, and that the next one is in so many seconds."""
-    longer = update(Wait).where(Wait.kind == OUTAGE)
-    longer = longer.values(**_why(error), again_at=DatabaseNow(seconds), tries=Wait.tries + 1)
+    longer = _OF_OUTAGE.values(**_why(error), again_at=DatabaseNow(seconds), tries=Wait.tries + 1)
     database.transact(lambda session: session.execute(longer))
 
 

@@ -27,6 +27,8 @@ REMEDIES = {
 }
 # A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.
 OF_THE_BATCH = (400, 422, 500)
+# The reason of a 429: on the service user, and no fault of a run's.
+THROTTLED = "throttled"
 # Of an Unavailable: the LMS answers all the same; and it was not asked at all.
 ANSWERS = (*(f"http_{status}" for status in OF_THE_BATCH), "not_understood")
 NOT_ASKED = ("too_late", "no_thread", "database")
@@ -163,7 +165,7 @@ def _meaning(answer: Answer) -> ReasonedError:
 
 def _throttled(answer: Answer) -> Unavailable:
     remedy = "set LMS_REQUESTS_PER_MINUTE to the limit of the LMS"
-    return Unavailable("throttled", "the LMS throttles us (it answered 429)", remedy, retry_after(answer.headers))
+    return Unavailable(THROTTLED, "the LMS throttles us (it answered 429)", remedy, retry_after(answer.headers))
 
 
 def _not_the_lms(answer: Answer, setting: str = "LMS_URL", size: str = "") -> RunRefused:

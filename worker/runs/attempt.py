@@ -17,6 +17,7 @@ from worker.ledger.claims import Claim
 from worker.ledger.lms_address import check_lms
 from worker.ledger.order import Step
 from worker.ledger.stalled import MAX_RUN_AGE
+from worker.lms.outcomes import THROTTLED
 from worker.logs import get_logger
 from worker.runs import outages
 from worker.runs.steps import do_step, settle
@@ -26,8 +27,6 @@ log = get_logger(__name__)
 
 # After this many seconds a step goes to the end of the queue, so that large enterprises do not keep small ones waiting.
 SLICE_SECONDS = 120
-# These are no fault of a run's: waiting for them spends none of its tries.
-FREE = ("throttled",)
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def _do(deps: Deps, claim: Claim) -> Outcome:
 def _wait(deps: Deps, claim: Claim, error: Unavailable) -> Outcome:
     """Give the run back until the step may be tried again, or raise this error when its tries are spent."""
     settings, run = deps.settings, claim.run
-    free = isinstance(error, Postponed) or error.reason in FREE
+    free = isinstance(error, Postponed) or error.reason == THROTTLED  # no fault of the run's: it spends no try
     tries, held_back = run.tries + (not free), settle(outages.note, deps, error) or 0
     if tries > settings.TASK_MAX_RETRIES:
         _fail(claim, str(error))

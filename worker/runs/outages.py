@@ -5,7 +5,7 @@ from math import ceil, inf
 from worker.deps import Deps
 from worker.errors import Postponed, RunRefused, Unavailable
 from worker.ledger import waits
-from worker.lms.outcomes import is_outage, was_asked
+from worker.lms.outcomes import THROTTLED, is_outage, was_asked
 from worker.logs import get_logger
 from worker.settings import CONNECT_SECONDS
 
@@ -43,7 +43,7 @@ def note(deps: Deps, error: Unavailable) -> float:
 
     Where other calls were answered meanwhile it is the fault of one call, unless it is the throttle.
     """
-    alone = error.reason != "throttled" and waits.answered_since(deps.database, error.lasted)
+    alone = error.reason != THROTTLED and waits.answered_since(deps.database, error.lasted)
     if is_outage(error) and not alone:
         seconds = _interval(deps, error)
         if waits.begin_outage(deps.database, error, seconds):

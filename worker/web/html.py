@@ -17,6 +17,7 @@ from worker.db.transactions import Database
 from worker.errors import BadArgument
 from worker.ledger import order
 from worker.ledger.order import ENDED, WENT_WRONG, Phase
+from worker.ledger.runs import is_waiting
 from worker.web import history, timeline
 from worker.web.timeline import Axis, Mark, Piece
 
@@ -192,12 +193,12 @@ def _note(run: Run, retries: Sequence[Retry], now: datetime) -> str:
 
 def _wait_of(run: Run, now: datetime) -> str:
     """What a live run waits for, when it comes again, and what is left."""
-    if run.owner or not run.waits_for:
+    if not is_waiting(run):
         return ""
     again = f"; comes again at {run.queued_at:%H:%M:%S}" if run.queued_at > now else ""
     left = "" if run.tries_left is None else f"; tries left: {run.tries_left}"
     until = f"; given up at {run.gives_up_at:%Y-%m-%d %H:%M} if nothing changes" if run.gives_up_at else ""
-    return f"; waits: {in_words(run.waits_for)}{again}{left}{until}"
+    return f"; waits: {in_words(str(run.waits_for))}{again}{left}{until}"
 
 
 def _note_on_stop(run: Run, now: datetime) -> str:

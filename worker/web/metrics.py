@@ -185,7 +185,7 @@ def _read(session: Session, since: datetime | None) -> tuple[datetime, Values, V
 def _waits(session: Session) -> Values:
     waiting = session.execute(select(Run.waits_for, func.count()).where(*runs.WAITING).group_by(Run.waits_for))
     values: Values = {("waiting_runs", str(reason)): count for reason, count in waiting}
-    outage = session.get(Wait, waits.OUTAGE)
+    outage = waits.standing_outage(session)
     since, again = (outage.since, outage.again_at) if outage else (None, None)
     return values | {
         ("outage_since_timestamp_seconds",): since.timestamp() if since else 0,
