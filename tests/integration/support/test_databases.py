@@ -13,10 +13,10 @@ from support.runs import ON_SERVERS
 from simulator.data.rows import Data
 from simulator.data.showcase import demo
 from worker.db.engine import make_engine
-from worker.db.ledger_tables import Heartbeat, Throttle
+from worker.db.ledger_tables import Heartbeat, Identity, Throttle
 from worker.ledger import migrations
 
-LEFT = {Heartbeat.__tablename__, Throttle.__tablename__, migrations.VERSION_TABLE}
+LEFT = {Heartbeat.__tablename__, Identity.__tablename__, Throttle.__tablename__, migrations.VERSION_TABLE}
 
 
 @pytest.fixture
