@@ -8,7 +8,8 @@ import structlog
 from celery import Celery, bootsteps, signals
 
 from worker import flower, logs, settings, shutdown
-from worker.db.engine import check_answers, make_engine
+from worker.db.engine import make_engine
+from worker.db.writes import check_answers
 from worker.deps import SHUTDOWN
 from worker.errors import Away, Unusable
 from worker.settings import CelerySettings, load_settings

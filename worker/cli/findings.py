@@ -1,9 +1,11 @@
 """What the doctor finds, and errors as findings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from worker.clock import BEAT_AHEAD
 from worker.errors import LicenseExpiryError, WrongSetting
 
 
@@ -30,3 +32,14 @@ def wrong(subject: str, error: LicenseExpiryError) -> Iterator[Finding]:
     for part in getattr(error, "parts", [error]):
         about = "settings" if isinstance(part, WrongSetting) else subject
         yield Finding(about, "wrong", part.what, part.remedy)
+
+
+def clock_finding(whose: str, clock: Callable[[], datetime]) -> Finding:
+    """Is this clock, which answers in UTC, together with this machine's?"""
+    before = datetime.now(UTC)
+    there = clock()
+    ahead = before + (datetime.now(UTC) - before) / 2 - there
+    told = f"this machine's is {abs(ahead.total_seconds()):.1f} s {'ahead of' if ahead > timedelta() else 'behind'}"
+    if abs(ahead) <= BEAT_AHEAD:
+        return Finding("clock", "ok", f"{told} {whose}")
+    return Finding("clock", "warning", f"{told} {whose}", "let NTP keep both clocks")

@@ -185,6 +185,10 @@ def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[s
         yield f"Nobody has processed these renewals{more}."
         yield "Process them in license-manager, or treat such a chain as ended:"
         yield "  license-expiry run --plan UUID --force --reason TEXT"
+    undated = [plan.plan_uuid for plan in plans if plan.state == "undated"]
+    if undated:
+        yield f"No night touches a plan whose expiration date cannot be read: {', '.join(undated[:SHOWN])}"
+        yield f"  ({len(undated)} in all). Correct the date in license-manager's database."
     if without := sum(plan.without_email for plan in plans):
         yield f"Cannot be unlinked, for want of an e-mail: licenses {without}."
     if back := max((plan.nights_back for plan in working), default=0):

@@ -5,7 +5,18 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Select, String, bindparam, func, literal, select
+from sqlalchemy import (
+    ClauseElement,
+    ColumnElement,
+    CursorResult,
+    Executable,
+    Select,
+    String,
+    bindparam,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -124,6 +135,20 @@ class Among(_Written):
 
     def __init__(self, column: Any, few: Rows) -> None:
         super().__init__(column, few.correlate(None).scalar_subquery())
+
+
+class Explain(Executable, ClauseElement):
+    """Asks the database how it would answer these rows, which it does not."""
+
+    inherit_cache = False
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+
+@compiles(Explain)
+def _explain(element: Explain, compiler: Any, **kw: Any) -> str:
+    return f"EXPLAIN {compiler.process(element.rows, **kw)}"
 
 
 def any_of(rows: Rows) -> ColumnElement[bool]:

@@ -7,10 +7,18 @@ from datetime import datetime
 from typing import TypeVar
 
 from sqlalchemy import Engine, false, select
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
-from worker.db.engine import cannot_be_used
+from worker.db.engine import address_of, cannot_be_used
 from worker.db.schema_check import require_schema
 from worker.db.sql import DatabaseNow
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
@@ -18,6 +26,9 @@ from worker.errors import LicenseExpiryError, Unavailable, Unusable
 # The numbers of MySQL and MariaDB, and PostgreSQL's SQLSTATE, for what an account may not do, or what is not there.
 DENIED: set[object] = {1044, 1142, 1143, "42501"}
 MISSING: set[object] = {1054, 1146, "42P01", "42703"}
+# How they say that a statement took longer than is allowed: by an administrator or a proxy, since our sessions set no
+# limit of their own. It would take as long again.
+_TOOK_TOO_LONG: set[object] = {3024, 1969, "57014"}
 TRIES = 5  # with waits that double: 4.5 s in all. What lasts longer is waited for by the caller, not in place
 
 T = TypeVar("T")
@@ -40,12 +51,15 @@ class Database:
             try:
                 with self._sessions.begin() as session:
                     return work(session)
-            except (OperationalError, InterfaceError, InternalError) as error:
-                if attempt == TRIES:
+            except IntegrityError:  # for the caller, who expects it
+                raise
+            except DBAPIError as error:
+                if attempt == TRIES or not _may_pass(error):
                     raise self._explain(error) from error
                 time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)  # noqa: S311, jitter
-            except ProgrammingError as error:
-                raise self._explain(error) from error
+            except UnicodeDecodeError as error:  # a text of a database in SQL_ASCII, which takes any bytes
+                what = f"the database {address_of(self.engine)} holds a text that is not UTF-8"
+                raise Unusable(what, "store it as UTF-8") from error.with_traceback(None)
         raise AssertionError("unreachable")
 
     def now(self) -> datetime:
@@ -60,7 +74,7 @@ class Database:
             with self.engine.connect() as connection:
                 connection.execute(rows)
         except DBAPIError as error:
-            if codes_of(error) & (DENIED | MISSING) or str(error.orig).startswith("no such "):  # the latter is SQLite's
+            if cannot_be_seen(error):
                 return False
             self.transact(lambda session: session.execute(rows))
         return True
@@ -82,8 +96,24 @@ class Database:
         except Unusable as unusable:
             if not isinstance(unusable.__cause__, DBAPIError):
                 return unusable
-        told = cannot_be_used(self.engine, error)
-        return Unusable(*told) if isinstance(error, ProgrammingError) else Unavailable("database", *told)
+        what, remedy = cannot_be_used(self.engine, error)
+        if codes_of(error) & _TOOK_TOO_LONG:
+            remedy = "see who ended the statement: an administrator, or a limit of a proxy or the server"
+        if isinstance(error, ProgrammingError | DataError):
+            return Unusable(what, remedy)
+        return Unavailable("database", what, remedy)
+
+
+def _may_pass(error: DBAPIError) -> bool:
+    """Is this a deadlock, a lock, a connection that was lost, a server that is away or changes places?"""
+    passing = isinstance(error, OperationalError | InterfaceError | InternalError)
+    return passing and not codes_of(error) & _TOOK_TOO_LONG
+
+
+def cannot_be_seen(error: DBAPIError) -> bool:
+    """Is this about a table or column that is not there, or that this account may not touch?"""
+    of_sqlite = str(error.orig).startswith("no such ")
+    return of_sqlite or bool(codes_of(error) & (DENIED | MISSING))
 
 
 def codes_of(error: DBAPIError) -> set[object]:

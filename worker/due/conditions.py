@@ -1,7 +1,8 @@
 """The parts that the questions about what is due share: which licenses and plans, confirmed, held, narrowed."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Integer, and_, bindparam, literal, or_, select
@@ -16,11 +17,13 @@ from worker.db.license_manager_tables import (
     SubscriptionPlan as Plan,
 )
 from worker.db.sql import OneOf, Rows, any_of, by_key
-from worker.db.types import DjangoUUID
+from worker.db.types import DjangoUUID, UTCDateTime
 from worker.due.scope import Scope
 from worker.license_manager.marks import came_after_mark, marked
 
 LEARNER_STATUSES = ("assigned", "activated")
+# Servers hold dates that Python and the LMS cannot: before the year 1, "infinity", a month 0.
+_FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 
 
 def licenses(*columns: Any) -> Rows:
@@ -68,10 +71,15 @@ def among(rows: Rows, licenses: Sequence[UUID]) -> Rows:
 
 def to_process(scope: Scope) -> list[ColumnElement[bool]]:
     """Has the Plan expired, is it asked for, and not processed (or is that to be done again)?"""
-    conditions = [Plan.expiration_date <= scope["as_of"]]
+    conditions = [Plan.expiration_date <= scope["as_of"], can_be_read(Plan.expiration_date)]
     if not scope.force:
         conditions.append(~marked())
     return conditions + asked_for(scope)
+
+
+def can_be_read(moment: Any) -> ColumnElement[bool]:
+    """Is this column's date-time, which is past, one that Python can hold?"""
+    return cast("ColumnElement[bool]", moment >= literal(_FIRST_MOMENT, UTCDateTime()))
 
 
 def asked_for(scope: Scope) -> list[ColumnElement[bool]]:

@@ -22,7 +22,8 @@ COUNTS = ("downgrades", "unlinks", "protected")
 class PlanRow:
     """What a night would do about one plan, and what it would leave, counted in licenses.
 
-    `state` is `due` (to be processed), `waiting` (for its renewals), `held` (all that is left of it is) or `processed`.
+    `state` is `due` (to be processed), `waiting` (for its renewals), `held` (all that is left of it is), `processed`,
+    or `undated`: its expiration date, left empty here, cannot be read, and no night touches it.
     `nights_back` is how many nights ago its work became due. `unlinks` assumes that every downgrade is confirmed. A
     learner whom both columns protect is counted under each, and once in `protected`. What no night can do: unlink the
     learners of licenses `without_email`; and process a plan that has been `waiting_since` this date for a renewal which
@@ -69,6 +70,9 @@ def plan_rows(database: Database, scope: Scope, *, detailed: bool = True) -> lis
             if name in ("due", "downgrades", "unlinks"):
                 since = expired if row.state == "due" else expired + scope.unlink_after
                 row.nights_back = (scope.as_of - since).days
+    undated = plans.plans_without_date(scope)
+    for plan, customer in database.transact(lambda session: session.execute(undated).all()):
+        rows[plan] = PlanRow(str(customer), str(plan), "", "undated")
     return sorted(rows.values(), key=lambda row: (row.enterprise_customer_uuid, row.expiration_date))
 
 

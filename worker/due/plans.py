@@ -9,7 +9,7 @@ from worker.db.license_manager_tables import (
     SubscriptionPlanRenewal as Renewal,
 )
 from worker.db.sql import Rows, any_of
-from worker.due.conditions import held, licenses_of, plans_where, sent, to_process
+from worker.due.conditions import can_be_read, held, licenses_of, plans_where, sent, to_process
 from worker.due.scope import Scope
 from worker.license_manager.marks import marked
 
@@ -59,9 +59,21 @@ def plans_waiting_for_renewal(scope: Scope) -> Rows:
     (as `due_plans`, and when its renewal was to be processed, where that is past and was not done)
     """
     waits = Plan.uuid.not_in(plans_whose_chain_ended(scope))
-    since = select(Renewal.effective_date).where(Renewal.prior_subscription_plan_id == Plan.uuid, stale(scope))
+    since = select(Renewal.effective_date).where(
+        Renewal.prior_subscription_plan_id == Plan.uuid, stale(scope), can_be_read(Renewal.effective_date)
+    )
     columns = (*COLUMNS, since.scalar_subquery().label("waiting_since"))
     return plans_where(*to_process(scope), ~marked(), waits, columns=columns)
+
+
+def plans_without_date(scope: Scope) -> Rows:
+    """Which plans have an expiration date that cannot be read, so that no night does anything about them?
+
+    (uuid, customer)
+    """
+    past = Plan.expiration_date <= scope["as_of"]
+    columns = (Plan.uuid, Agreement.enterprise_customer_uuid)
+    return plans_where(past, not_(can_be_read(Plan.expiration_date)), columns=columns)
 
 
 def plans_whose_chain_ended(scope: Scope, *of: ColumnElement[bool]) -> Rows:

@@ -102,6 +102,7 @@ def not_unlinked(scope: Scope, addressed: bool = True) -> tuple[ColumnElement[bo
     address = func.coalesce(Mailbox(License.user_email), "")
     return (
         Plan.expiration_date < scope["old_before"],
+        conditions.can_be_read(Plan.expiration_date),
         License.status.in_(conditions.LEARNER_STATUSES),
         # In a CASE, or MariaDB may read all the NULLs of its index, which are most of it, to merge them with a plan's.
         case((License.renewed_to_id.is_(None), 1), else_=0) == 1,

@@ -24,7 +24,7 @@ from simulator.data.rows import Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
-from worker.cli import doctor
+from worker.cli import database_check, doctor, findings as findings_module
 from worker.cli.findings import explained
 from worker.cli.rights import Right
 from worker.db.ledger_tables import Downgrade
@@ -413,7 +413,7 @@ def test_an_unlink_call_that_has_no_enterprise_is_not_tried_and_that_is_said(
 
 def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
     given = {name: value for name, value in settings.items() if name in DatabaseSettings.model_fields}
-    found = doctor._database(DatabaseSettings.model_validate(given))
+    found = database_check.check_database(DatabaseSettings.model_validate(given))
     return [astuple(each) for each in explained("database", found)]
 
 
@@ -492,7 +492,7 @@ def test_a_clock_that_is_far_from_the_databases_is_a_warning(
         def now(cls, tz: tzinfo | None = None) -> Self:
             return super().now(tz) + timedelta(seconds=seconds)
 
-    monkeypatch.setattr(doctor, "datetime", Skewed)
+    monkeypatch.setattr(findings_module, "datetime", Skewed)
     lms = [astuple(each) for each in doctor._lms(Settings.model_validate(settings))]
     for whose, found in (("database", findings(settings)), ("LMS", lms)):
         [(_, each, what, _)] = [each for each in found if each[0] == "clock"]

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, make_url, text
 from support.services import missing
 
 from simulator.processes import Processes, free_port, listens
-from worker.cli import doctor
+from worker.cli import database_check
 from worker.cli.findings import Finding
 from worker.db.engine import make_engine
 
@@ -62,7 +62,7 @@ def pooled(url: str) -> list[Finding]:
     engine = make_engine(url)
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))  # a transaction is open, as when the doctor has looked at something before
-        found = list(doctor._pooled(connection))
+        found = list(database_check._pooled(connection))
     engine.dispose()
     return found
 

@@ -1,5 +1,6 @@
 """An account with just the rights that docs/security.md gives it, on each server: enough, and not one too many."""
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from uuid import UUID
@@ -14,7 +15,7 @@ from support.runs import LONGEST, Make, events, finish, held, night, processed, 
 from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.cli import doctor, rights
+from worker.cli import database_check, rights
 from worker.cli.findings import Finding
 from worker.cli.rights import RIGHTS, Right
 from worker.db.engine import make_engine
@@ -85,7 +86,7 @@ def findings(account: Account) -> Iterator[Callable[[], list[Finding]]]:
     def look() -> list[Finding]:
         engine.dispose()  # PostgreSQL looks at a schema's rights once in a session
         with engine.connect() as connection:
-            return list(doctor._rights(connection, rights.missing_rights(connection)))
+            return list(database_check._rights(connection, rights.missing_rights(connection)))
 
     yield look
     engine.dispose()
@@ -251,15 +252,24 @@ def test_a_ledger_of_the_release_before_is_told_and_not_the_rights_on_what_it_la
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE license_expiry_lms_call"))
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '0002'"))
-    wrong = [each for each in doctor._database(DatabaseSettings(DATABASE_URL=account.url)) if each.status == "wrong"]
+    wrong = [
+        each
+        for each in database_check.check_database(DatabaseSettings(DATABASE_URL=account.url))
+        if each.status == "wrong"
+    ]
     assert [each.remedy for each in wrong] == ["run license-expiry init-db"]
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
 def test_a_database_that_takes_no_writes_is_told(engine: Engine, account: Account) -> None:
     account.execute(f"ALTER ROLE {account.name} SET default_transaction_read_only = on")
-    wrong = [each for each in doctor._database(DatabaseSettings(DATABASE_URL=account.url)) if each.status == "wrong"]
-    assert [each.what for each in wrong] == ["it takes no writes: it is read-only, as a replica is"]
+    wrong = [
+        each
+        for each in database_check.check_database(DatabaseSettings(DATABASE_URL=account.url))
+        if each.status == "wrong"
+    ]
+    assert [each.subject for each in wrong] == ["database"]
+    assert re.search(r"takes no writes \(cannot execute INSERT in a read-only transaction", wrong[0].what)
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)

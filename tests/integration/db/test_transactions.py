@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 from support.runs import ON_SERVERS, ON_SQLITE, raw, together
 
-from worker.db import engine as engine_module, transactions
+from worker.db import engine as engine_module, sessions, transactions
 from worker.db.engine import make_engine
 from worker.db.ledger_tables import Ledger
 from worker.db.sql import DatabaseNow
@@ -101,8 +101,8 @@ def test_of_two_that_lock_each_other_out_both_come_through(database: Database, p
 def test_a_process_that_is_frozen_within_a_transaction_loses_its_locks(
     database_url: str, plain: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 1)
-    monkeypatch.setattr(engine_module, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(sessions, "IDLE_SECONDS", 1)
+    monkeypatch.setattr(sessions, "LOCK_SECONDS", 1)
     frozen, awake = (Database(make_engine(database_url)) for _ in range(2))
     has_lock, thaw = threading.Event(), threading.Event()
     tries: list[int] = []
@@ -282,7 +282,7 @@ def test_a_server_that_is_not_there_is_unavailable_and_the_sentence_names_the_se
     monkeypatch.setattr(transactions, "TRIES", 2)
     engine = make_engine(f"{driver}://somebody:{PASSWORD}@127.0.0.1:{closed_port()}/license_manager")
     tried: list[Any] = []
-    event.listen(engine, "do_connect", lambda *_: tried.append(1))
+    event.listen(engine, "handle_error", lambda _: tried.append(1))
     with pytest.raises(Unavailable) as caught:
         Database(engine).now()
     said = str(caught.value)
