@@ -25,6 +25,7 @@ def postgresql_settings() -> dict[str, str]:
         "TimeZone": "UTC",  # else what is near the end of a driver's calendar is beyond it in another zone
         "standard_conforming_strings": "on",
         "transform_null_equals": "off",
+        "extra_float_digits": "1",
         "row_security": "off",  # an error instead of rows that are silently left out
         "default_transaction_isolation": "read committed",
         "default_transaction_deferrable": "off",
