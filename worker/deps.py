@@ -61,7 +61,7 @@ def make_deps(settings: Settings, patience: Patience | None = None, shutdown: Sh
         patience=patience or Patience(),
         sleep=shutdown.sleep,
         observe=calls.observe,
-        next_call_in=partial(rate_limit.book_next_call, database, settings.LMS_REQUESTS_PER_MINUTE),
+        next_call_in=partial(rate_limit.book_next_call, database, settings.calls_per_minute),
     )
     # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
     seconds = settings.TASK_TIME_LIMIT_SECONDS / 4

@@ -190,8 +190,12 @@ class Settings(DatabaseSettings):
     """LMS calls in flight at once, for each run"""
     LMS_PARALLEL_REQUESTS_PER_HOST: PositiveInt = setting("8", 8, le=256)
     """LMS calls in flight at once, for all workers of one host that share its temporary folder"""
+    LMS_DOWNGRADES_PER_MINUTE: PositiveFloat | None = setting("800", None)
+    """The LMS's throttle for downgrade calls, held over all workers; no limit when not set"""
+    LMS_UNLINKS_PER_MINUTE: PositiveFloat | None = setting("2000", None)
+    """The same for unlink calls, and for the questions that precede them"""
     LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = setting("800", None)
-    """The LMS's throttle for service users, held over all workers; no limit when not set"""
+    """Both of these, where they are not set"""
     LEASE_SECONDS: PositiveInt = setting("300", 300)
     """A worker that is silent for this long loses its run to another"""
     TASK_MAX_RETRIES: int = setting("5", 5, ge=0, le=100)
@@ -202,6 +206,13 @@ class Settings(DatabaseSettings):
     """Segment's write key, for license-manager's lifecycle events; none are sent when not set"""
     SEGMENT_INCLUDE_EMAIL: bool = setting("false", False)
     """Whether these events carry the learner's e-mail address"""
+
+    @property
+    def calls_per_minute(self) -> dict[str, float | None]:
+        """How many calls of each kind all workers together may send in a minute; None is no limit."""
+        unlinks = self.LMS_UNLINKS_PER_MINUTE or self.LMS_REQUESTS_PER_MINUTE
+        downgrades = self.LMS_DOWNGRADES_PER_MINUTE or self.LMS_REQUESTS_PER_MINUTE
+        return {"downgrade": downgrades, "unlink": unlinks, "learners": unlinks}
 
     @field_validator("LMS_URL", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
     @classmethod

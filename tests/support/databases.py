@@ -33,6 +33,7 @@ FIRST: dict[str, list[str]] = {
 # What the migrations put in.
 ROWS: list[tuple[Any, dict[str, Any]]] = [
     (Throttle, {"id": 1, "next_call_at": datetime(2000, 1, 1, tzinfo=UTC)}),
+    (Throttle, {"id": 2, "next_call_at": datetime(2000, 1, 1, tzinfo=UTC)}),
     (Heartbeat, {"id": 1, "reconciled_at": DatabaseNow()}),
     (Identity, {"id": 1, "uuid": UUID(int=1)}),
 ]

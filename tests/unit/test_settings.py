@@ -32,6 +32,8 @@ def test_the_names_and_defaults_are_those_of_the_design() -> None:
         "BULK_UNLINK_REQUEST_TIMEOUT_SECONDS": 120,
         "LMS_PARALLEL_REQUESTS": 4,
         "LMS_PARALLEL_REQUESTS_PER_HOST": 8,
+        "LMS_DOWNGRADES_PER_MINUTE": None,
+        "LMS_UNLINKS_PER_MINUTE": None,
         "LMS_REQUESTS_PER_MINUTE": None,
         "NIGHTLY_SCHEDULE": "0 2 * * *",
         "TIME_ZONE": "UTC",
@@ -103,6 +105,22 @@ def test_the_database_driver_is_one_that_we_bring(env: Env, given: str, made: st
 def test_a_slash_at_the_end_of_an_address_is_taken_off(env: Env, name: str) -> None:
     env(**{name: "https://lms.example/"})
     assert getattr(load_settings(), name) == "https://lms.example"
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        pytest.param({}, {"downgrade": None, "unlink": None, "learners": None}, id="no limit"),
+        pytest.param({"REQUESTS": "800"}, {"downgrade": 800, "unlink": 800, "learners": 800}, id="the old name"),
+        pytest.param({"UNLINKS": "2000"}, {"downgrade": None, "unlink": 2000, "learners": 2000}, id="one alone"),
+        pytest.param(
+            {"REQUESTS": "60", "DOWNGRADES": "800"}, {"downgrade": 800, "unlink": 60, "learners": 60}, id="both names"
+        ),
+    ],
+)
+def test_each_call_has_its_rate(env: Env, given: dict[str, str], made: dict[str, float | None]) -> None:
+    env(**{f"LMS_{name}_PER_MINUTE": value for name, value in given.items()})
+    assert load_settings().calls_per_minute == made
 
 
 CHECKED = "://r/5?ssl_cert_reqs=required"

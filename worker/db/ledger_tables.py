@@ -198,7 +198,7 @@ class Heartbeat(Ledger):
 
 
 class Throttle(Ledger):
-    """One row: when the next LMS call of all workers may go out, under LMS_REQUESTS_PER_MINUTE."""
+    """Two rows: when the next downgrade call (1), and unlink call (2), of all workers may go out."""
 
     __tablename__ = "license_expiry_throttle"
 

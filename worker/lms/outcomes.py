@@ -164,7 +164,7 @@ def _meaning(answer: Answer) -> ReasonedError:
 
 
 def _throttled(answer: Answer) -> Unavailable:
-    remedy = "set LMS_REQUESTS_PER_MINUTE to the limit of the LMS"
+    remedy = "set LMS_DOWNGRADES_PER_MINUTE and LMS_UNLINKS_PER_MINUTE to the limits of the LMS"
     return Unavailable(THROTTLED, "the LMS throttles us (it answered 429)", remedy, retry_after(answer.headers))
 
 

@@ -115,8 +115,8 @@ class Transport:
     """Sends calls as this worker's service user; safe to share between threads, one session for each.
 
     Time-outs are in seconds. `observe` gets each HTTP call: its kind (or "token"), the outcome, its seconds.
-    `next_call_in` books the next call (for LMS_REQUESTS_PER_MINUTE) when that may begin within the seconds that it is
-    given: it returns those to wait, or raises. `sleep` spends all waits; what it raises ends the call. `confirmed_at`
+    `next_call_in` books the next call of a kind when that may begin within the seconds that it is given: it returns
+    those to wait, or raises. `sleep` spends all waits; what it raises ends the call. `confirmed_at`
     has the moment, on time.monotonic, of the last success of each path.
     """
 
@@ -130,7 +130,7 @@ class Transport:
         downgrade_timeout: float = 120,
         unlink_timeout: float = 120,
         observe: Callable[[str, str, float], None] = lambda *_: None,
-        next_call_in: Callable[[float], float] = lambda within: 0.0,
+        next_call_in: Callable[[str, float], float] = lambda kind, within: 0.0,
         sleep: Callable[[float], None] | None = None,
         patience: Patience | None = None,
     ) -> None:
@@ -209,15 +209,10 @@ class Transport:
             response = self._send_in_turn(method, kind, self._url + path, with_token)
         return Answer(response.status_code, response.headers, response.content)
 
-    def _send_in_turn(
-        self, method: str, kind: str, url: str, ready: Callable[[], dict[str, Any]], setting: str = "LMS_URL"
-    ) -> requests.Response:
-        """Send once its booked moment has come. `ready` is asked right before, for the options of requests' `request`.
-
-        `setting` has the address.
-        """
-        self.sleep(self._next_call_in(self.patience.in_place))
-        return self._send(method, kind, url, ready(), setting)
+    def _send_in_turn(self, method: str, kind: str, url: str, ready: Callable[[], dict[str, Any]]) -> requests.Response:
+        """Send once its booked moment has come. Right before, `ready` is asked for the options of `request`."""
+        self.sleep(self._next_call_in(kind, self.patience.in_place))
+        return self._send(method, kind, url, ready(), "LMS_URL")
 
     def _send(self, method: str, kind: str, url: str, options: dict[str, Any], setting: str) -> requests.Response:
         began, outcome = time.monotonic(), ""
@@ -257,7 +252,7 @@ class Transport:
         """Get a token and its lifetime in seconds by the client-credentials grant."""
         form = {"grant_type": "client_credentials", "token_type": "jwt", **self._credentials}
         options = {"data": form, "auth": lambda request: request}  # else a netrc file's
-        response = self._send_in_turn("POST", "token", self._token_url, lambda: options, TOKEN_URL)
+        response = self._send("POST", "token", self._token_url, options, TOKEN_URL)
         self._told = date_of(response.headers), steady()
         answer = Answer(response.status_code, response.headers, response.content)
         judge_token(answer)

@@ -38,7 +38,7 @@ _REASONS = {
     "not_the_lms": "the answer was not the LMS's",
     "clocks": "the clocks are too far apart",
     "too_late": "a selection grew too old before it was sent",
-    "booked": "others call first, under LMS_REQUESTS_PER_MINUTE",
+    "booked": "others call first, under the limit of calls in a minute",
     "paused": "everything is paused",
     "needs_approval": "more learners to be unlinked than UNLINK_LIMIT",
 }

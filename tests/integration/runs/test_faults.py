@@ -478,9 +478,10 @@ def test_fault_12_two_overlapping_runs_both_unlink_everybody(
     outcomes = together(3, lambda number: night(workers[number]))
     assert [each for each in outcomes if isinstance(each, LicenseExpiryError)] == []
     for agreement in laid:  # one of them had it
-        first, *later = [
+        theirs = [
             row for row in rows(engine, Run) if row["enterprise_customer_uuid"] == agreement.enterprise_customer_uuid
         ]
+        first, *later = sorted(theirs, key=lambda row: row["opened_at"])
         assert first["phase"] == Phase.FINISHED
         # A rival that had looked before, and opened its run after, found nothing left to do.
         assert [row["learners_unlinked"] + row["licenses_downgraded"] for row in later] == [0] * len(later)

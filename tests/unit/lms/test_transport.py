@@ -21,7 +21,7 @@ LONG = Patience(tries=9, in_place=900.0)  # so that a test may draw every kind o
 
 
 def test_before_each_send_come_the_waits_the_selection_and_last_the_guard(wire: Wire, clock: Clock) -> None:
-    def pace(within: float) -> float:
+    def pace(kind: str, within: float) -> float:
         wire.log.append(("pace", clock.now))
         return 10.0
 
@@ -48,29 +48,32 @@ def test_before_each_send_come_the_waits_the_selection_and_last_the_guard(wire: 
     assert moments[5] - moments[3] >= 100.0, "the selection is made after the wait, not before it"
 
 
-def test_a_token_is_paced_too(wire: Wire, clock: Clock) -> None:
-    client = LmsClient("https://l", "https://l", "k", "s", patience=PATIENCE, next_call_in=lambda within: within - 1)
+def test_each_call_is_paced_by_its_kind_and_a_token_is_not(wire: Wire, clock: Clock) -> None:
+    def pace(kind: str, within: float) -> float:
+        return {"downgrade": 3.0, "unlink": 4.0, "learners": 4.5}[kind]
+
+    client = LmsClient("https://l", "https://l", "k", "s", patience=PATIENCE, next_call_in=pace)
     downgrade(client)
-    assert clock.slept == [PATIENCE.in_place - 1] * 2
+    client.unlink(ENTERPRISE, lambda: Selection(["learner@x.example"]), lambda: inf)
+    assert clock.slept == [3.0, 4.0]
 
 
 @pytest.mark.parametrize(
     ("free", "sent"),
     [
         pytest.param(0, [], id="the call itself has no slot soon enough"),
-        pytest.param(1, [], id="the call has one, its token has not"),
-        pytest.param(2, ["token", "call"], id="a repeat with a new token has not"),
+        pytest.param(1, ["token", "call"], id="a repeat with a new token has not"),
     ],
 )
 def test_what_is_booked_for_later_than_in_place_ends_the_call_at_once(
     wire: Wire, clock: Clock, free: int, sent: list[str]
 ) -> None:
     """The caller is told when to come again. Nothing is selected, and no try in place asks for another slot."""
-    booked, asked = Postponed("booked", "others call first", "", 7.0), list[float]()
+    booked, asked = Postponed("booked", "others call first", "", 7.0), list[tuple[str, float]]()
     select = Selector(clock)
 
-    def pace(within: float) -> float:
-        asked.append(within)
+    def pace(kind: str, within: float) -> float:
+        asked.append((kind, within))
         if len(asked) > free:
             raise booked
         return 0.0
@@ -80,7 +83,7 @@ def test_what_is_booked_for_later_than_in_place_ends_the_call_at_once(
     with pytest.raises(Postponed) as caught:
         client.downgrade(select, lambda: inf)
     assert (caught.value, caught.value.retry_after, clock.slept) == (booked, 7.0, [])
-    assert asked == [PATIENCE.in_place] * (free + 1)
+    assert asked == [("downgrade", PATIENCE.in_place)] * (free + 1)
     assert ["token"] * len(wire.token_calls) + ["call"] * len(wire.calls) == sent
     assert len(select.made) == len(wire.calls)
 
@@ -157,7 +160,7 @@ def test_after_each_wait_the_selection_is_made_anew_and_nothing_older_leaves(
     pace: float,
     asked: int,
 ) -> None:
-    client = LmsClient("https://l", "https://l", "k", "s", patience=LONG, next_call_in=lambda within: pace)
+    client = LmsClient("https://l", "https://l", "k", "s", patience=LONG, next_call_in=lambda kind, within: pace)
     wire.says(*script)
     wire.tokens = [*tokens, *wire.tokens]
     select = Selector(clock)
