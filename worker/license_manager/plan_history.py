@@ -14,6 +14,7 @@ from worker.db.schema_check import PLAN_HISTORY_TABLE, PLAN_TABLE, is_generated
 from worker.db.transactions import Database
 from worker.db.types import DjangoUUID, UTCDateTime
 
+REASON = "history_change_reason"  # which older releases of Django's simple history do not have
 # No row, but the names of all columns of both tables.
 _COLUMNS = sa.select(sa.text("*")).select_from(sa.table(PLAN_TABLE).join(sa.table(PLAN_HISTORY_TABLE), sa.false()))
 
@@ -52,12 +53,13 @@ class PlanHistory:
 
 
 def mark_processed(
-    session: Session, found: Found, plans: Sequence[UUID], now: datetime, *still: sa.ColumnElement[bool]
+    session: Session, found: Found, plans: Sequence[UUID], now: datetime, run_id: UUID, *still: sa.ColumnElement[bool]
 ) -> list[UUID]:
     """Mark these plans as processed, those for which `still` is true, and add a row to the history of each.
 
-    `found` is what `look` has found. `now` is the moment of the mark, by the database's clock: it is read before the
-    plans are, for who comes into a plan later is not covered by its mark. Returns the plans that are marked.
+    That row names us and the run, so that license-manager's admin shows who did it. `found` is what `look` has found.
+    `now` is the moment of the mark, by the database's clock: it is read before the plans are, for who comes into a plan
+    later is not covered by its mark. Returns the plans that are marked.
     """
     of_plans = (SubscriptionPlan.uuid.in_(plans), *still)
     session.execute(sa.update(SubscriptionPlan).where(*of_plans).values(expiration_processed=True, modified=now))
@@ -66,8 +68,11 @@ def mark_processed(
         sa.type_coerce(found.plan.c.uuid, DjangoUUID()).in_(plans),
         sa.type_coerce(found.plan.c.modified, UTCDateTime()) == now,
     )
-    rows = sa.select(*found.copied.values(), sa.literal("~"), found.plan.c.modified).where(ours)
-    session.execute(sa.insert(found.history).from_select([*found.copied, "history_type", "history_date"], rows))
+    own: dict[str, Any] = {"history_type": sa.literal("~"), "history_date": found.plan.c.modified}
+    if REASON in found.history.c:
+        own[REASON] = sa.literal(f"license-expiry, run {run_id}")
+    rows = sa.select(*found.copied.values(), *own.values()).where(ours)
+    session.execute(sa.insert(found.history).from_select([*found.copied, *own], rows))
     marked = sa.select(sa.type_coerce(found.plan.c.uuid, DjangoUUID())).where(ours)
     return list(session.scalars(marked).all())
 

@@ -25,10 +25,12 @@ def mark_done_plans(deps: Deps, claim: Claim, scope: Scope, plans: Sequence[DueP
     marked: list[UUID] = []
 
     def write(session: Session) -> None:
+        marked.clear()
         now = session.execute(select(DatabaseNow())).scalar_one()
         done = [row[0] for row in statements.fetch(session, done_and_unmarked, scope)]
         # Once more in the UPDATE itself: meanwhile a plan may have been extended, or a license moved into it.
-        marked[:] = plan_history.mark_processed(session, found, done, now, *still_done(scope)) if done else []
+        if done:
+            marked[:] = plan_history.mark_processed(session, found, done, now, claim.run.id, *still_done(scope))
         if marked:
             more = Run.plans_processed + len(marked)
             session.execute(update(Run).where(Run.id == claim.run.id).values(plans_processed=more))

@@ -461,7 +461,7 @@ def downgrade(laid: Laid, due: Answers) -> None:
 
 def mark_processed(laid: Laid, due: Answers) -> None:
     found, done = plan_history._reflect(laid.connection), list(uuids(due["done_plans"]))
-    assert set(plan_history.mark_processed(Session(laid.connection), found, done, laid.world.as_of)) == set(done)
+    assert set(plan_history.mark_processed(Session(laid.connection), found, done, laid.world.as_of, RUN)) == set(done)
 
 
 def add_events(laid: Laid, licenses: set[UUID], name: str) -> None:

@@ -103,7 +103,7 @@ def test_the_history_of_a_plan_that_a_night_marked_goes_on(
         plan = models["subscriptionplan"].objects.get(title=OLD)
         plan.desired_num_licenses = 13
         plan.save()
-    night(make_test_deps(**unlinking(enterprise)))
+    [run] = night(make_test_deps(**unlinking(enterprise))).values()
     with django_on(engine, native) as models:
         plan = models["subscriptionplan"].objects.get(title=OLD)
         assert plan.expiration_processed
@@ -116,7 +116,7 @@ def test_the_history_of_a_plan_that_a_night_marked_goes_on(
         assert (ours.get_history_type_display(), ours.history_user, ours.history_change_reason) == (
             "Changed",
             None,
-            None,
+            f"license-expiry, run {run.id}",
         )
         assert ours.instance.title == OLD
         assert ours.customer_agreement == plan.customer_agreement
@@ -157,7 +157,7 @@ def test_license_managers_own_code_would_have_written_the_same(
     lms.seed()
     start = datetime.now(UTC) - timedelta(seconds=30)
     laid = image(engine, start)
-    night(make_test_deps(**unlinking(enterprise)))
+    [run] = night(make_test_deps(**unlinking(enterprise))).values()
     ours = image(engine, start)
     drop_tables(engine)
     create_tables(engine, uuid_form)
@@ -167,6 +167,7 @@ def test_license_managers_own_code_would_have_written_the_same(
         event = models["licenseevent"]
         for plan in models["subscriptionplan"].objects.filter(expiration_date__lt=now):
             plan.expiration_processed = True
+            plan._change_reason = f"license-expiry, run {run.id}"
             plan.save()
             licenses = models["license"].objects.filter(subscription_plan=plan, status__in=("assigned", "activated"))
             event.objects.bulk_create(event(license=each, event_name=UNLINKED_EVENT) for each in licenses)

@@ -34,6 +34,7 @@ from worker.db.license_manager_tables import UNLINKED_EVENT
 from worker.db.sql import DatabaseNow
 from worker.deps import Deps
 from worker.ledger.order import DOWNGRADE, Phase
+from worker.lms.patience import Patience
 from worker.runs.batches import Batch, Fresh
 
 
@@ -149,7 +150,7 @@ def test_a_call_that_waits_for_its_booked_moment_is_selected_after_it(
     laid = lay(lms, licenses=4)
     settings = {**batches_of(4), **unlinking(laid.enterprise)}
     run_id = reach(make_test_deps(**settings), laid, kind)
-    deps = make_test_deps(**settings, LMS_REQUESTS_PER_MINUTE=6000)
+    deps = make_test_deps(Patience(first_wait=0.01), **settings, LMS_REQUESTS_PER_MINUTE=6000)
     engine = deps.database.engine
     lms.journal.clear()
     with engine.begin() as connection:
