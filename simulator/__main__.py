@@ -65,6 +65,7 @@ def main() -> None:
 )
 @click.option("--demo", "is_demo", is_flag=True, help="Make the demo's data first, unless the database has it.")
 @click.option("--staff/--not-staff", default=True, show_default=True, help="Whether the service user is staff.")
+@click.option("--throttle", type=click.Choice(["service", "other"]), help="The LMS's own throttle, of such a user.")
 def serve(
     database: str | None,
     port: int,
@@ -74,6 +75,7 @@ def serve(
     client_secret: str,
     is_demo: bool,
     staff: bool,
+    throttle: str | None,
 ) -> None:
     r"""Serve the LMS's token endpoint, its two enterprise calls and its list of learners until Ctrl-C.
 
@@ -84,6 +86,8 @@ def serve(
       GET  journal, counts, state, faults
       POST faults [{"kind": "downgrade", "nth": 2, "status": 503}]    in place of those before
       POST throttle {"calls": 60, "seconds": 60}, or null             429 with Retry-After
+      POST throttle {"whom": "service"}, or "other"                   the LMS's own windows
+      POST atomic {"atomic": false}                                   a 500 keeps what came before it
       POST faults [{"containing": "a@x.example", "status": 403, "body": "<html>"}]   as a firewall
       POST faults [{"longer_than": 2000, "status": 413}]
       POST latency {"seconds": 0.5}
@@ -99,6 +103,7 @@ def serve(
             _refuse_full(engine, "char32")
             _make_demo(Data(engine))
         lms = Lms(client_id, client_secret, latency, engine=engine, staff=staff)
+        lms.throttle(whom=throttle or "")
         asyncio.run(_serve(lms, host, port))
     except SQLAlchemyError as error:
         raise click.ClickException(

@@ -7,7 +7,7 @@ from typing import Any
 from tornado.web import RequestHandler
 
 from simulator.lms.core import Lms
-from simulator.lms.faults import Fault, Throttle
+from simulator.lms.faults import Fault
 from simulator.lms.seeding import seed_from_json
 
 
@@ -37,6 +37,7 @@ class ControlHandler(RequestHandler):
             "throttle": self._set_throttle,
             "latency": self._set_latency,
             "staff": self._set_staff,
+            "atomic": self._set_atomic,
             "change-email": self._change_email,
             "forget-tokens": lms.tokens.clear,
             "release": lms.release,
@@ -68,13 +69,18 @@ class ControlHandler(RequestHandler):
 
     def _set_throttle(self) -> None:
         content = self._content()
-        self.lms.throttle = Throttle(int(content["calls"]), float(content["seconds"])) if content else None
+        content = content or {"calls": 0}
+        asked = (int(content.get("calls", 0)), float(content.get("seconds", 60)), str(content.get("whom", "")))
+        self.lms.throttle(*asked)
 
     def _set_latency(self) -> None:
         self.lms.latency = float(self._content()["seconds"])
 
     def _set_staff(self) -> None:
         self.lms.staff = bool(self._content()["staff"])
+
+    def _set_atomic(self) -> None:
+        self.lms.atomic = bool(self._content()["atomic"])
 
     def _change_email(self) -> None:
         content = self._content()

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from sqlalchemy import Engine
 
-from simulator.lms.faults import Fault, Throttle
+from simulator.lms.faults import THROTTLED, Fault, Throttle, windows_of
 from simulator.lms.journal import Journal
 from simulator.lms.seeding import seed_from_database
 from simulator.lms.state import Answer, State, json_answer
@@ -24,11 +24,13 @@ class Lms:
         token_seconds: int = 3600,
         engine: Engine | None = None,
         staff: bool = True,
+        atomic: bool = True,
     ) -> None:
         """Take its credentials, the seconds a call takes and a token lives, a database to seed it from.
 
         `staff` says whether the service user is staff. One that is not may downgrade, but every unlink is a 404, and
-        it is told of no learner.
+        it is told of no learner. `atomic` says whether a request that ends in a 500 changes nothing: edx-platform has
+        ATOMIC_REQUESTS on; where it is off, what came before the fault is done.
         """
         self.client_id = client_id
         self.client_secret = client_secret
@@ -36,10 +38,11 @@ class Lms:
         self.token_seconds = token_seconds
         self.engine = engine
         self.staff = staff
+        self.atomic = atomic
         self.state = seed_from_database(engine) if engine is not None else State()
         self.journal = Journal()
         self.faults: list[Fault] = []
-        self.throttle: Throttle | None = None
+        self.throttles: dict[str, Throttle] = {}
         self.tokens: dict[str, float] = {}
         self._released = asyncio.Event()
 
@@ -73,13 +76,19 @@ class Lms:
         given = {"access_token": token, "expires_in": self.token_seconds, "token_type": kind, "scope": "read"}
         return json_answer(200, given)
 
-    def refusal(self, authorization: str) -> Answer | None:
-        """Give the 401 or 429 that keeps a call from its work; None when it may go on."""
+    def throttle(self, calls: int = 0, seconds: float = 60, whom: str = "") -> None:
+        """Answer 429 to more than so many calls in so many seconds, or as it does to `whom`; 0 calls lifts it."""
+        shared = dict.fromkeys(THROTTLED, Throttle(calls, seconds)) if calls else {}
+        self.throttles = windows_of(whom) if whom else shared
+
+    def refusal(self, authorization: str, kind: str) -> Answer | None:
+        """Give the 401 or 429 that keeps a call of this kind from its work; None when it may go on."""
         scheme, _, token = authorization.partition(" ")
         if scheme != "JWT" or self.tokens.get(token, 0.0) <= time.monotonic():
             detail = {"detail": "Authentication credentials were not provided."}
             return json_answer(401, detail, WWW_Authenticate='JWT realm="api"')
-        wait = self.throttle.refuses(time.monotonic()) if self.throttle else None
+        throttle = self.throttles.get(kind)
+        wait = throttle.refuses(time.monotonic()) if throttle else None
         if wait is None:
             return None
         detail = {"detail": f"Request was throttled. Expected available in {wait} seconds."}

@@ -108,7 +108,7 @@ def pick(faults: list[Fault], entry: Entry, body: bytes = b"") -> Fault | None:
 
 @dataclass
 class Throttle:
-    """At most `calls` downgrade, unlink and learners calls in any `seconds`, as the LMS's own throttle counts them."""
+    """At most `calls` calls in any `seconds`, as the LMS's own throttle counts them."""
 
     calls: int
     seconds: float
@@ -121,3 +121,18 @@ class Throttle:
             return max(1, math.ceil(self.taken[0] + self.seconds - now))
         self.taken.append(now)
         return None
+
+
+THROTTLED = ("downgrade", "unlink", "learners")
+
+
+def windows_of(whom: str) -> dict[str, Throttle]:
+    """The LMS's own windows of a minute, by kind of call.
+
+    A "service" user that ENTERPRISE_ALL_SERVICE_USERNAMES names has one for each call; any "other" has one for all.
+    """
+    windows = {
+        "service": {"downgrade": Throttle(800, 60), "unlink": Throttle(2000, 60)},
+        "other": dict.fromkeys(THROTTLED, Throttle(60, 60)),
+    }
+    return windows[whom]

@@ -136,7 +136,7 @@ class CallHandler(Handler):
         """Refuse, or take the time that the work takes and do it."""
         if self.request.method != self.method:
             return Answer(405)
-        refusal = self.lms.refusal(self.request.headers.get("Authorization", ""))
+        refusal = self.lms.refusal(self.request.headers.get("Authorization", ""), self.kind)
         if refusal:
             return refusal
         if self.lms.latency:  # of the whole answer, with what it takes itself
@@ -160,7 +160,7 @@ class DowngradeHandler(CallHandler):
 
     def call(self) -> Answer:
         """Downgrade the enrollments of the licenses."""
-        return self.lms.state.downgrade(self.content)
+        return self.lms.state.downgrade(self.content, self.lms.atomic)
 
 
 class UnlinkHandler(CallHandler):

@@ -14,7 +14,7 @@ from tornado.web import Application, RequestHandler
 
 from simulator.lms.control import ControlHandler
 from simulator.lms.core import Lms
-from simulator.lms.faults import Fault, Throttle
+from simulator.lms.faults import Fault
 from simulator.lms.handlers import DowngradeHandler, Handler, LearnersHandler, TokenHandler, UnlinkHandler
 from simulator.lms.journal import Entry, Journal, Kind
 from simulator.lms.state import State
@@ -120,9 +120,13 @@ class Simulator:
         """Show these faults from now on, in place of those shown before; none clears them."""
         self.lms.faults = list(faults)
 
-    def throttle(self, calls: int, seconds: float) -> None:
-        """Answer 429 to more than so many calls in so many seconds; 0 calls lifts it."""
-        self.lms.throttle = Throttle(calls, seconds) if calls else None
+    def throttle(self, calls: int = 0, seconds: float = 60, whom: str = "") -> None:
+        """Answer 429 to more than so many calls in so many seconds, or as it does to `whom`; 0 calls lifts it."""
+        self.lms.throttle(calls, seconds, whom)
+
+    def atomic(self, is_atomic: bool) -> None:
+        """Let a request that ends in a 500 change nothing, or what came before the fault, from the next one on."""
+        self.lms.atomic = is_atomic
 
     def staff(self, is_staff: bool) -> None:
         """Let the service user be staff or not, from the next request on."""

@@ -6,9 +6,10 @@ enrollments are worked out from its UUID. Only those set by hand are held one by
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -134,8 +135,11 @@ class State:
         found = {self.licenses.get(number) for number in map(_number, licenses) if number is not None}
         return sorted(str(enterprise) for enterprise in found if enterprise)
 
-    def downgrade(self, content: Any) -> Answer:
-        """Do the bulk expiration that a request's content asks for; give the LMS's answer."""
+    def downgrade(self, content: Any, atomic: bool = True) -> Answer:
+        """Do the bulk expiration that a request's content asks for; give the LMS's answer.
+
+        What ends in a 500 changes nothing where requests are `atomic`; else all that came before the fault.
+        """
         asked = content.get("expired_license_uuids") if isinstance(content, dict) else None
         if not isinstance(asked, list) or not asked:
             return json_answer(400, "Parameter expired_license_uuids must be provided")
@@ -147,16 +151,23 @@ class State:
         numbers = [_number(license) for license in asked]
         if None in numbers:
             return Answer(500)
-        locked = False
+        locked, done = False, list[Callable[[], None]]()
         for number in dict.fromkeys(numbers):
-            outcome = self._downgrade_one(number, date) if number in self.licenses else "done"
+            outcome = self._downgrade_one(number, date, done) if number in self.licenses else "done"
             if outcome == "stop":
+                for undo in done if atomic else ():
+                    undo()
                 return Answer(500)
             locked = locked or outcome == "locked"
         return Answer(422 if locked else 200)
 
-    def _downgrade_one(self, number: int, date: datetime | None) -> Literal["done", "locked", "stop"]:
+    def _downgrade_one(
+        self, number: int, date: datetime | None, done: list[Callable[[], None]]
+    ) -> Literal["done", "locked", "stop"]:
+        """Downgrade one license; add what undoes it to `done`."""
         if number not in self.special:
+            if number not in self.downgraded:
+                done.append(partial(self.downgraded.discard, number))
             self.downgraded.add(number)
             return "done"
         locked = False
@@ -170,6 +181,7 @@ class State:
             if enrollment.fault == "locked":
                 locked = True
             else:
+                done.append(partial(setattr, enrollment, "mode", enrollment.mode))
                 enrollment.mode = "audit"
         return "locked" if locked else "done"
 

@@ -110,14 +110,18 @@ def test_one_that_cannot_be_changed_is_a_422_and_the_others_are_done(
     assert modes(lms, *batch) == [["audit"], ["verified"], ["audit"]]
 
 
-def test_a_course_without_an_overview_is_a_500_halfway(client: Client, lms: Simulator, enterprise: UUID) -> None:
+@pytest.mark.parametrize(("atomic", "first"), [(True, ["verified"]), (False, ["audit"])])
+def test_a_course_without_an_overview_is_a_500_halfway(
+    client: Client, lms: Simulator, enterprise: UUID, atomic: bool, first: list[str]
+) -> None:
+    lms.atomic(atomic)
     batch = [
         enroll(lms, enterprise),
         enroll(lms, enterprise, Enrollment(fault="no_overview")),
         enroll(lms, enterprise),
     ]
     assert client.downgrade(*batch).status_code == 500
-    assert modes(lms, *batch) == [["audit"], ["verified"], ["verified"]]
+    assert modes(lms, *batch) == [first, ["verified"], ["verified"]]
 
 
 @pytest.mark.parametrize(("after", "status"), [(None, 200), (PAST, 500)])
@@ -224,6 +228,21 @@ def test_throttling_says_how_long_to_wait(client: Client, lms: Simulator, enterp
     assert 1 <= int(answer.headers["Retry-After"]) <= 60
     lms.throttle(0, 0)
     assert client.unlink(enterprise, [GOOD]).status_code == 200
+
+
+def test_a_known_service_user_has_a_window_for_each_call(client: Client, lms: Simulator, enterprise: UUID) -> None:
+    lms.throttle(whom="service")
+    lms.lms.throttles["downgrade"].calls = 2
+    license = enroll(lms, enterprise)
+    assert [client.downgrade(license).status_code for _ in range(3)] == [200, 200, 429]
+    assert client.unlink(enterprise, [GOOD]).status_code == 200
+
+
+def test_any_other_user_has_one_window_for_all_calls(client: Client, lms: Simulator, enterprise: UUID) -> None:
+    lms.throttle(whom="other")
+    license = enroll(lms, enterprise)
+    assert {client.downgrade(license).status_code for _ in range(60)} == {200}
+    assert client.unlink(enterprise, [GOOD]).status_code == 429
 
 
 def test_a_fault_answers_in_place_of_the_lms(client: Client, lms: Simulator, enterprise: UUID) -> None:
@@ -411,19 +430,22 @@ def test_the_control_side_does_what_the_class_does(client: Client, lms: Simulato
         ("seed", seeded),
         ("release", None),
         ("staff", {"staff": False}),
+        ("atomic", {"atomic": False}),
         ("change-email", {"user_id": 7, "email": "fourth@x.example"}),
         ("forget-tokens", None),
     ):
         assert client.post(f"/_simulator/{path}", body).json() == {}
     assert client.token().status_code == 503
-    assert (lms.lms.throttle is not None, lms.lms.tokens) == (True, {})
+    assert (lms.lms.throttles != {}, lms.lms.tokens, lms.lms.atomic) == (True, {}, False)
     state = client.session.get(f"{lms.url}/_simulator/state", timeout=30).json()
     assert state["enterprises"][str(enterprise)]["active"] is False
     assert "fourth@x.example" in state["enterprises"][str(enterprise)]["linked"]
     assert (lms.lms.staff, lms.state.accounts) == (False, {7: "fourth@x.example"})
     assert client.post("/_simulator/change-email", {"user_id": 8, "email": "x"}).status_code == 400
     assert client.post("/_simulator/throttle", None).json() == {}
-    assert lms.lms.throttle is None
+    assert lms.lms.throttles == {}
+    assert client.post("/_simulator/throttle", {"whom": "service"}).json() == {}
+    assert {kind: each.calls for kind, each in lms.lms.throttles.items()} == {"downgrade": 800, "unlink": 2000}
     assert client.post("/_simulator/reseed", None).status_code == 400  # it was given no database
     assert client.post("/_simulator/nothing", None).status_code == 404
 
