@@ -92,7 +92,8 @@ def record_heartbeat(database: Database) -> None:
     """Record the heartbeat: `reconcile` finished, so beat is running."""
 
     def work(session: Session) -> None:
-        if not changed(session, update(Heartbeat).values(reconciled_at=DatabaseNow())):  # a table that was emptied
+        beat = update(Heartbeat).where(Heartbeat.id == 1)
+        if not changed(session, beat.values(reconciled_at=DatabaseNow())):  # a table that was emptied
             session.execute(insert(Heartbeat).values(id=1, reconciled_at=DatabaseNow()))
 
     database.transact(work)

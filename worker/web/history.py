@@ -123,17 +123,22 @@ def night_of(key: str) -> datetime:
 
 
 def check_ledger(database: Database) -> None:
-    """Raise Unavailable or Unusable unless the database answers and the ledger's tables are those of this release."""
+    """Raise Unavailable or Unusable unless the ledger's tables are those of this release, and a run can be read."""
     version = select(column("version_num", String)).select_from(table(migrations.VERSION_TABLE))
     if read_once(database, lambda session: session.scalars(version).all()) != [migrations.revisions()[0]]:
         raise Unusable("The ledger's tables are of another release", "run license-expiry init-db")
+    read_once(database, lambda session: session.scalars(select(Run).order_by(Run.opened_at.desc()).limit(1)).all())
 
 
 def overview(database: Database) -> Overview:
     """Read the nights of the last month and what is wrong now. Raises Unavailable, Unusable."""
 
     def work(session: Session) -> Overview:
-        reconciled_at, now = session.execute(select(Heartbeat.reconciled_at, DatabaseNow())).one()
+        beat = session.execute(select(Heartbeat.reconciled_at, DatabaseNow())).one_or_none()
+        if beat is None:
+            what = f"the ledger's table {Heartbeat.__tablename__} has lost its row"
+            raise Unusable(what, "start beat and a worker: they write it again")
+        reconciled_at, now = beat
         whole = select(func.max(Night.opened_at)).where(Night.tries > 0, Night.lease_until.is_(None))
         since = session.scalar(whole)  # an enterprise without a run since then had nothing due
         troubles = session.execute(_troubles(max(now - MONTH, since or now - MONTH))).all()

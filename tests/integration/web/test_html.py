@@ -22,6 +22,7 @@ from worker.db.ledger_tables import Heartbeat, Night, Run
 from worker.db.transactions import Database
 from worker.errors import BadArgument, Unusable
 from worker.ledger import migrations
+from worker.ledger.nights import record_heartbeat
 from worker.ledger.order import DOWNGRADE, STEPS, Phase
 from worker.runs import request, start
 from worker.web import history, html as pages
@@ -216,6 +217,16 @@ def test_each_question_is_answered_on_each_engine(engine: Engine) -> None:
         assert [(call[2], round(call[3], 1)) for call in of_run.calls] == [(4, 6.1)]
         assert run.phase == Phase.FAILED or run.downgrade_began_at is not None
     history.check_ledger(database)
+
+
+@ON_SQLITE
+def test_a_heartbeat_that_is_gone_is_told_and_reconcile_brings_it_back(engine: Engine) -> None:
+    database = Database(engine)
+    database.transact(lambda session: session.execute(delete(Heartbeat)))
+    with pytest.raises(Unusable, match="license_expiry_heartbeat has lost its row: start beat and a worker"):
+        history.overview(database)
+    record_heartbeat(database)
+    assert history.overview(database).reconciled_at
 
 
 @ON_SQLITE
