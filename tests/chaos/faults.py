@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -14,6 +14,7 @@ from simulator.lms.faults import Fault as LmsFault
 LEASE_SECONDS = 4
 FEWEST, MOST = 9, 16
 FEWEST_DEEDS, MOST_DEEDS, MOST_TOUCHED = 6, 14, 5
+STALE_POINTS = 12  # of a message of `queue_long`, about
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 WHERE = (
     "before call",
@@ -227,7 +228,13 @@ def draw(seed: int, engine: str, broker: str, night: int, scale: Scale) -> list[
             drawn[name] += 1
             plan.append(Fault(name, at, detail))
     people = _draw_people(Random(f"{seed}:{engine}:{broker}:{night}:people"), scale)
-    return sorted(plan + people, key=lambda fault: fault.at)
+    return sorted(_stretched(plan + people, scale), key=lambda fault: fault.at)
+
+
+def _stretched(plan: list[Fault], scale: Scale) -> list[Fault]:
+    """A long queue has points of its own, before the night's: spread the faults over all of them."""
+    more = STALE_POINTS * sum(fault.detail["times"] for fault in plan if fault.kind == "queue_long")
+    return [replace(fault, at=round(fault.at * (1 + more / scale.points))) for fault in plan]
 
 
 def _draw_people(rng: Random, scale: Scale) -> list[Fault]:
