@@ -20,6 +20,7 @@ from chaos.faults import (
     MOST_TOUCHED,
     NIGHT_MISSED,
     PEOPLE,
+    STALE_POINTS,
     Fault,
     Scale,
     draw,
@@ -103,7 +104,7 @@ def test_every_kind_gets_its_share_and_none_more_than_a_night_may_have() -> None
         counts = Counter(fault.kind for fault in plan)
         assert all(counts[kind] <= KINDS[kind].most for kind in KINDS)
         assert len({fault.detail["enterprise"] for fault in plan if fault.kind in PEOPLE}) <= MOST_TOUCHED
-        longer = 12 * sum(fault.detail["times"] for fault in plan if fault.kind == "queue_long")
+        longer = STALE_POINTS * sum(fault.detail["times"] for fault in plan if fault.kind == "queue_long")
         assert all(fault.at <= SCALE.points + longer for fault in plan)
         assert {fault.kind for fault in plan if fault.at < 1} <= {NIGHT_MISSED, "queue_long"}
 
