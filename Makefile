@@ -19,7 +19,7 @@ help:  ## List the commands
 	@echo
 	@echo "  make run ONCE=1 ends after one night; make test T=tests/unit runs one part"
 	@echo "  make run DATABASE_URL=URL CELERY_BROKER_URL=URL uses yours; what the environment says is ignored"
-	@echo "  make chaos SEED=2 FAULTS=1000 plays longer; ENGINE=mariadb NIGHT=7 plays one night again"
+	@echo "  make chaos SEED=2 FAULTS=1000 plays longer; ENGINE=mariadb BROKER=redis NIGHT=7 plays one night again"
 
 setup: $(READY)  ## Make the environment, in .venv
 
@@ -51,7 +51,7 @@ bench: setup  ## Measure whole nights on real processes (ARGS="--help" tells mor
 
 chaos: setup  ## Kill and cut off real processes at random, with people at work; the promises must hold
 	@PYTHONPATH=tests:. $(BIN)/python -m chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),50) \
-	  --engine $(or $(ENGINE),both) $(if $(NIGHT),--night $(NIGHT)) $(if $(POINTS),--points $(POINTS))
+	  --engine $(or $(ENGINE),both) $(if $(BROKER),--broker $(BROKER)) $(if $(NIGHT),--night $(NIGHT)) $(if $(POINTS),--points $(POINTS))
 
 check: setup  ## Run ruff, mypy and the import rules
 	@$(BIN)/ruff check .

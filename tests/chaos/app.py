@@ -33,8 +33,9 @@ shorten(
     }
 )
 app.conf.beat_schedule["reconcile"]["schedule"] = 1.0
-# How often Redis is searched for messages that nobody acknowledged: 100 s else, far above our visibility time-out.
-app.conf.broker_transport_options |= {"unacked_restore_interval": 2, "unacked_restore_throttle": 1}
+if str(app.conf.broker_url).startswith("redis"):
+    # How often it is searched for messages that nobody acknowledged: 100 s else, far above our visibility time-out.
+    app.conf.broker_transport_options |= {"unacked_restore_interval": 2, "unacked_restore_throttle": 1}
 
 if "worker" in sys.argv:  # beat's publications are not points of the worker's
     points.install()

@@ -1,63 +1,77 @@
-"""The messages: what lies in Redis, what has been seen there, and what is posted by hand or a second time."""
+"""What the nights need of a broker, whichever it is: a server to be struck, and the messages that are on it."""
 
-import json
+import subprocess
 from random import Random
 from typing import Any
 from uuid import uuid4
 
+import redis
+from amqp.exceptions import AMQPError
 from celery import Celery
+from kombu.exceptions import OperationalError
 
-from chaos.servers import Redis
+from chaos.servers import Server
 
+# What is raised for a broker that is away just now; the driver asks again later.
+AWAY = (redis.RedisError, AMQPError, OperationalError, OSError, subprocess.SubprocessError)
 PREFIX = "license_expiry."
 REMEMBERED = 400
+SECONDS = 3  # the driver, which thaws what is frozen, must not wait for what is frozen
 
 
-class Broker:
-    """The queue of the workers, by Celery's names for its keys; `celeryconfig` says which, and needs settings."""
+class Broker(Server):
+    """The server of a broker."""
 
-    def __init__(self, server: Redis) -> None:
+    url = ""
+
+    def flush(self) -> None:
+        """Lose all messages of the workers, those too that they have not acknowledged."""
+        raise NotImplementedError
+
+    def messages(self) -> "Messages":
+        """The messages on it; the settings must be in the environment, which celeryconfig reads."""
+        raise NotImplementedError
+
+
+class Messages:
+    """What lies in the workers' queues, what has been seen there, and what is posted by hand or a second time."""
+
+    def __init__(self, url: str, **options: Any) -> None:
         import celeryconfig
 
-        self._server = server
-        prefix = str(celeryconfig.broker_transport_options.get("global_keyprefix", ""))
-        self._queue = prefix + celeryconfig.task_default_queue
-        self._unacked = f"{prefix}unacked"
-        self._app = Celery("chaos-driver", broker=server.url, set_as_current=False)
-        self._app.conf.update(
-            task_default_queue=celeryconfig.task_default_queue,
-            broker_transport_options={"global_keyprefix": prefix, "socket_timeout": 3},
-        )
-        self._queued: list[bytes] = []
-        self._taken: list[bytes] = []
+        self.steps_queue = str(celeryconfig.task_default_queue)
+        self._app = Celery("chaos-driver", broker=url, set_as_current=False)
+        self._app.conf.update(task_default_queue=self.steps_queue, broker_transport_options=options)
+        self.queued = 0
+        """How many messages waited in the queues when they were last looked at"""
+        self.taken = 0
+        """How many messages workers had and had not acknowledged"""
         self.seen: dict[bytes, str] = {}
+        """The messages of before, each with the name of its task; the newest last, and none of `reconcile`"""
 
     def look(self) -> None:
         """See what messages there are."""
-        client = self._server.client
-        self._queued = [bytes(each) for each in client.lrange(self._queue, 0, -1) if isinstance(each, bytes)]
-        self._taken = [json.dumps(json.loads(each)[0]).encode() for each in client.hvals(self._unacked)]
-        for message in (*self._queued, *self._taken):
-            name = _task(message)
-            if name != "reconcile":
-                self.seen.pop(message, None)
-                self.seen[message] = name
-        while len(self.seen) > REMEMBERED:
-            del self.seen[next(iter(self.seen))]
+        raise NotImplementedError
 
-    @property
-    def queued(self) -> int:
-        """How many messages lay in the queue when it was last looked at, but for reconcile's."""
-        return sum(_task(message) != "reconcile" for message in self._queued)
+    def _on_their_way(self) -> list[bytes]:
+        """The messages that nobody has acknowledged, but for those of `reconcile`."""
+        raise NotImplementedError
 
-    @property
-    def taken(self) -> int:
-        """How many messages workers had and had not acknowledged, but for reconcile's."""
-        return sum(_task(message) != "reconcile" for message in self._taken)
+    def _put(self, message: bytes, times: int) -> None:
+        """Put a message that was seen into the queue of the steps."""
+        raise NotImplementedError
+
+    def text(self) -> str:
+        """All that the messages of before say, to be searched for e-mail addresses."""
+        raise NotImplementedError
+
+    def reconnect(self) -> None:
+        """Give up the connections of before: they were broken, or are to a server that is gone."""
+        raise NotImplementedError
 
     def duplicate(self, pick: float, times: int) -> bool:
         """Put a message that is on its way there again; was there any?"""
-        return self._again([each for each in (*self._queued, *self._taken) if _task(each) != "reconcile"], pick, times)
+        return self._again(self._on_their_way(), pick, times)
 
     def replay(self, pick: float, times: int) -> bool:
         """Put a message there that was seen before, this night or an earlier one; was there any?"""
@@ -65,40 +79,20 @@ class Broker:
 
     def _again(self, messages: list[bytes], pick: float, times: int) -> bool:
         if messages:
-            message = Random(pick).choice(messages)
-            self._server.client.lpush(self._queue, *[message] * times)
+            self._put(Random(pick).choice(messages), times)
         return bool(messages)
 
-    def post(self, task: str, times: int = 1, **kwargs: Any) -> str:
-        """Post a task by hand, over a connection of its own; give the id of the last message."""
+    def _see(self, message: bytes, task: str) -> None:
+        if task != "reconcile":
+            self.seen.pop(message, None)
+            self.seen[message] = task
+        while len(self.seen) > REMEMBERED:
+            del self.seen[next(iter(self.seen))]
+
+    def post(self, *calls: tuple[str, dict[str, str]]) -> str:
+        """Post tasks by hand, over a connection of its own, each by name and arguments; give the last message's id."""
         with self._app.connection() as connection:
-            for _ in range(times):
+            for task, kwargs in calls:
                 task_id = str(uuid4())
-                self._app.send_task(
-                    PREFIX + task,
-                    kwargs=kwargs,
-                    task_id=task_id,
-                    retry=False,
-                    ignore_result=False,
-                    connection=connection,
-                )
+                self._app.send_task(PREFIX + task, kwargs=kwargs, task_id=task_id, retry=False, connection=connection)
         return task_id
-
-    def result(self, task_id: str) -> dict[str, Any] | None:
-        """What a task answered, once it has ended well."""
-        for key in self._server.client.keys(f"*celery-task-meta-{task_id}"):
-            meta = json.loads(self._server.client.get(key) or b"{}")
-            if meta.get("status") == "SUCCESS":
-                return dict(meta["result"])
-        return None
-
-    def reset(self) -> None:
-        """Open new connections: the old ones are to a server that is gone."""
-        self._server.client.close()
-
-
-def _task(message: bytes) -> str:
-    try:
-        return str(json.loads(message)["headers"]["task"]).removeprefix(PREFIX)
-    except (ValueError, KeyError, TypeError):
-        return ""

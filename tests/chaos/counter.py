@@ -35,7 +35,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the log: a point that was reached, by whom and at what, and what the plan did there."""
+    """One line of the log: a point that was reached, by whom and at what, and what the plan did there.
+
+    `succeeded` is the id of a task that has just ended well.
+    """
 
     number: int
     night: int
@@ -47,6 +50,7 @@ class Line:
     task: str | None = None
     enterprise: str | None = None
     run: str | None = None
+    succeeded: str | None = None
     order: dict[str, Any] = field(default_factory=dict)
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -14,6 +14,7 @@ from simulator.lms.faults import Fault as LmsFault
 LEASE_SECONDS = 4
 FEWEST, MOST = 9, 16
 FEWEST_DEEDS, MOST_DEEDS, MOST_TOUCHED = 6, 14, 5
+STALE_POINTS = 12  # of a message of `queue_long`, about
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 WHERE = (
     "before call",
@@ -68,11 +69,15 @@ Drawn = Callable[[Random, Scale], dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Kind:
-    """How often a kind is drawn against others, how many of it a night may have at most, and its particulars."""
+    """How often a kind is drawn against others, how many of it a night may have at most, and its particulars.
+
+    `first` is how often it strikes before the night's first message.
+    """
 
     weight: float
     most: int
     detail: Drawn = lambda rng, scale: {}
+    first: float = 0.0
 
 
 def _where(rng: Random, scale: Scale) -> dict[str, Any]:
@@ -139,6 +144,10 @@ def _outage(rng: Random, scale: Scale) -> dict[str, Any]:
     return _seconds(1, 8)(rng, scale) | {"status": rng.choice((429, 502, 503, None))}
 
 
+def _long(rng: Random, scale: Scale) -> dict[str, Any]:
+    return {"times": rng.randint(24, 200), "pick": round(rng.random(), 4)}
+
+
 def _step(rng: Random, scale: Scale) -> dict[str, Any]:
     return _pick(3)(rng, scale) | {"step": rng.choice(("unlink_learners", "unlink_learners", "downgrade_enrollments"))}
 
@@ -153,10 +162,12 @@ IN_A_PROCESS = {
 BY_THE_DRIVER = {
     "duplicate_message": _Kind(4, 3, _pick(3)),
     "replay_message": _Kind(4, 3, _pick(2)),
-    "flushall": _Kind(2, 1),
-    "redis_restart": _Kind(2, 1, _seconds(0, 1.5)),
-    "redis_freeze": _Kind(1.5, 1, _seconds(1, 4)),
-    "redis_reset": _Kind(2, 2),
+    "queue_long": _Kind(2, 1, _long, first=0.5),
+    "queue_slow": _Kind(2, 1, _seconds(1, 6)),
+    "broker_flush": _Kind(2, 1),
+    "broker_restart": _Kind(2, 1, _seconds(0, 1.5)),
+    "broker_freeze": _Kind(1.5, 1, _seconds(1, 4)),
+    "broker_reset": _Kind(2, 2),
     "database_restart": _Kind(2, 1, _seconds(0, 1)),
     "database_reset": _Kind(3, 2),
     "worker_term": _Kind(3, 2, _worker),
@@ -202,9 +213,9 @@ NIGHT_MISSED = "night_missed"
 KINDS = {**IN_A_PROCESS, **BY_THE_DRIVER, **AT_THE_LMS}
 
 
-def draw(seed: int, engine: str, night: int, scale: Scale) -> list[Fault]:
+def draw(seed: int, engine: str, broker: str, night: int, scale: Scale) -> list[Fault]:
     """The plan of a night, in the order of its numbers."""
-    rng = Random(f"{seed}:{engine}:{night}")
+    rng = Random(f"{seed}:{engine}:{broker}:{night}")
     plan = [Fault(NIGHT_MISSED, 0)] if rng.random() < 0.2 else []
     drawn = Counter[str]()
     names, weights = list(KINDS), [kind.weight for kind in KINDS.values()]
@@ -212,15 +223,22 @@ def draw(seed: int, engine: str, night: int, scale: Scale) -> list[Fault]:
     while len(plan) < wanted:
         (name,) = rng.choices(names, weights)
         at, detail = _nth(rng, scale.points), KINDS[name].detail(rng, scale)
+        at = 0 if rng.random() < KINDS[name].first else at
         if drawn[name] < KINDS[name].most:
             drawn[name] += 1
             plan.append(Fault(name, at, detail))
-    return sorted(plan + _draw_people(seed, engine, night, scale), key=lambda fault: fault.at)
+    people = _draw_people(Random(f"{seed}:{engine}:{broker}:{night}:people"), scale)
+    return sorted(_stretched(plan + people, scale), key=lambda fault: fault.at)
 
 
-def _draw_people(seed: int, engine: str, night: int, scale: Scale) -> list[Fault]:
+def _stretched(plan: list[Fault], scale: Scale) -> list[Fault]:
+    """A long queue has points of its own, before the night's: spread the faults over all of them."""
+    more = STALE_POINTS * sum(fault.detail["times"] for fault in plan if fault.kind == "queue_long")
+    return [replace(fault, at=round(fault.at * (1 + more / scale.points))) for fault in plan]
+
+
+def _draw_people(rng: Random, scale: Scale) -> list[Fault]:
     """What people do in two nights of three. They keep to a few enterprises: the others are as undisturbed as ever."""
-    rng = Random(f"{seed}:{engine}:{night}:people")
     if rng.random() < 1 / 3:
         return []
     enterprises = rng.sample(scale.enterprises, min(MOST_TOUCHED, len(scale.enterprises)))

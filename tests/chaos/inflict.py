@@ -5,12 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from random import Random
-from typing import Any
+from uuid import UUID
 
-import redis
-from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import DBAPIError
 
+from chaos.broker import AWAY
 from chaos.faults import Fault
 from chaos.session import ChaosSession
 from simulator.lms.faults import Fault as LmsFault
@@ -19,6 +18,9 @@ from worker.errors import LicenseExpiryError
 from worker.ledger import runs, waits
 from worker.ledger.order import Phase
 
+STEPS = ("downgrade_enrollments", "unlink_learners")
+# A slow broker is stopped for so long, and runs for so long, in turn.
+STOPPED_SECONDS, RUNNING_SECONDS = 0.4, 0.15
 NEED_NO_SERVER = ("forget_tokens", "worker_term", "skewed_worker", "beat_kill", "two_beats")
 
 Later = Callable[[float, Callable[[], None]], None]
@@ -32,40 +34,73 @@ class Inflict:
 
     def do(self, fault: Fault) -> bool:
         """Bring a fault about; False when there is nothing for it to strike now."""
-        up = self.session.redis.up and self.session.database.up
+        up = self.session.broker.up and self.session.database.up
         if not up and fault.kind not in NEED_NO_SERVER:
             return False  # what is frozen or down is not asked for anything
         try:
             return bool(getattr(self, fault.kind)(**fault.detail))
-        except (redis.RedisError, BrokerError, DBAPIError, LicenseExpiryError, OSError):
+        except (*AWAY, DBAPIError, LicenseExpiryError):
             return False  # what it needs is away by another fault: it is tried again
 
     def duplicate_message(self, times: int, pick: float) -> bool:
-        return self.session.broker.duplicate(pick, times)
+        return self.session.messages.duplicate(pick, times)
 
     def replay_message(self, times: int, pick: float) -> bool:
-        return self.session.broker.replay(pick, times)
+        return self.session.messages.replay(pick, times)
 
-    def flushall(self) -> bool:
-        return bool(self.session.redis.client.flushall())
-
-    def redis_restart(self, seconds: float) -> bool:
-        self.session.redis.kill()
-        self._later(seconds, self._start_redis)
+    def queue_long(self, times: int, pick: float) -> bool:
+        """Messages that mean nothing, before all that come after them: of runs that nobody knows, some `reconcile`."""
+        rng, enterprises = Random(pick), self.session.laid_data.enterprises
+        calls: list[tuple[str, dict[str, str]]] = []
+        for _ in range(times):
+            task = rng.choice((*STEPS, *STEPS, "reconcile"))
+            unknown = str(UUID(int=rng.getrandbits(128), version=4))
+            about = {"enterprise_customer_uuid": str(rng.choice(enterprises)), "run_id": unknown}
+            calls.append((task, about if task in STEPS else {}))
+        self.session.messages.post(*calls)
         return True
 
-    def _start_redis(self) -> None:
-        self.session.redis.start()
-        self.session.broker.reset()
-
-    def redis_freeze(self, seconds: float) -> bool:
-        self.session.redis.freeze()
-        self._later(seconds, self.session.redis.thaw)
+    def queue_slow(self, seconds: float) -> bool:
+        """Let the broker answer in short turns only."""
+        self._slow_turn(time.monotonic() + seconds)
         return True
 
-    def redis_reset(self) -> bool:
-        self.session.redis.reset()
+    def _slow_turn(self, until: float) -> None:
+        if not self.session.broker.up:  # by another fault
+            self._later(STOPPED_SECONDS, partial(self._slow_turn, until))
+        elif time.monotonic() < until:
+            self.session.broker.freeze()
+            self._later(STOPPED_SECONDS, self.session.broker.thaw)
+            self._later(STOPPED_SECONDS + RUNNING_SECONDS, partial(self._slow_turn, until))
+
+    def broker_flush(self) -> bool:
+        self.session.broker.flush()
+        return True
+
+    def broker_restart(self, seconds: float) -> bool:
+        self.session.broker.kill()
+        self._later(seconds, self._start_broker)
+        return True
+
+    def _start_broker(self) -> None:
+        self.session.broker.launch()
+        self._await_broker()
+
+    def _await_broker(self) -> None:
+        """Go on meanwhile: a RabbitMQ takes seconds to start."""
+        if self.session.broker.ready():
+            self.session.messages.reconnect()
+        else:
+            self._later(0.1, self._await_broker)
+
+    def broker_freeze(self, seconds: float) -> bool:
+        self.session.broker.freeze()
+        self._later(seconds, self.session.broker.thaw)
+        return True
+
+    def broker_reset(self) -> bool:
         self.session.broker.reset()
+        self.session.messages.reconnect()
         return True
 
     def database_restart(self, seconds: float) -> bool:
@@ -156,8 +191,8 @@ class Inflict:
         runs.stop_live_runs(Database(self.session.engine), enterprise, "an operator", "a fault of the plan")
         return True
 
-    def _post(self, task: str, times: int, **kwargs: Any) -> bool:
-        self.session.broker.post(task, times, **kwargs)
+    def _post(self, task: str, times: int, **kwargs: str) -> bool:
+        self.session.messages.post(*[(task, kwargs)] * times)
         return True
 
 

@@ -7,11 +7,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import redis
-from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import DBAPIError
 
 from chaos import data, judge, missed
+from chaos.broker import AWAY
 from chaos.counter import Line
 from chaos.faults import AT_THE_LMS, BY_THE_DRIVER, IN_A_PROCESS, NIGHT_MISSED, PEOPLE, Fault, Scale, Struck, order
 from chaos.hands import HANDS
@@ -65,10 +64,11 @@ class Night:
         self._timeline = Timeline()
         self._people = People(session.database.url, session.lms, self._timeline, HANDS)
         self._deeds: list[tuple[Fault, int]] = []
-        self._pending = [fault for fault in plan if fault.kind in BY_THE_DRIVER]
+        self._pending: list[Fault] = []
         self._noted = [Noted.of(fault) for fault in plan if fault.kind in AT_THE_LMS]
         self._blows: list[Blow] = []
         self._last: dict[int, Line] = {}
+        self._succeeded: set[str] = set()
         self._asleep: list[tuple[Line, int]] = []
         self._live: frozenset[str] = frozenset()
         self._restless = time.monotonic()
@@ -101,13 +101,15 @@ class Night:
         self.session.counter.news()
         self.session.counter.arm(self.report.number + 1, orders)
         self.session.lms.faults(*self._noted)
+        self._pending = [fault for fault in self.report.plan if fault.kind in BY_THE_DRIVER]
         self._deeds = [(fault, MOST_TRIES) for fault in self.report.plan if fault.kind in PEOPLE]
         if any(fault.kind == NIGHT_MISSED for fault in self.report.plan):
             self._strike(Struck(NIGHT_MISSED, datetime.now(UTC)))
-            self._wait(lambda: self.session.broker.queued == 0, 10, "an empty queue")
+            self._wait(lambda: self.session.messages.queued == 0, 30, "an empty queue")
             back = missed.miss_a_night(self.session, self._wait)
             self.report.recoveries.append((NIGHT_MISSED, back))
         else:
+            self._tick()  # what strikes first
             self._post_night()
         self._restless = self._taken_since = time.monotonic()
 
@@ -143,9 +145,7 @@ class Night:
         self._wait(self._quiet, 60, "everybody back to normal")
         number = max((entry.start for entry in self.session.lms.calls()), default=0)
         task_id = self._post_night()
-        self._wait(
-            lambda: self._trying(lambda: self.session.broker.result(task_id)) is not None, 30, "the last night's end"
-        )
+        self._wait(lambda: task_id in self._succeeded, 30, "the last night's end")
         self._wait(self._quiet, 60, "the last night to settle")
         self.report.broken += judge.requests_since(self.session.lms, number)
 
@@ -159,7 +159,7 @@ class Night:
             struck.append(Struck("freeze_worker", datetime.now(UTC), None, "starved"))
         evidence = (session.laid_data, session.engine, session.lms, session.undisturbed)
         report.broken += judge.judge(*evidence, struck, self._timeline)
-        texts = logs | {"Redis": b"\n".join(session.broker.seen).decode()}
+        texts = logs | {session.broker.name: session.messages.text()}
         report.broken += [f"Privacy: an e-mail address in {place}" for place in judge.scan(texts, session.engine)]
         runs = session.runs()
         for blow in self._blows:
@@ -170,7 +170,8 @@ class Night:
         posted: list[str] = []
 
         def post() -> bool:
-            task_id = self._trying(lambda: self.session.broker.post("run_nightly")) if self.session.redis.up else None
+            up = self.session.broker.up
+            task_id = self._trying(lambda: self.session.messages.post(("run_nightly", {}))) if up else None
             posted.extend([task_id] if task_id else [])
             return bool(posted)
 
@@ -196,13 +197,14 @@ class Night:
         session = self.session
         self._agenda.run()
         self.report.broken += session.processes.tend()
-        if session.redis.up:
-            self._trying(session.broker.look)
+        if session.broker.up:
+            self._trying(session.messages.look)
         if session.database.up:
             live = self._trying(session.live)
             self._live = self._live if live is None else frozenset(map(str, live))
         for line in session.counter.news():
             self._last[line.pid] = line
+            self._succeeded |= {line.succeeded} if line.succeeded else set()
             if line.order and line.night == self.report.number + 1:
                 self._strike(what_struck(line))
                 if line.order["kind"].startswith("freeze"):
@@ -250,12 +252,12 @@ class Night:
     def _quiet(self) -> bool:
         """Has nothing been going on for a moment? Messages that nobody acknowledges any more are not waited for."""
         session, now = self.session, time.monotonic()
-        up = session.processes.up and session.redis.up and session.database.up and self._agenda.empty
-        if not up or self._live or session.broker.queued or session.lms.journal.in_flight:
+        up = session.processes.up and session.broker.up and session.database.up and self._agenda.empty
+        if not up or self._live or session.messages.queued or session.lms.journal.in_flight:
             self._restless = now
-        if not session.broker.taken or not up or self._live:
+        if not session.messages.taken or not up or self._live:
             self._taken_since = now
-        idle = not session.broker.taken or now - self._taken_since > TAKEN_SECONDS
+        idle = not session.messages.taken or now - self._taken_since > TAKEN_SECONDS
         return idle and now - self._restless > QUIET_SECONDS
 
     def _state(self) -> str:
@@ -267,7 +269,7 @@ class Night:
             for run in runs
         )
         away = [member.name for member in session.processes.members if not member.up]
-        messages = f"{session.broker.queued} messages queued, {session.broker.taken} taken"
+        messages = f"{session.messages.queued} messages queued, {session.messages.taken} taken"
         return (
             f"{messages}; not up: {', '.join(away) or 'none'}; in flight {session.lms.journal.in_flight}; live: {told}"
         )
@@ -277,7 +279,7 @@ class Night:
         """Ask what may be away just now; None when it is."""
         try:
             return ask()
-        except (redis.RedisError, BrokerError, DBAPIError, OSError):
+        except (*AWAY, DBAPIError):
             return None
 
 

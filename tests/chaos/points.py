@@ -14,6 +14,7 @@ from typing import Any
 
 import requests
 from celery.signals import after_task_publish, before_task_publish, task_postrun, task_prerun
+from celery.states import SUCCESS
 from celery.worker.request import Request
 from sqlalchemy import Engine
 from sqlalchemy.engine.interfaces import Dialect
@@ -112,7 +113,8 @@ def _on_tasks(points: Points) -> None:
         points.task = _about(task.name, kwargs)
         points.reach(TASK_START)
 
-    def end(**_: Any) -> None:
+    def end(task_id: str = "", state: str | None = None, **_: Any) -> None:
+        points.task["succeeded"] = task_id if state == SUCCESS else None
         points.reach(TASK_END)
         points.task = {}
 

@@ -1,4 +1,4 @@
-"""All that the nights of one engine share: servers, the LMS, the processes, the data, and the folder of logs."""
+"""All that the nights on one database and one broker share: servers, LMS, processes, data, and the folder of logs."""
 
 import os
 import time
@@ -13,10 +13,11 @@ from sqlalchemy import Engine, create_engine, select
 
 from chaos import data
 from chaos.broker import Broker
+from chaos.brokers import BROKERS
 from chaos.counter import EPOCH_VARIABLE, FOLDER_VARIABLE, Counter
+from chaos.databases import DATABASES, DatabaseServer
 from chaos.faults import LEASE_SECONDS
 from chaos.processes import ROOT, Processes
-from chaos.servers import DATABASES, DatabaseServer, Redis
 from simulator.data.schema import create_tables
 from simulator.lms.server import Simulator
 from worker.db.engine import make_engine
@@ -40,10 +41,11 @@ SETTINGS = {
 
 
 class ChaosSession:
-    """Everything up and running on one engine, with nothing laid yet; ends all of it on leaving."""
+    """Everything up and running on one pair, with nothing laid yet; ends all of it on leaving."""
 
-    def __init__(self, engine_name: str, seed: int, folder: Path) -> None:
-        self.engine_name, self.seed, self.folder = engine_name, seed, folder
+    def __init__(self, engine_name: str, broker_name: str, seed: int, folder: Path) -> None:
+        self.engine_name, self.broker_name, self.seed, self.folder = engine_name, broker_name, seed, folder
+        self.name = f"{engine_name} with {broker_name}"
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -61,11 +63,11 @@ class ChaosSession:
 
     def _set(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.redis = Redis(self.folder)
-        self._stack.callback(self.redis.kill)
-        self.redis.start()
+        self.broker: Broker = BROKERS[self.broker_name](self.folder)
+        self._stack.callback(self.broker.close)
+        self.broker.start()
         self.database: DatabaseServer = DATABASES[self.engine_name](self.folder)
-        self._stack.callback(self.database.kill)
+        self._stack.callback(self.database.close)
         self.database.prepare()
         self.engine: Engine = make_engine(self.database.url)
         self.watching = create_engine(self.database.url, pool_pre_ping=True)  # looked through twenty times a second
@@ -82,8 +84,8 @@ class ChaosSession:
         points = Path(self._stack.enter_context(TemporaryDirectory(prefix="chaos-points-", dir=IN_MEMORY)))
         self.counter = Counter(points)
         self.counter.disarm()
-        os.environ["CELERY_BROKER_URL"] = self.redis.url  # for celeryconfig, which the broker reads in this process
-        self.broker = Broker(self.redis)
+        os.environ["CELERY_BROKER_URL"] = self.broker.url  # for celeryconfig, which is read in this process
+        self.messages = self.broker.messages()
         env = {**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}", "PYTHONUNBUFFERED": "1"}
         env |= SETTINGS | self.laid_data.settings() | self._addresses() | {FOLDER_VARIABLE: str(points)}
         env |= {EPOCH_VARIABLE: repr(time.time() - time.monotonic())}
@@ -94,7 +96,7 @@ class ChaosSession:
     def _addresses(self) -> dict[str, str]:
         return {
             "DATABASE_URL": self.database.url,
-            "CELERY_BROKER_URL": self.redis.url,
+            "CELERY_BROKER_URL": self.broker.url,
             "CELERY_RESULT_BACKEND": "",
             "LMS_URL": self.lms.url,
             "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT": "",
@@ -105,9 +107,10 @@ class ChaosSession:
     def renew(self) -> None:
         """Begin with fresh processes and no messages, after a night that did not come to rest."""
         self.processes.stop()
-        self.redis.kill()
-        self.redis.start()
-        self.broker.reset()
+        self.broker.kill()
+        self.broker.start()
+        self.messages.reconnect()
+        self.broker.flush()
         self.database.kill()
         self.database.start()
         self.engine.dispose()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from chaos import counter, servers
+from chaos.brokers import pairs
 from chaos.faults import (
     AT_THE_LMS,
     IN_A_PROCESS,
@@ -19,6 +20,7 @@ from chaos.faults import (
     MOST_TOUCHED,
     NIGHT_MISSED,
     PEOPLE,
+    STALE_POINTS,
     Fault,
     Scale,
     draw,
@@ -42,13 +44,13 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("engine", list(servers.DATABASES))
-def test_every_promise_holds_under_faults_drawn_at_random(engine: str, folder: Path) -> None:
-    servers.require(engine)
+@pytest.mark.parametrize(("engine", "broker"), [("postgresql", "redis"), ("mariadb", "rabbitmq")])
+def test_every_promise_holds_under_faults_drawn_at_random(engine: str, broker: str, folder: Path) -> None:
+    servers.require(engine, broker)
     print(f"CHAOS_SEED={SEED}")  # noqa: T201, shown when it fails
-    command = [sys.executable, "-m", "chaos", "--seed", str(SEED), "--faults", str(FAULTS_EACH), "--engine", engine]
+    command = [sys.executable, "-m", "chaos", "--seed", str(SEED), "--faults", str(FAULTS_EACH)]
     played = subprocess.run(
-        [*command, "--folder", str(folder)],
+        [*command, "--engine", engine, "--broker", broker, "--folder", str(folder)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
         capture_output=True,
@@ -57,18 +59,33 @@ def test_every_promise_holds_under_faults_drawn_at_random(engine: str, folder: P
         check=False,
     )
     assert played.returncode == 0, played.stdout + played.stderr
-    assert sum(json.loads((folder / engine / "totals.json").read_text())["faults"].values()) >= FAULTS_EACH
+    assert (
+        sum(json.loads((folder / f"{engine}-{broker}" / "totals.json").read_text())["faults"].values()) >= FAULTS_EACH
+    )
 
 
 def plans(scale: Scale = SCALE) -> list[list[Fault]]:
-    return [draw(SEED, "postgresql", night, scale) for night in range(1, 200)]
+    return [draw(SEED, "postgresql", "redis", night, scale) for night in range(1, 200)]
 
 
-def test_a_plan_is_drawn_from_the_seed_the_engine_and_the_night_alone() -> None:
+def test_a_plan_is_drawn_from_the_seed_the_engine_the_broker_and_the_night_alone() -> None:
     assert plans() == plans()
-    assert draw(1, "postgresql", 1, SCALE) != draw(2, "postgresql", 1, SCALE)
-    assert draw(1, "postgresql", 1, SCALE) != draw(1, "mariadb", 1, SCALE)
-    assert draw(1, "postgresql", 1, SCALE) != draw(1, "postgresql", 2, SCALE)
+    one = draw(1, "postgresql", "redis", 1, SCALE)
+    assert one != draw(2, "postgresql", "redis", 1, SCALE)
+    assert one != draw(1, "mariadb", "redis", 1, SCALE)
+    assert one != draw(1, "postgresql", "rabbitmq", 1, SCALE)
+    assert one != draw(1, "postgresql", "redis", 2, SCALE)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_both_engines_and_both_brokers_get_half_of_the_faults(seed: int) -> None:
+    both = pairs(seed)
+    assert {engine for engine, _ in both} == {"postgresql", "mariadb"}
+    assert {broker for _, broker in both} == {"redis", "rabbitmq"}
+    assert both != pairs(seed + 1)
+    assert [pairs(seed, engine) for engine, _ in both] == [[pair] for pair in both], "alone, an engine has the same"
+    assert pairs(seed, "mariadb", "redis") == [("mariadb", "redis")]
+    assert pairs(seed, broker="redis") == [("postgresql", "redis"), ("mariadb", "redis")]
 
 
 def test_a_night_of_another_length_has_the_same_faults_at_other_numbers() -> None:
@@ -87,7 +104,9 @@ def test_every_kind_gets_its_share_and_none_more_than_a_night_may_have() -> None
         counts = Counter(fault.kind for fault in plan)
         assert all(counts[kind] <= KINDS[kind].most for kind in KINDS)
         assert len({fault.detail["enterprise"] for fault in plan if fault.kind in PEOPLE}) <= MOST_TOUCHED
-        assert all(1 <= fault.at <= SCALE.points for fault in plan if fault.kind != NIGHT_MISSED)
+        longer = STALE_POINTS * sum(fault.detail["times"] for fault in plan if fault.kind == "queue_long")
+        assert all(fault.at <= SCALE.points + longer for fault in plan)
+        assert {fault.kind for fault in plan if fault.at < 1} <= {NIGHT_MISSED, "queue_long"}
 
 
 def test_each_fault_is_one_that_the_simulator_or_a_process_takes() -> None:
