@@ -16,8 +16,8 @@ from worker.db.ledger_tables import Downgrade, HeldLicense
 
 Table = dict[str, list[Row]]
 
-# Numbers that the database gives, and moments that differ by the run.
-VOLATILE = ("id", "history_id", "history_date")
+# Numbers that the database gives, and moments and a reason that differ by the run.
+VOLATILE = ("id", "history_id", "history_date", "history_change_reason")
 ADDRESSES = ("user_email",)
 UUIDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 
