@@ -39,8 +39,8 @@ from worker.runs.start import start_runs
 EVERY_ENGINE = bool(os.environ.get("EVERY_ENGINE"))
 ON_SQLITE = pytest.mark.parametrize("engine_kind", ENGINES if EVERY_ENGINE else ["sqlite"], indirect=True)
 # What depends on it, but not on the form of the UUIDs.
-ON_EACH = pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb"], indirect=True)
-ON_SERVERS = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+ON_EACH = pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
+ON_SERVERS = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mysql"], indirect=True)
 
 # No lease of these tests is longer, in seconds.
 LONGEST = 8000
