@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 named = $(if $(findstring command line,$(origin $(1))),$(2)='$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-engines test-compose bench chaos check lint format lock clean
+.PHONY: help setup run test test-engines test-compose mysql mysql-stop bench chaos check lint format lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails
 
 test-engines: setup  ## Run the tests of the steps on each kind of database, not on SQLite alone
 	@EVERY_ENGINE=1 $(BIN)/python -m pytest -n auto tests/integration/runs
+
+mysql: setup  ## Start the tests' MySQL servers, 9.7 and one set as 8.x (fetches 50 MB the first time; Debian)
+	@PYTHONPATH=tests:. $(BIN)/python -m support.mysql_server start
+
+mysql-stop: setup  ## Stop them (remove ~/.cache/license-expiry-mysql to be rid of them)
+	@PYTHONPATH=tests:. $(BIN)/python -m support.mysql_server stop
 
 test-compose: setup  ## Run the image and docker-compose.yml on a Docker of its own (root; else it is skipped)
 	@PYTHONPATH=tests:. $(BIN)/python -m compose

@@ -93,14 +93,17 @@ class Customer:
     plans: dict[Kind, UUID]
 
 
-def lay_down_a_million(engine: Engine, as_of: datetime) -> list[Customer]:
+def lay_down_a_million(engine: Engine, as_of: datetime, licenses: int = LICENSES) -> list[Customer]:
     """Fill license-manager's tables and the ledger's, all empty; give the customers, the biggest first.
 
-    Only PostgreSQL and MariaDB (with its sequence engine) can do it.
+    With fewer licenses than a million, all customers have fewer.
+
+    SQLite cannot do it.
     """
     data, drawn = Data(engine, now=as_of), random.Random(1)
-    customers = [add_customer(data, 0, OF_BIG, SIZES)]
-    rest = LICENSES - sum(SIZES)
+    sizes = [size * licenses // LICENSES for size in SIZES]
+    customers = [add_customer(data, 0, OF_BIG, sizes)]
+    rest = licenses - sum(sizes)
     for left in range(CUSTOMERS - 1, 0, -1):
         mine = rest if left == 1 else int(rest / left * drawn.uniform(0.4, 1.6))
         rest -= mine
@@ -138,14 +141,17 @@ def add_customer(data: Data, number: int, kinds: Sequence[Kind], sizes: Sequence
 @contextmanager
 def in_bulk(connection: Connection) -> Iterator[None]:
     """Check no key while rows go in, and build indexes when all are there."""
-    if connection.dialect.name != "postgresql":
+    indexes = [index for name in ("license", "historicallicense") for index in table(connection.engine, name).indexes]
+    if connection.dialect.name == "postgresql":
+        for name in ("licenseevent", "license"):
+            connection.execute(text(f"ALTER TABLE subscriptions_{name} SET UNLOGGED"))
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+    else:
         connection.execute(text("SET unique_checks = 0, foreign_key_checks = 0"))
-        yield
-        return
-    indexes = table(connection.engine, "license").indexes
-    for name in ("licenseevent", "license"):
-        connection.execute(text(f"ALTER TABLE subscriptions_{name} SET UNLOGGED"))
-    connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(text("CREATE TEMPORARY TABLE numbers (n int PRIMARY KEY)"))
+        connection.execute(text("INSERT INTO numbers VALUES (:n)"), [{"n": 1 + n} for n in range(max(SIZES))])
+        # Those of its foreign keys InnoDB does not let go.
+        indexes = [index for index in indexes if not any(column.foreign_keys for column in index.columns)]
     for index in indexes:
         connection.execute(DropIndex(index))
     yield
@@ -154,7 +160,7 @@ def in_bulk(connection: Connection) -> Iterator[None]:
 
 
 def fill(connection: Connection, as_of: datetime) -> None:
-    uuid_of, numbers = numbering(connection.dialect.name, max(SIZES))
+    uuid_of, numbers = numbering(connection.dialect.name)
     parts = {"uuid_of_plan": uuid_of.format("plan"), "uuid_of_following": uuid_of.format("following")}
     at = as_of.replace(tzinfo=None)
     for into, name, which in (
@@ -174,13 +180,13 @@ def fill(connection: Connection, as_of: datetime) -> None:
         connection.execute(text(statement.format(**listed)))
 
 
-def numbering(dialect: str, most: int) -> tuple[str, str]:
-    """SQL for the uuid of license `n` of a plan (whose table is to be named), and for a table of `n` up to so many."""
+def numbering(dialect: str) -> tuple[str, str]:
+    """SQL for the uuid of license `n` of a plan (whose table is to be named), and for a table of `n`."""
     if dialect == "postgresql":
         return "md5(concat({}.uuid, n))::uuid", "LATERAL generate_series(1, plan.desired_num_licenses) numbers(n)"
     # MariaDB's own uuid type takes no digits without a version and a variant.
-    uuid_of = "insert(insert(md5(concat({}.uuid, n)), 13, 1, '4'), 17, 1, '8')"
-    return uuid_of, f"(SELECT seq AS n FROM seq_1_to_{most}) numbers"
+    uuid_of = "insert(insert(left(sha2(concat({}.uuid, n), 256), 32), 13, 1, '4'), 17, 1, '8')"
+    return uuid_of, "numbers"
 
 
 def analyze(connection: Connection) -> None:

@@ -103,7 +103,7 @@ def settings(database_url: str, lms: Simulator, redis_servers: tuple[int, int]) 
     }
 
 
-@ON_SERVERS
+@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mysql", "mysql-8"], indirect=True)
 def test_where_all_is_well_each_thing_is_said_to_be(
     engine: Engine, engine_kind: str, account: Account, lms: Simulator, settings: dict[str, str]
 ) -> None:
@@ -124,13 +124,15 @@ def test_where_all_is_well_each_thing_is_said_to_be(
     name, version = {
         "postgresql": ("PostgreSQL", "SHOW server_version"),
         "mariadb": ("MariaDB", "SELECT version()"),
+        "mysql": ("MySQL", "SELECT version()"),
+        "mysql-8": ("MySQL", "SELECT version()"),
     }[engine_kind]
     with engine.connect() as connection:
         begin = str(connection.execute(text(version)).scalar_one()).split("-")[0].split(" ")[0]
     assert found["settings"][1]["what"].endswith("in order: 120 < 300 < 3000 < 4200 s")
     assert [each["what"].rpartition(" ")[0].split()[-1] for each in found["clock"]] == ["the", "the"]
     assert found["database"][0]["what"].startswith(f"{name} {begin}")
-    assert len(found["broker"]) == (3 if engine_kind == "postgresql" else 1)
+    assert len(found["broker"]) == (1 if engine_kind == "mariadb" else 3)
     assert "guest:guest" not in found["broker"][0]["what"]
     assert [entry.kind for entry in lms.journal.entries] == ["token", "downgrade", "unlink", "learners"]
     [downgrade], [unlink] = lms.calls("downgrade"), lms.calls("unlink")
@@ -454,7 +456,12 @@ def test_who_may_lose_the_e_mail_before_being_unlinked_is_one_finding_with_a_cou
 
 @pytest.mark.parametrize(
     ("engine_kind", "other"),
-    [("mariadb", "char(32) COLLATE utf8mb4_bin"), ("mariadb", "uuid"), ("mariadb-uuid", "char(32)")],
+    [
+        ("mariadb", "char(32) COLLATE utf8mb4_bin"),
+        ("mariadb", "uuid"),
+        ("mariadb-uuid", "char(32)"),
+        ("mysql", "char(32) COLLATE utf8mb4_bin"),
+    ],
     indirect=["engine_kind"],
 )
 def test_a_ledger_whose_uuids_are_not_as_license_managers_is_told_and_init_db_mends_it(

@@ -32,6 +32,7 @@ from support.command_line import (
 )
 from support.eventually import eventually
 from support.runs import (
+    ON_EACH,
     Make,
     assert_order,
     lay,
@@ -71,9 +72,6 @@ DUE = {
 }
 
 
-ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb"], indirect=True)
-
-
 @pytest.fixture
 def set_up_alone(use: Use, database_url: str) -> None:
     """The settings for this database, and an LMS that is nowhere."""
@@ -91,7 +89,7 @@ def drop_ledger(engine: Engine) -> None:
 # A whole pass
 
 
-@ON_EACH_SERVER
+@ON_EACH
 def test_a_whole_pass_from_init_db_to_held(engine: Engine, lms: Simulator, set_up: Use) -> None:
     drop_ledger(engine)
     names, unlinked = lay_demo(engine, lms)

@@ -10,7 +10,19 @@ from sqlalchemy import Engine, text
 from support.claims import wait
 from support.database_account import Account, documented
 from support.eventually import eventually
-from support.runs import LONGEST, Make, events, finish, held, night, processed, ready, unlinking
+from support.runs import (
+    LONGEST,
+    ON_ALL_SERVERS,
+    ON_SERVERS,
+    Make,
+    events,
+    finish,
+    held,
+    night,
+    processed,
+    ready,
+    unlinking,
+)
 
 from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
@@ -26,9 +38,6 @@ from worker.ledger.order import DOWNGRADE, Phase
 from worker.runs import reconcile, start
 from worker.settings import DatabaseSettings
 from worker.web import history, metrics
-
-ON_EACH_SERVER = pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb", "mariadb-uuid"], indirect=True)
-
 
 HISTORY = Right("SELECT", "subscriptions_historicallicense")
 Findings = Callable[[], list[Finding]]
@@ -50,7 +59,7 @@ def lay(data: Data, lms: Simulator) -> tuple[UUID, UUID]:
     return agreement.enterprise_customer_uuid, done
 
 
-@ON_EACH_SERVER
+@ON_ALL_SERVERS
 def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     engine: Engine, account: Account, lms: Simulator, make_test_deps: Make
 ) -> None:
@@ -92,14 +101,14 @@ def findings(account: Account) -> Iterator[Callable[[], list[Finding]]]:
     engine.dispose()
 
 
-@ON_EACH_SERVER
+@ON_ALL_SERVERS
 def test_doctor_finds_nothing_lacking_and_nothing_to_spare(account: Account, findings: Findings) -> None:
     assert [(each.status, each.what) for each in findings()] == [
         ("ok", f"{account.name} has each right that is needed")
     ]
 
 
-@ON_EACH_SERVER
+@ON_ALL_SERVERS
 def test_each_right_that_is_taken_away_is_named_and_its_remedy_gives_it_back(
     account: Account, findings: Findings
 ) -> None:
@@ -112,7 +121,7 @@ def test_each_right_that_is_taken_away_is_named_and_its_remedy_gives_it_back(
     assert [(each.status, each.what) for each in findings() if each.status != "ok"] == []
 
 
-@ON_EACH_SERVER
+@ON_ALL_SERVERS
 def test_a_right_that_a_night_can_do_without_is_a_warning_of_what_is_lost(account: Account, findings: Findings) -> None:
     account.revoke(HISTORY)
     ok, warning = findings()
@@ -126,7 +135,7 @@ def test_a_right_that_a_night_can_do_without_is_a_warning_of_what_is_lost(accoun
     assert [each.status for each in findings()] == ["ok"]
 
 
-@ON_EACH_SERVER
+@ON_ALL_SERVERS
 @pytest.mark.parametrize("may_read", [True, False])
 def test_a_license_moved_after_the_mark_is_downgraded_first_where_its_history_may_be_read(
     engine: Engine, account: Account, lms: Simulator, make_test_deps: Make, may_read: bool
@@ -147,7 +156,7 @@ def test_a_license_moved_after_the_mark_is_downgraded_first_where_its_history_ma
     assert events(engine, UNLINKED_EVENT) == {moved: 1}
 
 
-@ON_EACH_SERVER
+@ON_ALL_SERVERS
 def test_a_ledger_that_the_account_cannot_see_is_one_finding(
     engine: Engine, account: Account, findings: Findings
 ) -> None:
@@ -181,7 +190,7 @@ SPARE = {
 }
 
 
-@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+@ON_SERVERS
 def test_what_the_account_could_do_besides_is_a_warning(engine: Engine, account: Account, findings: Findings) -> None:
     for spare, told in SPARE["postgresql" if account.postgresql else "mysql"].items():
         account.execute(f"GRANT {spare} TO {account.name}")
@@ -196,7 +205,7 @@ def test_what_the_account_could_do_besides_is_a_warning(engine: Engine, account:
         )
 
 
-@pytest.mark.parametrize("engine_kind", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("engine_kind", ["mariadb", "mysql"], indirect=True)
 def test_a_right_that_may_be_handed_on_is_one_too_many(account: Account, findings: Findings) -> None:
     account.execute(f"GRANT SELECT ON license_manager.subscriptions_license TO {account.name} WITH GRANT OPTION")
     [_, warning] = findings()
@@ -218,7 +227,7 @@ def test_what_lies_beside_the_tables_is_seen_too(engine: Engine, account: Accoun
     assert warning.what.endswith(f"may do more than a night needs: {told}")
 
 
-@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+@ON_SERVERS
 @pytest.mark.parametrize(("table", "right"), [(PLAN, f"UPDATE ({MARKS})"), ("subscriptions_licenseevent", "INSERT")])
 def test_a_right_on_some_of_the_columns_is_not_enough(
     account: Account, findings: Findings, table: str, right: str
@@ -230,7 +239,7 @@ def test_a_right_on_some_of_the_columns_is_not_enough(
     assert [each.what for each in findings() if each.status == "wrong"] == [f"{account.name} lacks {right} on {table}"]
 
 
-@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+@ON_SERVERS
 def test_an_account_with_an_odd_name_is_told_what_gives_it_its_rights(engine: Engine) -> None:
     account = Account(engine, "o'brien" if engine.dialect.name == "mysql" else "O-Brien")
     try:
@@ -245,7 +254,7 @@ def test_an_account_with_an_odd_name_is_told_what_gives_it_its_rights(engine: En
         account.drop()
 
 
-@ON_EACH_SERVER
+@ON_ALL_SERVERS
 def test_a_ledger_of_the_release_before_is_told_and_not_the_rights_on_what_it_lacks(
     engine: Engine, account: Account
 ) -> None:

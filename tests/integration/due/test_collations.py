@@ -5,12 +5,12 @@ Who would be protected from the unlink, by another license under an e-mail that 
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from uuid import uuid4
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy import Engine
 from support.oracle import Reading, World, answers_of, lay_down
-from support.services import SERVERS, create_database, drop_database
+from support.services import new_database
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, Data
 from simulator.data.schema import create_tables
@@ -27,6 +27,14 @@ MARIADB = [
     "utf8mb4_bin",
     "utf8mb4_turkish_ci",  # lower() makes of I an i without its dot
     "utf8mb3_general_ci",  # not even the character set of the connection
+]
+MYSQL = [
+    "utf8mb4_0900_ai_ci",  # the default: takes é for e, and an address with spaces behind it for another one
+    "utf8mb4_0900_as_cs",
+    "utf8mb4_0900_bin",
+    "utf8mb4_unicode_ci",
+    "utf8mb4_tr_0900_ai_ci",
+    "utf8mb3_general_ci",
 ]
 POSTGRESQL = {
     "C": "ENCODING 'UTF8' LOCALE 'C'",  # lower() leaves É alone
@@ -50,31 +58,20 @@ ANOTHER = [
 BEYOND_ASCII = ("rené@example.org", "RENÉ@example.org")
 
 
-@pytest.fixture(params=[*MARIADB, *POSTGRESQL])
-def collated(request: pytest.FixtureRequest) -> Iterator[Engine]:
+EACH = {"mariadb": MARIADB, "mysql": MYSQL, "postgresql": POSTGRESQL}
+
+
+@pytest.fixture(params=[f"{kind} {collation}" for kind, those in EACH.items() for collation in those])
+def collated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """A database whose tables, license-manager's and the ledger's, have this collation or locale."""
-    kind = "postgresql" if request.param in POSTGRESQL else "mariadb"
-    if kind == "mariadb":
-        url = create_database(SERVERS[kind])
-        administer(url, f"ALTER DATABASE COLLATE {request.param}")
-    else:
-        name = f"license_expiry_test_{uuid4().hex[:12]}"
-        url = make_url(SERVERS[kind]).set(database=name).render_as_string(hide_password=False)
-        administer(SERVERS[kind], f"CREATE DATABASE {name} TEMPLATE template0 {POSTGRESQL[request.param]}")
-    engine = make_engine(url)
-    try:
+    kind, _, collation = request.param.partition(" ")
+    how = f"TEMPLATE template0 {POSTGRESQL[collation]}" if kind == "postgresql" else f"COLLATE {collation}"
+    with new_database(kind, tmp_path, how) as url:
+        engine = make_engine(url)
         create_tables(engine)
         migrations.upgrade(engine)
         yield engine
-    finally:
         engine.dispose()
-        drop_database(SERVERS[kind], url)
-
-
-def administer(url: str, statement: str) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        connection.execute(text(statement))
 
 
 def with_both(world: World, expired: str, current: str) -> None:
@@ -105,5 +102,5 @@ def test_what_is_due_is_the_same(collated: Engine, request: pytest.FixtureReques
     assert len(found["protected"]) == len(SAME)
     assert len(found["due_unlinks"]) == len(ANOTHER) + 2
     # Where it cannot, they are two learners; lms_user_id tells whether they are one.
-    folded = request.node.callspec.params["collated"] not in FOLDS_ASCII_ONLY
+    folded = request.node.callspec.params["collated"] not in [f"postgresql {each}" for each in FOLDS_ASCII_ONLY]
     assert [len(beyond["protected"]), len(beyond["due_unlinks"])] == ([1, 0] if folded else [0, 1])

@@ -60,7 +60,8 @@ from support.oracle import (
     lay_down,
     uuids,
 )
-from support.services import ENGINES
+from support.runs import ON_ALL
+from support.services import MOST_ENGINES
 from support.stale_cases import TABLES as STALE
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
@@ -289,7 +290,7 @@ def fate_of(situation: Situation, answers: Answers) -> Fate:
 # Only SQLite has texts that differ in length.
 @pytest.mark.parametrize(
     ("engine_kind", "as_of"),
-    [("sqlite", WHOLE_SECOND), *((kind, FRACTION) for kind in ENGINES)],
+    [("sqlite", WHOLE_SECOND), *((kind, FRACTION) for kind in MOST_ENGINES)],
     indirect=["engine_kind"],
 )
 def test_boundaries(engine: Engine, as_of: datetime, subtests: pytest.Subtests) -> None:
@@ -319,6 +320,7 @@ def lay_down_chain(data: Data, chain: Chain) -> tuple[World, dict[UUID, str]]:
     return world, {plan.uuid: letter for letter, plan in plans.items()}
 
 
+@ON_ALL
 def test_chains(engine: Engine, subtests: pytest.Subtests) -> None:
     data = Data(engine, now=WHOLE_SECOND)
     laid = [(chain, *lay_down_chain(data, chain)) for chain in CHAINS]

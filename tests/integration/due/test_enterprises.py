@@ -18,11 +18,8 @@ from support.due_cases import (
     lay_down_cases,
     scope_of,
 )
-from support.oracle import (
-    World,
-    lay_down,
-    rows,
-)
+from support.oracle import World, lay_down, rows
+from support.runs import ON_EACH
 
 from simulator.data.rows import DAY, Data
 from worker.db.license_manager_tables import SubscriptionPlan
@@ -103,7 +100,7 @@ def test_which_of_these_plans_belong_to_these_enterprises(engine: Engine, subtes
 MANY = 70_000
 
 
-@pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@ON_EACH
 def test_a_list_of_seventy_thousand_is_taken(engine: Engine) -> None:
     [situation] = lay_down_cases(engine, EXPIRED[:1], WHOLE_SECOND)
     others = [UUID(int=number) for number in range(1, MANY)]

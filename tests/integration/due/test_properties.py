@@ -32,6 +32,7 @@ from support.oracle import (
     rows,
     uuids,
 )
+from support.runs import ON_ALL
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data, Status
 from simulator.data.schema import table
@@ -60,7 +61,7 @@ TABLES = (
 Shown = tuple[tuple[timedelta, bool], ...]
 Marks = tuple[tuple[timedelta, bool, bool], ...]
 
-# Databases for each engine: 300 on all four, in CI too. EXAMPLES=10000 takes 15 to 60 minutes for each engine.
+# Databases for each engine, in CI too. EXAMPLES=10000 takes 15 to 60 minutes for each engine.
 EXAMPLES = int(os.environ.get("EXAMPLES", "75"))
 pytestmark = pytest.mark.timeout(180 + 3 * EXAMPLES)
 
@@ -379,6 +380,7 @@ def kept_linked(reading: Reading, undowngraded: set[UUID]) -> set[UUID]:
     return {each.uuid for each in world.licenses.values() if reading.is_of_one_who_has(each, held)}
 
 
+@ON_ALL
 @drawn(max_examples=20)
 @given(database=databases(), asked=scopes, limit=st.integers(1, 4))
 def test_pages_hold_what_is_due(engine: Engine, database: Drawn, asked: DrawnScope, limit: int) -> None:

@@ -19,7 +19,7 @@ from support.bad_input import (
     cases,
 )
 from support.command_line import LIST, Use, license_expiry
-from support.runs import Laid, rows, snapshot
+from support.runs import ON_SERVERS, Laid, rows, snapshot
 
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
@@ -101,7 +101,7 @@ def test_a_database_that_cannot_be_used_is_told(bad: Bad, refused: Use, tmp_path
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"notes.txt": notes}
 
 
-@pytest.mark.parametrize("engine_kind", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("engine_kind", ["mariadb", "mysql"], indirect=True)
 def test_a_database_that_does_not_let_us_in_is_told(engine: Engine, lms: Simulator, set_up: Use) -> None:
     before = snapshot(engine)
     for change, words in [
@@ -178,7 +178,7 @@ def test_each_column_of_license_managers_that_is_missing_is_named(
             assert (snapshot(engine), lms.calls()) == (before, [])
 
 
-@pytest.mark.parametrize("engine_kind", ["postgresql", "mariadb"], indirect=True)
+@ON_SERVERS
 def test_a_column_that_is_missing_is_named_on_the_servers_too(
     engine: Engine, lms: Simulator, set_up: Use, laid: Laid
 ) -> None:
