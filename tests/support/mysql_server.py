@@ -54,6 +54,7 @@ class MySQL:
     port: int
     as_8: bool = False
     options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
 
     def prepare(self) -> None:
         """Lay down its files, unless they are there."""
@@ -72,6 +73,7 @@ class MySQL:
         """Start it, and come back when it answers. It goes on when this process ends."""
         with (self.folder / "server.log").open("wb") as log:
             process = subprocess.Popen(self.command(), stdout=log, stderr=log, start_new_session=True, cwd=self.folder)
+        self.process = process
         deadline = time.monotonic() + seconds
         while not self.answers():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -88,6 +90,8 @@ class MySQL:
         deadline = time.monotonic() + seconds
         while (self.folder / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
+        if self.process:
+            self.process.wait(seconds)
 
     def answers(self) -> bool:
         """Does it take a connection, and is it this one?"""

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, inspect, literal, select, text
 from support.database_account import Account
 from support.runs import ON_EACH, ON_SERVERS, ON_SQLITE, rows
 from support.services import RABBITMQ_URL, missing
@@ -28,7 +28,9 @@ from worker.cli import database_check, doctor, findings as findings_module
 from worker.cli.findings import explained
 from worker.cli.rights import Right
 from worker.db.ledger_tables import Downgrade
+from worker.db.sql import Fingerprint
 from worker.db.transactions import Database
+from worker.errors import Unavailable
 from worker.ledger import migrations
 from worker.ledger.lms_address import set_lms
 from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
@@ -417,6 +419,18 @@ def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
     given = {name: value for name, value in settings.items() if name in DatabaseSettings.model_fields}
     found = database_check.check_database(DatabaseSettings.model_validate(given))
     return [astuple(each) for each in explained("database", found)]
+
+
+@pytest.mark.parametrize("engine_kind", ["mariadb", "mysql"], indirect=True)
+def test_a_hash_that_a_servers_settings_take_away_fails_each_question_and_is_told(
+    engine: Engine, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MD5() was under FIPS. A NULL would match nobody, and a protected learner would be unlinked."""
+    monkeypatch.setattr(Fingerprint, "mysql", Fingerprint.mysql.replace("256", "1"))
+    told = [what for _, status, what, _ in findings(settings) if status == "wrong"]
+    assert ["do not give what they should" in what for what in told] == [True]
+    with pytest.raises(Unavailable, match="out of range"):
+        Database(engine).transact(lambda session: session.scalar(select(Fingerprint(literal("ann@example.org")))))
 
 
 @ON_SQLITE
