@@ -4,13 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import pymysql  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import Engine, make_url, text
 from support.mysql_server import MySQL, installed
-from support.runs import Laid, Make, batches_of, counts, emails, finish, lay, open_one, raw, times_sent, unlinking
+from support.runs import Make, batches_of, counts, emails, finish, lay, open_one, raw, times_sent, unlinking
 from support.services import create_database, drop_database, missing
 
 from simulator.data.schema import create_tables
@@ -155,10 +154,33 @@ def test_a_server_that_only_reads_or_has_too_little_memory_is_told(
         server.start()
 
 
-def interrupted_night(deps: Any, laid: Laid, lms: Simulator, interrupt: Callable[[], None]) -> None:
-    """A night in whose midst something happens to the server; all is done once, and told."""
+def fail_over(server: MySQL) -> None:
+    """To a reader and back."""
+    with set_to(server, {"super_read_only": "1"}):
+        time.sleep(7)  # longer than a transaction is tried again in place
+
+
+def restart(server: MySQL) -> None:
+    server.stop()
+    time.sleep(5)
+    server.start()
+
+
+@pytest.mark.parametrize("interrupt", [fail_over, restart])
+def test_what_happens_to_the_server_in_the_midst_of_a_night_loses_nothing_and_is_told(
+    engine: Engine, server: MySQL, lms: Simulator, make_test_deps: Make, interrupt: Callable[[MySQL], None]
+) -> None:
+    laid = lay(lms, 12)
+    deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise), TASK_MAX_RETRIES=5)
+    lms.lms.latency = 0.1
     run_id = open_one(deps, laid.enterprise)
-    meanwhile = threading.Thread(target=interrupt)
+
+    def when_called() -> None:
+        with lms.journal.changed:
+            assert lms.journal.changed.wait_for(lambda: len(lms.calls("downgrade")) >= 2, 30)
+        interrupt(server)
+
+    meanwhile = threading.Thread(target=when_called)
     meanwhile.start()
     run = finish(deps, laid.enterprise, run_id)
     meanwhile.join()
@@ -166,42 +188,6 @@ def interrupted_night(deps: Any, laid: Laid, lms: Simulator, interrupt: Callable
     assert counts(run) == {"plans": 1, "downgraded": 12, "held": 0, "unlinked": 12, "protected": 0}
     assert set(times_sent(lms, "unlink", 200)) == set(emails(deps.database.engine, *laid.licenses))
     assert run.retries
-
-
-def when_called(lms: Simulator) -> None:
-    with lms.journal.changed:
-        assert lms.journal.changed.wait_for(lambda: len(lms.calls("downgrade")) >= 2, 30)
-
-
-def test_a_fail_over_to_a_reader_in_the_midst_of_a_night_loses_nothing(
-    engine: Engine, server: MySQL, lms: Simulator, make_test_deps: Make
-) -> None:
-    laid = lay(lms, 12)
-    deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise), TASK_MAX_RETRIES=5)
-    lms.lms.latency = 0.1
-
-    def interrupt() -> None:
-        when_called(lms)
-        with set_to(server, {"super_read_only": "1"}):
-            time.sleep(7)  # longer than a transaction is tried again in place
-
-    interrupted_night(deps, laid, lms, interrupt)
-
-
-def test_a_restart_in_the_midst_of_a_night_loses_nothing(
-    engine: Engine, server: MySQL, lms: Simulator, make_test_deps: Make
-) -> None:
-    laid = lay(lms, 12)
-    deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise), TASK_MAX_RETRIES=5)
-    lms.lms.latency = 0.1
-
-    def interrupt() -> None:
-        when_called(lms)
-        server.stop()
-        time.sleep(5)
-        server.start()
-
-    interrupted_night(deps, laid, lms, interrupt)
 
 
 def test_a_password_is_given_without_tls_after_a_restart_too(
