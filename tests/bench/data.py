@@ -45,10 +45,10 @@ def lay_down(engine: Engine, enterprises: int, licenses: int, *, large: int = 0,
             data.plan(agreement, expires - 365 * DAY, expires, title=title, desired_num_licenses=size)
         customers.append(agreement.enterprise_customer_uuid)
     data.flush()
-    uuid_of, numbers = numbering(engine.dialect.name, max(licenses, large) // 2)
+    uuid_of, numbers = numbering(engine.dialect.name)
     others = "none" if protected else "current"
     filled = LICENSES.format(uuid=uuid_of.format("plan"), numbers=numbers, others=others)
-    with engine.begin() as connection, in_bulk(connection):
+    with engine.begin() as connection, in_bulk(connection, max(licenses, large) // 2):
         connection.execute(text(filled))
         if protected:
             connection.execute(text(DONE[0]))

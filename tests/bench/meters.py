@@ -25,8 +25,9 @@ def of_group(leader: int) -> Used:
 
 
 def of_server(name: str) -> Used:
-    """Of all processes with this command name (mariadbd, postgres)."""
-    return _sum([pid for pid in _pids() if _read(pid, "comm").strip() == name])
+    """Of all processes of a server's program (mariadbd, mysqld, postgres): MySQL's is started by a loader."""
+    of_loader = f"/{name}\0"
+    return _sum([pid for pid in _pids() if _read(pid, "comm").strip() == name or of_loader in _read(pid, "cmdline")])
 
 
 def _sum(pids: list[int]) -> Used:

@@ -28,7 +28,7 @@ from worker.ledger import migrations
 from worker.ledger.order import ENDED
 
 ROOT = Path(__file__).parents[2]
-SERVER = {"postgresql": "postgres", "mariadb": "mariadbd"}
+SERVER = {"postgresql": "postgres", "mariadb": "mariadbd", "mysql": "mysqld"}
 BARE_CALLS = 400
 TASK = "license_expiry.run_nightly"
 

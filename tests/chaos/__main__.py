@@ -2,7 +2,7 @@
 
 Half of them strike PostgreSQL and half MariaDB, half Redis and half RabbitMQ: an odd seed plays PostgreSQL with Redis
 beside MariaDB with RabbitMQ, an even one PostgreSQL with RabbitMQ beside MariaDB with Redis. --engine and --broker play
-other pairs.
+other pairs, MySQL's too.
 """
 
 import logging
@@ -20,9 +20,9 @@ import click
 import pytest
 
 from chaos.brokers import BROKERS, pairs
-from chaos.databases import DATABASES
 from chaos.faults import Scale, draw, to_json
 from chaos.keep_logs import keep
+from chaos.mysql import ENGINES
 from chaos.night import Night, Report, calibrate
 from chaos.servers import require
 from chaos.session import ChaosSession
@@ -35,7 +35,7 @@ SLOW_SECONDS = 60  # such a night is kept too: something took long to recover
 @click.command(help=__doc__)
 @click.option("--seed", default=1, show_default=True, help="What all faults are drawn from.")
 @click.option("--faults", default=50, show_default=True, help="How many have to strike, on all engines together.")
-@click.option("--engine", type=click.Choice([*DATABASES, "both"]), default="both", show_default=True)
+@click.option("--engine", type=click.Choice([*ENGINES, "both"]), default="both", show_default=True)
 @click.option("--broker", type=click.Choice(list(BROKERS)), help="Instead of the seed's own for this engine.")
 @click.option("--night", type=int, help="Play this one night of the seed only; needs --engine.")
 @click.option("--points", type=int, help="The points of an undisturbed night, as a failed night was drawn on.")

@@ -15,4 +15,4 @@ def pairs(seed: int, engine: str | None = None, broker: str | None = None) -> li
     """
     brokers = list(BROKERS) if seed % 2 else list(reversed(BROKERS))
     beside = dict(zip(DATABASES, brokers, strict=True))
-    return [(each, broker or beside[each]) for each in DATABASES if engine in (None, each)]
+    return [(each, broker or beside.get(each, brokers[0])) for each in ([engine] if engine else DATABASES)]

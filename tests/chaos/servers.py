@@ -14,6 +14,7 @@ from glob import glob
 from pathlib import Path
 from typing import IO
 
+from support.mysql_server import installed
 from support.services import missing
 
 from simulator.processes import StartError, free_port
@@ -23,6 +24,7 @@ PACKAGES = {
     "rabbitmq": ("rabbitmq-server", "epmd", "erl_call"),
     "postgresql": ("initdb", "postgres"),
     "mariadb": ("mariadb-install-db", "mariadbd"),
+    "mysql": (),  # make mysql fetches it
 }
 
 
@@ -33,6 +35,8 @@ WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 def require(*packages: str) -> None:
     """Skip, or fail in CI, when a server of these packages is not installed."""
     for package in packages:
+        if package == "mysql" and not installed():
+            missing(package, "make mysql")
         for name in PACKAGES[package]:
             if not binary(name):
                 missing(package, f"install it ({name} is not found)")

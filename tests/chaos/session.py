@@ -15,8 +15,9 @@ from chaos import data
 from chaos.broker import Broker
 from chaos.brokers import BROKERS
 from chaos.counter import EPOCH_VARIABLE, FOLDER_VARIABLE, Counter
-from chaos.databases import DATABASES, DatabaseServer
+from chaos.databases import DatabaseServer
 from chaos.faults import LEASE_SECONDS
+from chaos.mysql import ENGINES
 from chaos.processes import ROOT, Processes
 from simulator.data.schema import create_tables
 from simulator.lms.server import Simulator
@@ -66,7 +67,7 @@ class ChaosSession:
         self.broker: Broker = BROKERS[self.broker_name](self.folder)
         self._stack.callback(self.broker.close)
         self.broker.start()
-        self.database: DatabaseServer = DATABASES[self.engine_name](self.folder)
+        self.database: DatabaseServer = ENGINES[self.engine_name](self.folder)
         self._stack.callback(self.database.close)
         self.database.prepare()
         self.engine: Engine = make_engine(self.database.url)

@@ -111,7 +111,7 @@ def lay_down_a_million(engine: Engine, as_of: datetime, licenses: int = LICENSES
         share, over = divmod(mine, len(kinds))
         customers.append(add_customer(data, left, kinds, [share + over, *[share] * (len(kinds) - 1)]))
     data.flush()
-    with engine.begin() as connection, in_bulk(connection):
+    with engine.begin() as connection, in_bulk(connection, max(SIZES)):
         fill(connection, as_of)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         analyze(connection)
@@ -139,8 +139,8 @@ def add_customer(data: Data, number: int, kinds: Sequence[Kind], sizes: Sequence
 
 
 @contextmanager
-def in_bulk(connection: Connection) -> Iterator[None]:
-    """Check no key while rows go in, and build indexes when all are there."""
+def in_bulk(connection: Connection, most: int) -> Iterator[None]:
+    """Check no key while rows go in, and build indexes when all are there. No plan has more than so many licenses."""
     indexes = [index for name in ("license", "historicallicense") for index in table(connection.engine, name).indexes]
     if connection.dialect.name == "postgresql":
         for name in ("licenseevent", "license"):
@@ -149,7 +149,7 @@ def in_bulk(connection: Connection) -> Iterator[None]:
     else:
         connection.execute(text("SET unique_checks = 0, foreign_key_checks = 0"))
         connection.execute(text("CREATE TEMPORARY TABLE numbers (n int PRIMARY KEY)"))
-        connection.execute(text("INSERT INTO numbers VALUES (:n)"), [{"n": 1 + n} for n in range(max(SIZES))])
+        connection.execute(text("INSERT INTO numbers VALUES (:n)"), [{"n": 1 + n} for n in range(most)])
         # Those of its foreign keys InnoDB does not let go.
         indexes = [index for index in indexes if not any(column.foreign_keys for column in index.columns)]
     for index in indexes:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class MySQL:
     port: int
     as_8: bool = False
     options: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)  # when we have started it
 
     def prepare(self) -> None:
         """Lay down its files, unless they are there."""
@@ -87,11 +87,11 @@ class MySQL:
         """Shut it down, and come back when it has ended."""
         with suppress(pymysql.err.OperationalError):  # none runs
             self.ask("SHUTDOWN")
+        if self.process:
+            self.process.wait(seconds)
         deadline = time.monotonic() + seconds
         while (self.folder / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        if self.process:
-            self.process.wait(seconds)
 
     def answers(self) -> bool:
         """Does it take a connection, and is it this one?"""
@@ -100,12 +100,15 @@ class MySQL:
         except pymysql.err.OperationalError:
             return False
 
-    def ask(self, statement: str, *values: str) -> Any:
-        """Run one statement as root, who has no password; give the rows."""
-        connection = pymysql.connect(
+    def connect(self) -> Any:
+        """Connect as root, who has no password."""
+        return pymysql.connect(
             host="127.0.0.1", port=self.port, user="root", autocommit=True, ssl_disabled=True, connect_timeout=5
         )
-        with closing(connection), connection.cursor() as cursor:
+
+    def ask(self, statement: str, *values: str) -> Any:
+        """Run one statement as root; give the rows."""
+        with closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(statement, values or None)
             return cursor.fetchall()
 

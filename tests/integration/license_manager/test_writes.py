@@ -1,8 +1,7 @@
 """What a night leaves in license-manager's tables: to the column what license-manager itself would have left."""
 
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,34 +9,27 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, Uuid, event, inspect, make_url, text
+from support.one_night import lay_night, night_left, night_on_sqlite
 from support.runs import (
-    LICENSE_MANAGERS,
     ON_ALL_SERVERS,
     ON_SQLITE,
     Make,
     Row,
-    batches_of,
     counts,
     lay,
     night,
     raw,
     ready,
     rows,
-    sent,
     snapshot,
-    times_sent,
     unlinking,
 )
 
-from simulator.data.rows import DAY, Data
-from simulator.data.schema import create_tables
+from simulator.data.rows import Data
 from simulator.lms.server import Simulator
-from worker.db.engine import make_engine
-from worker.db.ledger_tables import Run
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 from worker.db.transactions import Database
 from worker.errors import Unusable
-from worker.ledger import migrations
 from worker.ledger.order import Phase
 
 PLAN = "subscriptions_subscriptionplan"
@@ -48,33 +40,6 @@ WRITTEN = {PLAN, HISTORY, EVENT}
 DJANGO_ON_SQLITE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{6})?")
 
 UuidForm = Literal["char32", "native"]
-
-
-def lay_night(data: Data) -> UUID:
-    """An enterprise with every kind of work but held licenses, and with rows that a night must leave alone."""
-    agreement = data.agreement()
-    filled: Row = {
-        "salesforce_opportunity_id": "0061W00001abcdefGH",
-        "salesforce_opportunity_line_item": "00k1W00001abcdefGH",
-        "last_freeze_timestamp": data.now - 40 * DAY,
-        "should_auto_apply_licenses": True,
-        "desired_num_licenses": 12,
-        "product_id": 3,
-        "num_revocations_applied": 2,
-        "is_revocation_cap_enabled": True,
-    }
-    old = data.plan(agreement, expires=data.now - 120 * DAY, title="Old: 5%, “quoted”", **filled)
-    empty = data.plan(agreement, expires=data.now - 40 * DAY, is_active=False, title="Empty")
-    done = data.plan(agreement, expires=data.now - 130 * DAY, expiration_processed=True, title="Done")
-    waiting = data.plan(agreement, expires=data.now - 110 * DAY, title="Waiting")
-    current = data.plan(agreement, title="Current")
-    data.renewal(waiting, None)
-    data.license(empty, status="unassigned")
-    for plan, learners in ((old, 5), (done, 2), (waiting, 3), (current, 2)):
-        for _ in range(learners):
-            data.license(plan)
-    data.event(data.license(done), UNLINKED_EVENT, created=data.now - DAY)
-    return agreement.enterprise_customer_uuid
 
 
 @pytest.fixture
@@ -418,65 +383,17 @@ def test_a_column_may_be_called_whatever_django_allows(lms: Simulator, engine: E
 # Every engine
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[Engine]:
-    """Another database, on SQLite, to compare with."""
-    engine = make_engine(f"sqlite:///{tmp_path}/here.sqlite3")
-    create_tables(engine)
-    migrations.upgrade(engine)
-    yield engine
-    engine.dispose()
-
-
-def normalised(engine: Engine) -> dict[str, list[Row]]:
-    """All rows that a night can leave, but for what no two nights have in common: the moment, and the run's id."""
-    found: dict[str, list[Row]] = {name: rows(engine, name) for name in LICENSE_MANAGERS} | {"run": rows(engine, Run)}
-    runs = {row["id"]: "the run" for row in found["run"]}
-    start = min(row["opened_at"] for row in found["run"])
-    return {
-        name: sorted(({key: _plain(value, start, runs) for key, value in row.items()} for row in many), key=repr)
-        for name, many in found.items()
-    }
-
-
-def _plain(value: Any, start: datetime, runs: dict[UUID, str]) -> Any:
-    if isinstance(value, datetime):
-        return "this night" if value >= start - timedelta(seconds=60) else value
-    if isinstance(value, str) and value.startswith("license-expiry, run "):
-        return "of the run"
-    return runs.get(value, value) if isinstance(value, UUID) else value
-
-
-def without_numbers(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Without what the database numbers: the order in a batch is that of the UUIDs, which MariaDB sorts its own way."""
-    numbers = ("id", "history_id")
-    return {
-        name: sorted(({key: row[key] for key in row if key not in numbers} for row in many), key=repr)
-        for name, many in found.items()
-    }
-
-
 @ON_ALL_SERVERS
 def test_the_same_data_gives_the_same_calls_and_the_same_rows_on_every_engine(
-    lms: Simulator, engine: Engine, engine_kind: str, here: Engine, make_test_deps: Make
+    lms: Simulator, engine: Engine, engine_kind: str, tmp_path: Path, make_test_deps: Make
 ) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
-    with Simulator(here) as lms_here:
-        nights = []
-        for simulator, database in ((lms, engine), (lms_here, here)):
-            data = Data(database, seed=7, now=now)
-            enterprises = [lay_night(data) for _ in range(2)]
-            ready(data, simulator)
-            url = database.url.render_as_string(hide_password=False)
-            settings = batches_of(2) | unlinking(*enterprises) | {"DATABASE_URL": url, "LMS_URL": simulator.url}
-            night(make_test_deps(**settings))
-            nights.append(without_numbers(normalised(database)))
-        assert nights[0] == nights[1]
-        assert len(nights[0]["licenseevent"]) == 2 * (3 + 10 + 1)
-        for kind in ("downgrade", "unlink"):
-            assert times_sent(lms, kind) == times_sent(lms_here, kind)
-            if engine_kind != "mariadb-uuid":  # which sorts UUIDs by their last digits first: other batches, same work
-                assert sent(lms, kind) == sent(lms_here, kind)
+    there, here = night_left(engine, lms, make_test_deps, now), night_on_sqlite(tmp_path, make_test_deps, now)
+    assert there.rows == here.rows
+    assert len(there.rows["licenseevent"]) == 2 * (3 + 10 + 1)
+    assert there.times_sent == here.times_sent
+    if engine_kind != "mariadb-uuid":  # which sorts UUIDs by their last digits first: other batches, same work
+        assert there.sent == here.sent
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
