@@ -120,10 +120,11 @@ def _call(**effect: Any) -> Drawn:
 
 
 def _refusal(rng: Random, scale: Scale) -> dict[str, Any]:
-    """Of one batch, which is split, or, as a redirect, of the run."""
+    """Of one batch of two or more, which is split, or, as a redirect, of the run. One that stands alone is held."""
     return _call(status=lambda r: r.choice((302, 403, 404)))(rng, scale) | {
         "enterprise": rng.choice(scale.enterprises),
         "first": rng.randint(1, 3),
+        "containing": '", "',
     }
 
 

@@ -28,6 +28,7 @@ class Desk:
         self.engine, self.connection = engine, connection
         self.enterprise, self.random = enterprise, Random(pick)
         self.now = datetime.now(UTC)
+        self.saved = self.now + timedelta(milliseconds=1)  # Django dates a row of history later than `modified`
         self.rows: Rows = read(engine, connection, enterprise)
         agreements = table(engine, "customeragreement")
         found = connection.execute(select(agreements).where(agreements.c.enterprise_customer_uuid == enterprise)).one()
@@ -112,7 +113,7 @@ class Desk:
         whole = row if now is None or moment else dict(now._mapping)  # a worker may have marked the plan meanwhile
         blank = {column.name: None for column in into.c if column.name != "history_id"}
         values = blank | {key: value for key, value in whole.items() if key in blank}
-        values |= {"history_type": kind, "history_date": moment or self.now}
+        values |= {"history_type": kind, "history_date": moment or self.saved}
         self.connection.execute(into.insert(), values)
 
     def _begin_history(self, license: Row) -> None:
@@ -152,7 +153,7 @@ class People:
             self._link(desk)
             connection.commit()
         self._timeline.note(Deed(kind, of, began, datetime.now(UTC), tuple(about)), after)
-        self._timeline.history |= {(plan, desk.now) for plan in desk.history}
+        self._timeline.history |= {(plan, at) for plan in desk.history for at in (desk.now, desk.saved)}
         return True
 
     def _link(self, desk: Desk) -> None:
