@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.util import LRUCache
 from support.database_account import Account
 from support.databases import Shelf
-from support.services import MOST_ENGINES, new_database
+from support.services import KINDS, new_database
 
 from simulator.lms.server import Simulator
 from worker.db.engine import make_engine
@@ -83,7 +83,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
         yield made
 
 
-@pytest.fixture(params=MOST_ENGINES)
+@pytest.fixture(params=KINDS)
 def engine_kind(request: pytest.FixtureRequest) -> str:
     """Each kind of database in turn; "mariadb-uuid" has native uuid columns."""
     return str(request.param)

@@ -20,7 +20,7 @@ from simulator.data.schema import table
 from simulator.data.showcase import MALFORMED_EMAIL
 from simulator.lms.journal import Entry, Journal
 from simulator.lms.server import Simulator
-from support.services import ENGINES, MOST_ENGINES, SERVERS
+from support.services import ENGINES, KINDS, SERVERS
 from worker.db.ledger_tables import HeldLicense, Lms, Run, Wait
 from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
@@ -37,7 +37,7 @@ from worker.runs.start import start_runs
 
 # What does not depend on the kind of database is tried on the quickest one alone; by `make test-engines`, on each.
 EVERY_ENGINE = bool(os.environ.get("EVERY_ENGINE"))
-ON_SQLITE = pytest.mark.parametrize("engine_kind", MOST_ENGINES if EVERY_ENGINE else ["sqlite"], indirect=True)
+ON_SQLITE = pytest.mark.parametrize("engine_kind", KINDS if EVERY_ENGINE else ["sqlite"], indirect=True)
 # What depends on it, but not on the form of the UUIDs.
 ON_EACH = pytest.mark.parametrize("engine_kind", ["sqlite", "postgresql", "mariadb", "mysql"], indirect=True)
 ON_ALL = pytest.mark.parametrize("engine_kind", ENGINES, indirect=True)

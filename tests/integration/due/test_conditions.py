@@ -61,7 +61,7 @@ from support.oracle import (
     uuids,
 )
 from support.runs import ON_ALL
-from support.services import MOST_ENGINES
+from support.services import KINDS
 from support.stale_cases import TABLES as STALE
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
@@ -290,7 +290,7 @@ def fate_of(situation: Situation, answers: Answers) -> Fate:
 # Only SQLite has texts that differ in length.
 @pytest.mark.parametrize(
     ("engine_kind", "as_of"),
-    [("sqlite", WHOLE_SECOND), *((kind, FRACTION) for kind in MOST_ENGINES)],
+    [("sqlite", WHOLE_SECOND), *((kind, FRACTION) for kind in KINDS)],
     indirect=["engine_kind"],
 )
 def test_boundaries(engine: Engine, as_of: datetime, subtests: pytest.Subtests) -> None:
