@@ -15,7 +15,7 @@ def miss_a_night(session: ChaosSession, wait: Wait) -> float:
     """Have beat be away over a scheduled moment; give the seconds from its return until the night is begun."""
     session.processes.beat.kill(None)
     session.processes.forget_schedule(session.processes.beat)
-    wait(lambda: session.messages.queued == 0 and session.messages.taken == 0, 30, "reconciles that were sent before")
+    wait(lambda: session.messages.queued == 0 and session.messages.taken == 0, 60, "reconciles that were sent before")
     began = _forget_recent(session.watching)
     session.processes.beat.start()
     wait(lambda: session.processes.beat.up, 20, "beat's return")

@@ -63,11 +63,16 @@ def _pairs(
     license, plan = aliased(License), aliased(Plan)
     rows = select(plan.customer_agreement_id, key(license).label("learner"))
     rows = rows.join_from(license, plan, plan.uuid == license.subscription_plan_id)
-    present = license.lms_user_id.is_not(None) if key is _user_id else Mailbox(license.user_email) != ""
-    rows = rows.where(present, *which(license, plan))
+    rows = rows.where(_has(license, key), *which(license, plan))
     if known is None:
         return rows
-    return rows.where(_hidden(tuple_(plan.customer_agreement_id, known(license)).in_(among)))
+    # A NULL matches nothing, but to make sure MySQL would look through the whole set for each.
+    matches = and_(_has(license, known), tuple_(plan.customer_agreement_id, known(license)).in_(among))
+    return rows.where(_hidden(matches))
+
+
+def _has(license: Any, key: Callable[[Any], Any]) -> ColumnElement[bool]:
+    return license.lms_user_id.is_not(None) if key is _user_id else Mailbox(license.user_email) != ""
 
 
 def _all_of(first: Any, *more: Any) -> Any:
