@@ -17,6 +17,9 @@ from typing import Any
 
 import pymysql  # type: ignore[import-untyped]
 
+# By name: Django, which is told that this is its MySQLdb, puts another module with classes of its own at `pymysql.err`.
+from pymysql.err import OperationalError  # type: ignore[import-untyped]
+
 HOME = Path(os.environ.get("MYSQL_HOME") or Path.home() / ".cache" / "license-expiry-mysql")
 PROGRAMS = HOME / "programs"
 NEW = HOME / "new"  # the files of a server that was never started: copied, they save each new one 5 s
@@ -78,6 +81,7 @@ class MySQL:
         while not self.answers():
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
+                process.wait()
                 raise CannotBeHad(f"MySQL did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
             time.sleep(0.1)
         if self.as_8 and not self.ask("SELECT 1 FROM mysql.component WHERE component_urn = %s", HASHES):
@@ -85,7 +89,7 @@ class MySQL:
 
     def stop(self, seconds: float = 60) -> None:
         """Shut it down, and come back when it has ended."""
-        with suppress(pymysql.err.OperationalError):  # none runs
+        with suppress(OperationalError):  # none runs
             self.ask("SHUTDOWN")
         if self.process:
             self.process.wait(seconds)
@@ -97,7 +101,7 @@ class MySQL:
         """Does it take a connection, and is it this one?"""
         try:
             return bool(self.ask("SELECT 1 WHERE @@datadir = %s", f"{self.folder}/data/"))
-        except pymysql.err.OperationalError:
+        except OperationalError:
             return False
 
     def connect(self) -> Any:
