@@ -69,9 +69,12 @@ class ControlHandler(RequestHandler):
 
     def _set_throttle(self) -> None:
         content = self._content()
-        content = content or {"calls": 0}
-        asked = (int(content.get("calls", 0)), float(content.get("seconds", 60)), str(content.get("whom", "")))
-        self.lms.throttle(*asked)
+        if content and "whom" in content:
+            self.lms.throttle(whom=content["whom"])
+        elif content:
+            self.lms.throttle(int(content["calls"]), float(content["seconds"]))
+        else:
+            self.lms.throttle()
 
     def _set_latency(self) -> None:
         self.lms.latency = float(self._content()["seconds"])
