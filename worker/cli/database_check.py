@@ -9,7 +9,7 @@ from sqlalchemy import Connection, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
 from worker.cli import rights
-from worker.cli.findings import Finding, clock_finding, wrong
+from worker.cli.findings import NAMED, Finding, clock_finding, wrong
 from worker.cli.rights import Right
 from worker.db.engine import address_of, cannot_be_used, cause_of, make_engine
 from worker.db.license_manager_tables import CustomerAgreement
@@ -25,7 +25,6 @@ from worker.runs.request import unknown_enterprises
 from worker.settings import DatabaseSettings
 
 POOLED_ROUNDS = 5
-NAMED = 3  # the most enterprises that one finding names
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 
 

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from worker.cli.broker import celery_app
 from worker.cli.database_check import check_database
-from worker.cli.findings import Finding, clock_finding, explained, wrong
+from worker.cli.findings import NAMED, Finding, clock_finding, explained, wrong
 from worker.cli.lms_check import check_calls, check_owner
 from worker.deps import make_lms_client
 from worker.errors import Unusable
@@ -20,7 +20,6 @@ from worker.settings_sources import load
 
 NEEDED = ("settings", "database", "ledger", "rights", "broker")  # to know whose the workers on the broker are
 ANSWER_SECONDS = 2.0  # for workers, whose main process is in no step
-NAMED = 3  # the most enterprises that one finding names
 
 
 def examine() -> list[Finding]:

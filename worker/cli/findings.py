@@ -8,6 +8,8 @@ from typing import Literal
 from worker.clock import BEAT_AHEAD
 from worker.errors import LicenseExpiryError, WrongSetting
 
+NAMED = 3  # the most enterprises, plans or workers that one finding names
+
 
 @dataclass(frozen=True)
 class Finding:
