@@ -14,17 +14,15 @@ from typing import Any
 
 import requests
 from sqlalchemy import Engine, func, make_url, select
+from support.databases import with_tables
 from support.processes import BOTH_QUEUES
-from support.services import SERVERS, create_database, drop_database
+from support.services import SERVERS, database_on
 
 from bench.data import lay_down
 from bench.meters import Used, of_group, of_server
 from bench.profile import profiled
-from simulator.data.schema import create_tables
 from simulator.processes import Processes, free_port, listens
-from worker.db.engine import make_engine
 from worker.db.ledger_tables import LmsCall, Run
-from worker.ledger import migrations
 from worker.ledger.order import ENDED
 
 ROOT = Path(__file__).parents[2]
@@ -60,15 +58,8 @@ def license_manager(kind: str, folder: Path) -> Iterator[tuple[Engine, str]]:
     """An empty database with license-manager's tables and the ledger's, its URL; and an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    url = create_database(SERVERS[kind])
-    engine = make_engine(url)
-    try:
-        create_tables(engine)
-        migrations.upgrade(engine)
+    with database_on(SERVERS[kind]) as url, with_tables(url) as engine:
         yield engine, url
-    finally:
-        engine.dispose()
-        drop_database(SERVERS[kind], url)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 
 from sqlalchemy import Engine, delete, make_url
 from support.runs import night
-from support.services import create_database, drop_database
+from support.services import database_on
 
 from chaos.enterprises import CASES, Enterprise
 from chaos.snapshot import Snapshot, take_snapshot
@@ -171,8 +171,5 @@ def _beside(url: str) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             yield f"sqlite:///{folder}/undisturbed.sqlite3"
         return
-    made = create_database(url)
-    try:
+    with database_on(url) as made:
         yield made
-    finally:
-        drop_database(url, made)

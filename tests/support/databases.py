@@ -13,7 +13,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, event, insert, inspect, text
 
 from simulator.data.schema import create_tables
-from support.services import new_database
+from simulator.processes import free_port
+from support.mysql_server import MySQL, installed
+from support.services import missing, new_database
 from worker.db.engine import make_engine
 from worker.db.ledger_tables import Heartbeat, Identity, Throttle
 from worker.db.sql import DatabaseNow
@@ -65,6 +67,32 @@ class Ready:
             for model, row in ROWS:
                 connection.execute(insert(model).values(row))
         self.engine.dispose()
+
+
+@contextmanager
+def private_mysql(folder: Path, *options: str) -> Iterator[MySQL]:
+    """Give a running MySQL with these options of mysqld, its files in this folder, and stop it at the end."""
+    if not installed():
+        missing("mysql", "make mysql")
+    server = MySQL(folder, free_port(), options=options)
+    server.prepare()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def with_tables(url: str) -> Iterator[Engine]:
+    """Make every table in an empty database, with UUIDs in char(32); give its engine, and close it at the end."""
+    engine = make_engine(url)
+    try:
+        create_tables(engine)
+        migrations.upgrade(engine)
+        yield engine
+    finally:
+        engine.dispose()
 
 
 class Shelf:

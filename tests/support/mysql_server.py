@@ -59,6 +59,11 @@ class MySQL:
     options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)  # when we have started it
 
+    @property
+    def url(self) -> str:
+        """Leads to the server as root, without TLS and without a database."""
+        return f"mysql+pymysql://root@127.0.0.1:{self.port}/?ssl_disabled=true"
+
     def prepare(self) -> None:
         """Lay down its files, unless they are there."""
         if not (self.folder / "data").exists():

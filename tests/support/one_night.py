@@ -10,13 +10,11 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from simulator.data.rows import DAY, Data
-from simulator.data.schema import create_tables
 from simulator.lms.server import Simulator
+from support.databases import with_tables
 from support.runs import LICENSE_MANAGERS, Make, Row, batches_of, night, ready, rows, sent, times_sent, unlinking
-from worker.db.engine import make_engine
 from worker.db.ledger_tables import Run
 from worker.db.license_manager_tables import UNLINKED_EVENT
-from worker.ledger import migrations
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,8 @@ def night_left(engine: Engine, lms: Simulator, make_test_deps: Make, now: dateti
 
 def night_on_sqlite(folder: Path, make_test_deps: Make, now: datetime) -> Left:
     """The same on a database of its own in this folder, with an LMS of its own."""
-    engine = make_engine(f"sqlite:///{folder}/here.sqlite3")
-    try:
-        create_tables(engine)
-        migrations.upgrade(engine)
-        with Simulator(engine) as lms:
-            return night_left(engine, lms, make_test_deps, now)
-    finally:
-        engine.dispose()
+    with with_tables(f"sqlite:///{folder}/here.sqlite3") as engine, Simulator(engine) as lms:
+        return night_left(engine, lms, make_test_deps, now)
 
 
 def lay_night(data: Data) -> UUID:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,31 +66,31 @@ def new_database(kind: str, folder: Path, how: str = "") -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder}/license_manager.sqlite3"
         return
-    try:
-        url = create_database(SERVERS[kind], how)
-    except OperationalError as error:
-        missing(kind, f"{REMEDIES[kind.partition('-')[0]]} ({type(error.orig).__name__})")
-    try:
+    with ExitStack() as made:
+        try:
+            url = made.enter_context(database_on(SERVERS[kind], how))
+        except OperationalError as error:
+            missing(kind, f"{REMEDIES[kind.partition('-')[0]]} ({type(error.orig).__name__})")
         yield url
-    finally:
-        drop_database(SERVERS[kind], url)
 
 
-def create_database(server: str, how: str = "") -> str:
-    """Make a database of its own on the server that this URL leads to; give its URL."""
+@contextmanager
+def database_on(server: str, how: str = "") -> Iterator[str]:
+    """Give the URL of an empty database on the server that this URL leads to, and drop it at the end.
+
+    `how` is as `new_database` has it.
+    """
     url = make_url(server).set(database=f"license_expiry_test_{uuid.uuid4().hex[:12]}")
-    _administer(server, f"CREATE DATABASE {url.database} {how}")
-    return url.render_as_string(hide_password=False)
+    administer(server, f"CREATE DATABASE {url.database} {how}")
+    try:
+        yield url.render_as_string(hide_password=False)
+    finally:
+        force = " WITH (FORCE)" if url.get_backend_name() == "postgresql" else ""
+        administer(server, f"DROP DATABASE {url.database}{force}")
 
 
-def drop_database(server: str, url: str) -> None:
-    """Drop a database that `create_database` made on this server."""
-    made = make_url(url)
-    force = " WITH (FORCE)" if made.get_backend_name() == "postgresql" else ""
-    _administer(server, f"DROP DATABASE {made.database}{force}")
-
-
-def _administer(server: str, statement: str) -> None:
+def administer(server: str, statement: str) -> None:
+    """Execute a statement on the server that this URL leads to, outside of any transaction."""
     engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         connection.execute(text(statement))

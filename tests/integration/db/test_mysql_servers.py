@@ -8,18 +8,16 @@ from contextlib import contextmanager
 import pymysql  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import Engine, make_url, text
-from support.mysql_server import MySQL, installed
+from support.databases import private_mysql, with_tables
+from support.mysql_server import MySQL
 from support.runs import Make, batches_of, counts, emails, finish, lay, open_one, raw, times_sent, unlinking
-from support.services import create_database, drop_database, missing
+from support.services import database_on
 
-from simulator.data.schema import create_tables
 from simulator.lms.server import Simulator
-from simulator.processes import free_port
 from worker.cli.database_check import check_database
 from worker.db.engine import make_engine
 from worker.db.transactions import Database
 from worker.errors import Unusable
-from worker.ledger import migrations
 from worker.settings import DatabaseSettings
 
 pytestmark = pytest.mark.timeout(240)
@@ -45,21 +43,14 @@ WRONG = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MySQL]:
     """A MySQL that keeps a binary log, as replication needs it."""
-    if not installed():
-        missing("mysql", "make mysql")
-    made = MySQL(tmp_path_factory.mktemp("mysql"), free_port(), options=("log-bin=binlog", "server-id=7"))
-    made.prepare()
-    made.start()
-    yield made
-    made.stop()
+    with private_mysql(tmp_path_factory.mktemp("mysql"), "log-bin=binlog", "server-id=7") as made:
+        yield made
 
 
 @pytest.fixture
 def database_url(server: MySQL) -> Iterator[str]:
-    root = f"mysql+pymysql://root@127.0.0.1:{server.port}/?ssl_disabled=true"
-    url = create_database(root)
-    yield url
-    drop_database(root, url)
+    with database_on(server.url) as url:
+        yield url
 
 
 @contextmanager
@@ -77,11 +68,8 @@ def set_to(server: MySQL, values: Mapping[str, str]) -> Iterator[None]:
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    made = make_engine(database_url)
-    create_tables(made)
-    migrations.upgrade(made)
-    yield made
-    made.dispose()
+    with with_tables(database_url) as made:
+        yield made
 
 
 def wrong(url: str) -> list[str]:
@@ -102,15 +90,11 @@ def test_a_night_is_as_ever_whatever_the_defaults_are(
 
 
 def test_the_ledgers_tables_are_innodbs_and_doctor_tells_of_others(server: MySQL, database_url: str) -> None:
-    with set_to(server, WRONG):
-        made = make_engine(database_url)
-        create_tables(made)
-        migrations.upgrade(made)
+    with set_to(server, WRONG), with_tables(database_url) as made:
         kept_by = raw(made, "SELECT engine FROM information_schema.tables WHERE table_schema = DATABASE()")
         assert set(kept_by) == {("InnoDB",)}
         with made.begin() as connection:
             connection.execute(text("ALTER TABLE license_expiry_night ENGINE = MyISAM"))
-        made.dispose()
     assert ["license_expiry_night is kept by MyISAM" in each for each in wrong(database_url)] == [True]
 
 

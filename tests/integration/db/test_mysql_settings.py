@@ -13,16 +13,14 @@ import pymysql  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import Engine, make_url
 from support.database_account import Account
-from support.mysql_server import MySQL, installed
+from support.databases import private_mysql, with_tables
+from support.mysql_server import MySQL
 from support.one_night import night_left, night_on_sqlite
 from support.runs import Make, raw
-from support.services import create_database, drop_database, missing
+from support.services import database_on
 
-from simulator.data.schema import create_tables
 from simulator.lms.server import Simulator
-from simulator.processes import free_port
 from worker.db.engine import make_engine
-from worker.ledger import migrations
 
 # As one that has replicas; it is not to wait for the disk.
 REPLICATED = ("log-bin=binlog", "sync-binlog=0", "gtid-mode=ON", "enforce-gtid-consistency=ON")
@@ -39,13 +37,8 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MySQL]:
-    if not installed():
-        missing("mysql", "make mysql")
-    made = MySQL(tmp_path_factory.mktemp("mysql"), free_port(), options=REPLICATED)
-    made.prepare()
-    made.start()
-    yield made
-    made.stop()
+    with private_mysql(tmp_path_factory.mktemp("mysql"), *REPLICATED) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +62,15 @@ def settings(request: pytest.FixtureRequest, admin: pymysql.cursors.Cursor) -> I
 @pytest.fixture
 def database_url(server: MySQL, settings: None) -> Iterator[str]:
     """An empty database of the module's own server."""
-    root = f"mysql+pymysql://root@127.0.0.1:{server.port}/?ssl_disabled=true"
-    url = create_database(root)
-    yield url
-    drop_database(root, url)
+    with database_on(server.url) as url:
+        yield url
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """It with every table."""
-    engine = make_engine(database_url)
-    create_tables(engine)
-    migrations.upgrade(engine)
-    yield engine
-    engine.dispose()
+    with with_tables(database_url) as engine:
+        yield engine
 
 
 @pytest.mark.parametrize("settings", [pytest.param(each, id=name) for name, each in SETTINGS.items()], indirect=True)

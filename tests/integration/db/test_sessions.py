@@ -3,11 +3,11 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 from support.database_account import Account
 from support.runs import ON_EACH, ON_SERVERS, Make, counts, lay, night, raw, ready, unlinking
-from support.services import SERVERS
+from support.services import SERVERS, administer
 
 from simulator.data.rows import Data
 from simulator.lms.server import Simulator
@@ -39,12 +39,6 @@ WRONG_ON_POSTGRESQL = {
     "row_security": ("on",),
     "bytea_output": ("escape",),
 }
-
-
-def administer(url: str, statement: str) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with engine.connect() as connection:
-        connection.execute(text(statement))
 
 
 @ON_POSTGRESQL

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from support.databases import with_tables
 from support.oracle import Reading, World, answers_of, lay_down
 from support.services import new_database
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, Data
-from simulator.data.schema import create_tables
-from worker.db.engine import make_engine
 from worker.due.scope import Scope
-from worker.ledger import migrations
 
 NOW = datetime(2026, 6, 1, 2, 0, tzinfo=UTC)
 
@@ -66,12 +64,8 @@ def collated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]
     """A database whose tables, license-manager's and the ledger's, have this collation or locale."""
     kind, _, collation = request.param.partition(" ")
     how = f"TEMPLATE template0 {POSTGRESQL[collation]}" if kind == "postgresql" else f"COLLATE {collation}"
-    with new_database(kind, tmp_path, how) as url:
-        engine = make_engine(url)
-        create_tables(engine)
-        migrations.upgrade(engine)
+    with new_database(kind, tmp_path, how) as url, with_tables(url) as engine:
         yield engine
-        engine.dispose()
 
 
 def with_both(world: World, expired: str, current: str) -> None:

@@ -17,16 +17,15 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, Engine, event
+from support.databases import with_tables
 from support.million_licenses import DUE, LICENSES, WAITING, Customer, lay_down_a_million
 from support.services import new_database
 
 from simulator.data.rows import DAY
-from simulator.data.schema import create_tables, table
+from simulator.data.schema import table
 from worker.db import sql
-from worker.db.engine import make_engine
 from worker.due import downgrades, enterprises, plans, unlinks
 from worker.due.scope import Scope
-from worker.ledger import migrations
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -76,14 +75,8 @@ class Access:
 @pytest.fixture(scope="module", params=["postgresql", "mariadb", "mysql"])
 def million(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Million]:
     kind, licenses = request.param, ENOUGH.get(request.param, LICENSES)
-    with new_database(kind, tmp_path_factory.mktemp("million")) as url:
-        engine = make_engine(url)
-        try:
-            create_tables(engine)
-            migrations.upgrade(engine)
-            yield Million(kind, engine, licenses, lay_down_a_million(engine, AS_OF, licenses))
-        finally:
-            engine.dispose()
+    with new_database(kind, tmp_path_factory.mktemp("million")) as url, with_tables(url) as engine:
+        yield Million(kind, engine, licenses, lay_down_a_million(engine, AS_OF, licenses))
 
 
 def of_a_night(scope: Scope) -> Queries:
