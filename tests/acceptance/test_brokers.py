@@ -32,7 +32,7 @@ from worker.ledger.order import Phase
 
 # RabbitMQ on the quickest database alone: what a broker does depends on no database. Redis and SQLite: test_night.py;
 # Redis and PostgreSQL: tests/chaos.
-EACH = [("redis", "mariadb"), ("rabbitmq", "sqlite")]
+EACH = [("redis", "mariadb"), ("redis", "mysql"), ("redis", "mysql-8"), ("rabbitmq", "sqlite")]
 
 
 @pytest.mark.parametrize(("broker", "engine_kind"), EACH, indirect=True)
