@@ -7,7 +7,6 @@ from worker.errors import Postponed, RunRefused, Unavailable
 from worker.ledger import waits
 from worker.lms.outcomes import THROTTLED, is_outage, was_asked
 from worker.logs import get_logger
-from worker.settings import CONNECT_SECONDS
 
 log = get_logger(__name__)
 
@@ -18,8 +17,8 @@ def look(deps: Deps) -> Postponed | None:
     The probe is a call that concerns nobody. Raises Stopping.
     """
     wait = deps.database.transact(waits.postponement)
-    call_seconds = CONNECT_SECONDS + deps.settings.BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS
-    if wait is None or not waits.take_probe(deps.database, call_seconds):
+    # Whoever looks during the probe waits for the next one: no longer than that, though a call may take longer.
+    if wait is None or not waits.take_probe(deps.database, deps.settings.TASK_RETRY_SECONDS):
         return wait
     try:
         deps.lms.check_downgrades(lambda: inf, tries=1)

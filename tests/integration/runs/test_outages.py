@@ -35,6 +35,7 @@ from worker.ledger import claims, waits
 from worker.ledger.order import DOWNGRADE, Phase
 from worker.ledger.stalled import MAX_RUN_AGE, release_stalled
 from worker.lms.client import NOBODYS_LICENSE
+from worker.runs import outages
 from worker.runs.attempt import Retry as ComesAgain
 
 AWAY = [
@@ -230,9 +231,28 @@ def test_a_prober_that_died_holds_nobody_up_for_ever(lms: Simulator, make_test_d
     run_id = open_one(deps, laid.enterprise)
     waits.begin_outage(deps.database, Unavailable("http_503", "away"), 60)
     let_waits_pass(deps.database)
-    assert waits.take_probe(deps.database, 130)  # and is killed
-    assert comes_again(deps, laid, run_id).seconds >= 100
+    assert waits.take_probe(deps.database, 60)  # and is killed
+    assert comes_again(deps, laid, run_id).seconds >= 50
     assert lms.calls() == []
+    let_waits_pass(deps.database)
+    assert finish(deps, laid.enterprise, run_id).phase == Phase.FINISHED
+
+
+@ON_SQLITE
+def test_who_looks_during_a_probe_waits_one_interval_and_no_longer(lms: Simulator, make_test_deps: Make) -> None:
+    """It waited for as long as a call may take, 130 s, though the LMS was back after one."""
+    laid = lay(lms, licenses=2)
+    deps = make_test_deps(TASK_RETRY_SECONDS=10)
+    run_id = open_one(deps, laid.enterprise)
+    waits.begin_outage(deps.database, Unavailable("http_503", "away"), 60)
+    let_waits_pass(deps.database)
+    lms.faults(Fault(delay=60))
+    with in_background(lms, lambda: outages.look(deps)) as probing:
+        meet(lms, probing, lambda: bool(lms.calls()))
+        assert comes_again(deps, laid, run_id).seconds <= 13, "with its jitter"
+        lms.faults()
+        lms.release()
+        assert probing.result() is None
     let_waits_pass(deps.database)
     assert finish(deps, laid.enterprise, run_id).phase == Phase.FINISHED
 
