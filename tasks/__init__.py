@@ -77,12 +77,14 @@ def _signature(step: Step, enterprise: UUID, run_id: UUID, number: int | None, l
 
 
 @shared_task(name="license_expiry.run_nightly", bind=True, **TRIGGER)
-def run_nightly(self: Task[Any, Any], dry_run: bool = False) -> dict[str, Any]:
+def run_nightly(
+    self: Task[Any, Any], dry_run: bool = False, reason: str | None = None, triggered_by: str | None = None
+) -> dict[str, Any]:
     """Open and publish a run for every enterprise with work due; return how many, and their ids.
 
     Sent by beat, it starts the scheduled night, once; by anybody else, or with `dry_run`, one more pass.
     """
-    request = parse_request(dry_run=dry_run)
+    request = parse_request(dry_run=dry_run, reason=reason, triggered_by=triggered_by)
     scheduled = bool((self.request.headers or {}).get("scheduled")) and not request.dry_run
     return _start(self, request, scheduled=scheduled)
 
@@ -218,9 +220,9 @@ def _start(task: Task[Any, Any], request: Request, *enterprises: UUID, scheduled
     try:
         moment = _latest_night(deps, BEAT_AHEAD) if scheduled else None
         if moment:
-            started = start_scheduled_night(deps, moment, publish)
+            started = start_scheduled_night(deps, moment, publish, "beat")
         else:
-            started = start_runs(deps, request, enterprises, publish)
+            started = start_runs(deps, request, enterprises, publish, trigger=task.request.id)
     except (Unavailable, OperationalError) as error:
         raise task.retry(exc=error, countdown=_BROKER_RETRY_SECONDS * 2**task.request.retries) from error
     except Paused as reason:

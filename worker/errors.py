@@ -22,7 +22,7 @@ The reason codes: `http_<status>`, `connection_error`, `timeout`, `throttled`, `
 `booked`, `paused`. No message holds anything that a learner could be known by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class LicenseExpiryError(Exception):
@@ -78,7 +78,11 @@ class SeveralWrong(Unusable):
 
 
 class BadArgument(LicenseExpiryError):
-    """A trigger, a command or an address was given a wrong argument."""
+    """A trigger, a command or an address was given a wrong argument; `complaints` are by the arguments' names."""
+
+    def __init__(self, what: str, remedy: str = "", complaints: Mapping[str, str] | None = None) -> None:
+        super().__init__(what, remedy)
+        self.complaints = complaints or {}
 
 
 class NotClaimed(LicenseExpiryError):

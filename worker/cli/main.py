@@ -152,7 +152,7 @@ From Flower, where it listens; UUID is the enterprise customer's:
     metavar="N",
     help="Unlink so many learners at most, more than UNLINK_LIMIT.",
 )
-@click.option("--reason", help="Why --force or --approve-unlinks; kept in the ledger.")
+@click.option("--reason", help="Why; kept in the ledger. --force and --approve-unlinks need it.")
 @click.option("--dry-run", is_flag=True, help="Go through it all, but send nothing and count what would be done.")
 @click.option("--here", is_flag=True, help="Do it in this process, with no broker and no worker.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the runs to end.")
@@ -182,10 +182,8 @@ def run(
     if approve_unlinks and len(enterprises) != 1:
         raise click.UsageError("--approve-unlinks is for one enterprise: name it with --enterprise.")
     deps = _deps(with_broker=not here)
-    approval = {"approve_unlinks": approve_unlinks, "triggered_by": operator()}
-    request = parse_request(
-        dry_run=dry_run, force=force, reason=reason, **asked, **(approval if approve_unlinks else {})
-    )
+    asked |= {"dry_run": dry_run, "force": force, "approve_unlinks": approve_unlinks}
+    request = parse_request(**asked, reason=reason, triggered_by=operator())
     started = start_runs(deps, request, enterprises, (lambda *_: None) if here else broker.publisher(deps.ledger))
     for other in (run for run in started if not run.new):
         tables.err.print(f"Enterprise {other.enterprise} has a live run already: {other.run_id}", soft_wrap=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -36,40 +36,46 @@ class Opened:
     new: bool
 
 
+def run_id_of(enterprise: UUID, trigger: str) -> UUID:
+    """The id of the run that this trigger, a task's id, opens for this enterprise: the same however often it comes."""
+    return uuid5(enterprise, trigger)
+
+
 def open_runs(
     database: Database,
     enterprises: Sequence[UUID],
     triggered_at: datetime,
     scheduled_for: datetime | None = None,
+    trigger: str | None = None,
     **request: Any,
 ) -> list[Opened]:
     """Open a run for each of these enterprises, or find the live one that it has; a unique key decides between rivals.
 
     A live one that is not timely is ended first. One that a scheduled night finds, and that is not its own, remembers
-    it as its `night_after`. An enterprise whose run of this night was stopped gets no other. `request` holds the
-    columns of Run that say what is asked for (dry_run, force, reason, plan_uuids, ...).
+    it as its `night_after`. An enterprise whose run of this night was stopped gets no other, nor does one that this
+    `trigger`, a task's id, has opened a run for before. `request` holds the columns of Run that say what is asked for
+    (dry_run, force, reason, plan_uuids, ...).
     """
-    ids = {enterprise: uuid4() for enterprise in enterprises}
-    asked = {"force": False, "dry_run": False, **request, "scheduled_for": scheduled_for, "phase": Phase.QUEUED}
-    asked |= {"triggered_at": triggered_at, "as_of": triggered_at}
+    ids = {enterprise: run_id_of(enterprise, trigger) if trigger else uuid4() for enterprise in enterprises}
+    moments = {"triggered_at": triggered_at, "as_of": triggered_at, "scheduled_for": scheduled_for}
+    asked = {"force": False, "dry_run": False, **request, **moments, "phase": Phase.QUEUED}
+    inserted: set[UUID] = set()  # also by a try whose commit's answer was lost
 
     def work(session: Session) -> dict[UUID, UUID]:
         found = _live_runs(session, ids, scheduled_for)
         now, until = session.execute(select(DatabaseNow(), DatabaseNow(stalled.QUEUED_SECONDS))).one()
         asked.update(opened_at=now, queued_at=now, lease_until=until)
-        rows = [
-            {"id": run_id, "enterprise_customer_uuid": enterprise, "live": enterprise, **asked}
-            for enterprise, run_id in ids.items()
-            if enterprise not in found
-        ]
+        new = {enterprise: run_id for enterprise, run_id in ids.items() if enterprise not in found}
+        rows = [{"id": new[one], "enterprise_customer_uuid": one, "live": one, **asked} for one in new]
         if rows:
             session.execute(insert(Run), rows)
+            inserted.update(new.values())
         return ids | found
 
     for rest in range(5, -1, -1):
         try:
             opened = database.transact(work)
-            return [Opened(enterprise, run_id, run_id == ids[enterprise]) for enterprise, run_id in opened.items()]
+            return [Opened(enterprise, run_id, run_id in inserted) for enterprise, run_id in opened.items()]
         except IntegrityError:  # a rival has one of them; or had it, when it is gone by now
             if not rest:
                 raise
@@ -79,7 +85,8 @@ def open_runs(
 def _live_runs(session: Session, ids: dict[UUID, UUID], night: datetime | None) -> dict[UUID, UUID]:
     """The live runs of these enterprises, and those that were stopped in this night.
 
-    Also those with these ids: ours, when only the commit's answer was lost.
+    Also those with these ids, whatever became of them: ours, when only the commit's answer was lost, or when the
+    trigger came twice.
     """
     stalled.end_outdated(session, Run.live.in_(ids))
     if night:  # first, so that none of them ends before it is looked at
@@ -89,8 +96,9 @@ def _live_runs(session: Session, ids: dict[UUID, UUID], night: datetime | None) 
     if night:
         stopped = (Run.scheduled_for == night, Run.phase == Phase.STOPPED)
         taken |= and_(Run.enterprise_customer_uuid.in_(ids), *stopped)
-    live = session.execute(select(Run.enterprise_customer_uuid, Run.id).where(taken))
-    return {row.enterprise_customer_uuid: row.id for row in live}
+    found = session.execute(select(Run.enterprise_customer_uuid, Run.id).where(taken))
+    of_each = sorted(((row.enterprise_customer_uuid, row.id) for row in found), key=lambda it: it[1] in ids.values())
+    return dict(of_each)
 
 
 def record_refusal(
@@ -156,6 +164,8 @@ def describe(run: Run) -> dict[str, Any]:
         "enterprise_customer_uuid": str(run.enterprise_customer_uuid),
         "phase": str(run.phase),
         "dry_run": run.dry_run,
+        "triggered_by": run.triggered_by,
+        "reason": run.reason,
         **{name: getattr(run, name) for name in COUNTS},
         "error": run.error,
         **_described_wait(run),

@@ -15,6 +15,8 @@ from worker.runs.steps import settle
 
 log = get_logger(__name__)
 
+BY = "reconcile"
+
 
 def end_stopped_runs(deps: Deps) -> int:
     """End the stopped runs whose worker was lost; return how many."""
@@ -67,7 +69,7 @@ def start_overdue_nights(deps: Deps, latest: datetime, publish: Publish) -> int:
     begun = 0
     for scheduled_for in nights.note_and_find_overdue(deps.database, latest):
         log.warning("making good a night that was missed or let down", night=scheduled_for.isoformat())
-        begun += start_scheduled_night(deps, scheduled_for, publish) is not None
+        begun += start_scheduled_night(deps, scheduled_for, publish, BY) is not None
     return begun
 
 
@@ -77,7 +79,7 @@ def start_postponed_runs(deps: Deps, publish: Publish) -> int:
     for run in nights.postponed(deps.database):
         enterprise = run.enterprise_customer_uuid
         try:
-            started = start_runs(deps, Request(), [enterprise], publish, run.night_after)
+            started = start_runs(deps, Request(triggered_by=BY), [enterprise], publish, run.night_after)
         except BadArgument as error:  # it is gone from license-manager
             log.warning("nothing to be made good", enterprise=enterprise, night=run.night_after, error=str(error))
             started = []

@@ -21,8 +21,16 @@ from worker.errors import BadArgument
 from worker.settings import DatabaseSettings
 
 
+class WrongTogether(ValueError):
+    """Arguments that do not go together; the complaint is about this one of them."""
+
+    def __init__(self, argument: str, what: str) -> None:
+        super().__init__(what)
+        self.argument = argument
+
+
 class Request(BaseModel):
-    """What a trigger asks for, checked. Date-times without a zone are UTC."""
+    """What a trigger asks for, checked, with who asked and why. Date-times without a zone are UTC."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,12 +64,18 @@ class Request(BaseModel):
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if self.force and not (self.reason and self.reason.strip()):
-            raise ValueError("force needs a reason, which is kept in the ledger: give reason")
+            raise WrongTogether("reason", "force needs a reason, which is kept in the ledger: give reason")
         if self.approve_unlinks and not all(text and text.strip() for text in (self.reason, self.triggered_by)):
-            raise ValueError("approve_unlinks needs reason and triggered_by, which are kept in the ledger: give both")
+            what = "approve_unlinks needs reason and triggered_by, which are kept in the ledger: give both"
+            raise WrongTogether("reason", what)
         if self.expired_after and self.expired_before and self.expired_after > self.expired_before:
-            raise ValueError("expired_after is later than expired_before: exchange them")
+            raise WrongTogether("expired_after", "expired_after is later than expired_before: exchange them")
         return self
+
+    @property
+    def as_every_night(self) -> bool:
+        """Is it for what a scheduled night does, whoever asks for it and why?"""
+        return self.model_copy(update={"reason": None, "triggered_by": None}) == Request()
 
 
 def parse_request(**arguments: Any) -> Request:
@@ -69,8 +83,8 @@ def parse_request(**arguments: Any) -> Request:
     try:
         return Request(**arguments)
     except ValidationError as error:
-        complaints = {str(wrong["loc"][:1]): _sentence(wrong) for wrong in reversed(error.errors())}
-        raise BadArgument("; ".join(reversed(complaints.values()))) from None
+        complaints = {_argument(wrong): _sentence(wrong) for wrong in reversed(error.errors())}
+        raise BadArgument("; ".join(reversed(complaints.values())), complaints=complaints) from None
 
 
 def parse_uuid(name: str, value: Any) -> UUID:
@@ -89,7 +103,8 @@ def check_against_database(database: Database, request: Request, named: frozense
         moment = getattr(request, name)
         if moment and moment > as_of:
             what = f"{name} {moment.isoformat()} is in the future"
-            raise BadArgument(what, "only expired plans can be processed")
+            remedy = "only expired plans can be processed"
+            raise BadArgument(what, remedy, {name: f"{what}: {remedy}"})
     if request.plan_uuids:
         query = enterprises.plans_of(named, request.plan_uuids)
         theirs = database.transact(lambda session: session.scalars(query).all())
@@ -115,6 +130,11 @@ def _known(database: Database, asked: frozenset[UUID]) -> frozenset[UUID]:
 
 def _no_agreement(enterprise: UUID) -> str:
     return f"enterprise {enterprise} has no customer agreement in license-manager"
+
+
+def _argument(error: Any) -> str:
+    together = error.get("ctx", {}).get("error")
+    return together.argument if isinstance(together, WrongTogether) else str(error["loc"][0])
 
 
 def _sentence(error: Any) -> str:

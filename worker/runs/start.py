@@ -28,22 +28,33 @@ Publish = Callable[[UUID, UUID, int], None]
 
 
 def start_runs(
-    deps: Deps, request: Request, enterprises: Iterable[UUID], publish: Publish, scheduled_for: datetime | None = None
+    deps: Deps,
+    request: Request,
+    enterprises: Iterable[UUID],
+    publish: Publish,
+    scheduled_for: datetime | None = None,
+    trigger: str | None = None,
 ) -> list[runs.Opened]:
     """Open and publish a run for each of these enterprises (or for all, when none is named) that has work due.
 
     Raises BadArgument, before anything is written, for an unknown enterprise, a plan that is not of one of these
     enterprises, or a window in the future. An enterprise on the unlink list that license-manager does not know
-    gets a failed run with the reason, when all were asked for. `scheduled_for` is the scheduled night that this is.
+    gets a failed run with the reason, when all were asked for. `scheduled_for` is the scheduled night that this is,
+    `trigger` the id of the task that asks for it: coming again, it opens no other run.
     Raises Unusable, before anything is written, as `require_schema` does, and when the database is another LMS's.
     Raises Paused while everything is paused, also halfway.
     """
     deps.database.transact(waits.refuse_while_paused)
-    return _start_runs(deps, request, frozenset(enterprises), publish, scheduled_for)
+    return _start_runs(deps, request, frozenset(enterprises), publish, scheduled_for, trigger)
 
 
 def _start_runs(
-    deps: Deps, request: Request, named: frozenset[UUID], publish: Publish, scheduled_for: datetime | None
+    deps: Deps,
+    request: Request,
+    named: frozenset[UUID],
+    publish: Publish,
+    scheduled_for: datetime | None,
+    trigger: str | None = None,
 ) -> list[runs.Opened]:
     triggered_at = deps.database.now()
     check_against_database(deps.database, request, named, triggered_at)
@@ -57,18 +68,20 @@ def _start_runs(
         if first:  # it takes a while to open many
             deps.database.transact(waits.refuse_while_paused)
         chunk = due[first : first + CHUNK]
-        opened = runs.open_runs(deps.database, chunk, triggered_at, scheduled_for, **columns)
+        opened = runs.open_runs(deps.database, chunk, triggered_at, scheduled_for, trigger, **columns)
         _publish(deps.database, publish, opened)
         started += opened
-    if not named and request == Request():
+    if not named and request.as_every_night:
         for enterprise, error in unknown_enterprises(deps.settings, deps.database).items():
             run_id = runs.record_refusal(deps.database, enterprise, triggered_at, str(error), scheduled_for)
             started.append(runs.Opened(enterprise, run_id, new=True))
     return started
 
 
-def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish) -> list[runs.Opened] | None:
+def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish, by: str) -> list[runs.Opened] | None:
     """Start the night that is scheduled for this moment, as `start_runs` does; None when it had begun before.
+
+    `by` says who does it, for the ledger: beat or `reconcile`.
 
     Raises Paused, once the night is noted: it is begun after the pause.
     """
@@ -83,7 +96,7 @@ def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish)
         log.info("the night had begun before", night=scheduled_for.isoformat())
         return None
     try:
-        started = _start_runs(deps, Request(), frozenset(), publish, scheduled_for)
+        started = _start_runs(deps, Request(triggered_by=by), frozenset(), publish, scheduled_for)
     except Exception:
         log.error("the night could not be opened whole", night=scheduled_for.isoformat())
         nights.give_back(deps.database, scheduled_for)

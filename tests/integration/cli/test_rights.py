@@ -71,7 +71,7 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     deps.database.require_schema()
     tonight = deps.database.now().replace(microsecond=0)
     assert nights.note_and_find_overdue(deps.database, tonight - timedelta(days=1)) == []
-    [started] = start.start_scheduled_night(deps, tonight, lambda *_: None) or []
+    [started] = start.start_scheduled_night(deps, tonight, lambda *_: None, "beat") or []
     nights.give_back(deps.database, tonight)
     assert reconcile.start_overdue_nights(deps, tonight, lambda *_: None) == 1
     claim = claims.claim(deps.database, started.run_id, enterprise, DOWNGRADE, "a test", 300, deps.calls)

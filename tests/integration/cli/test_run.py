@@ -67,6 +67,8 @@ def test_a_run_prints_exactly_the_agreed_fields_and_status_the_same(
         "enterprise_customer_uuid": str(laid.enterprise),
         "phase": "finished",
         "dry_run": False,
+        "triggered_by": f"{getuser()} on {gethostname()}",
+        "reason": None,
         "plans_processed": 1,
         "licenses_downgraded": 2,
         "licenses_held": 0,

@@ -55,7 +55,7 @@ def test_a_worker_of_another_lms_sends_nothing_and_records_nothing(
         if what == "a trigger":
             return start(deps, laid.enterprise)
         if what == "a scheduled night":
-            return start_scheduled_night(deps, deps.database.now(), publish)
+            return start_scheduled_night(deps, deps.database.now(), publish, "beat")
         if what == "a step":
             return attempt(deps, laid.enterprise, opened.run_id, DOWNGRADE)
         return reconcile.republish_stalled_runs(deps, publish, lambda: 0)

@@ -162,9 +162,9 @@ def test_a_missed_night_is_made_good_once_however_many_were_missed(
         0,
         1,
     ]
-    assert start.start_scheduled_night(deps, TONIGHT, publish) is None, "beat's own message comes at last"
+    assert start.start_scheduled_night(deps, TONIGHT, publish, "beat") is None, "beat's own message comes at last"
     assert sorted(published) == sorted([first.enterprise, second.enterprise])
-    assert len(rows(engine, Run)) == 2
+    assert [run["triggered_by"] for run in rows(engine, Run)] == ["reconcile"] * 2
 
 
 @ON_SQLITE
@@ -185,21 +185,21 @@ def test_a_night_that_could_not_be_opened_whole_is_gone_on_with(
         published.append(enterprise)
 
     with pytest.raises(type(error)):
-        start.start_scheduled_night(deps, TONIGHT, publish)
-    started = start.start_scheduled_night(deps, TONIGHT, publish_all)
+        start.start_scheduled_night(deps, TONIGHT, publish, "beat")
+    started = start.start_scheduled_night(deps, TONIGHT, publish_all, "beat")
     assert started is not None, "the next one to come may go on at once"
     assert {each.enterprise for each in started} == enterprises
     assert len(rows(engine, Run)) == 3, "and opens no second run of anybody"
     assert {row["scheduled_for"] for row in rows(engine, Run)} == {TONIGHT}, "they are of one night"
     reconcile.republish_stalled_runs(deps, publish_all, lambda: 7)
     assert sorted(published) == sorted(enterprises), "those whose messages were not sent are published by reconcile"
-    assert start.start_scheduled_night(deps, TONIGHT, publish_all) is None
+    assert start.start_scheduled_night(deps, TONIGHT, publish_all, "beat") is None
 
 
 @ON_SQLITE
 def test_a_night_of_an_empty_database_is_one_all_the_same(engine: Engine, make_test_deps: Make) -> None:
     deps: Any = make_test_deps()
-    assert start.start_scheduled_night(deps, TONIGHT, lambda *_: None) == []
+    assert start.start_scheduled_night(deps, TONIGHT, lambda *_: None, "beat") == []
     [night] = rows(engine, Night)
     assert night["lease_until"] is None
 
@@ -237,7 +237,7 @@ def test_a_run_that_is_less_than_a_night_does_not_cost_its_enterprise_the_night(
     run_id = open_one(deps, laid.enterprise, **asked)
     sent: list[UUID] = []
     night = deps.database.now().replace(microsecond=0)
-    started = start.start_scheduled_night(deps, night, lambda _, run_id, number: sent.append(run_id))
+    started = start.start_scheduled_night(deps, night, lambda _, run_id, number: sent.append(run_id), "beat")
     assert ([each.new for each in started or ()], sent) == ([False], [])
     if "expired_before" in asked:  # what it leaves
         data = Data(deps.database.engine, seed=2)
@@ -257,7 +257,7 @@ def test_a_night_has_nothing_to_do_after_a_run_that_did_it_all(lms: Simulator, m
     laid = lay(lms, licenses=2)
     deps = make_test_deps(**unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)
-    start.start_scheduled_night(deps, deps.database.now(), lambda *_: None)
+    start.start_scheduled_night(deps, deps.database.now(), lambda *_: None, "beat")
     finish(deps, laid.enterprise, run_id)
     assert reconcile.start_postponed_runs(deps, lambda *_: None) == 0
     assert run_of(deps.database, run_id).night_after is None
@@ -267,7 +267,7 @@ def test_a_night_has_nothing_to_do_after_a_run_that_did_it_all(lms: Simulator, m
 def test_an_enterprise_that_is_gone_by_then_needs_no_night(lms: Simulator, make_test_deps: Make) -> None:
     deps = make_test_deps()
     run = opened_run(deps.database, UUID(int=9), deps.database.now())
-    start.start_scheduled_night(deps, deps.database.now(), lambda *_: None)
+    start.start_scheduled_night(deps, deps.database.now(), lambda *_: None, "beat")
     end_well(deps.database, run_of(deps.database, run.run_id))
     with deps.database.engine.begin() as connection:
         connection.execute(update(Run).values(night_after=DatabaseNow()))

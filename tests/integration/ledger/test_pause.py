@@ -99,7 +99,7 @@ def _rehearse(deps: Deps) -> None:
 
 
 def _start_night(deps: Deps) -> None:
-    start.start_scheduled_night(deps, TONIGHT, lambda *_: None)
+    start.start_scheduled_night(deps, TONIGHT, lambda *_: None, "beat")
 
 
 @ON_SQLITE
@@ -128,7 +128,7 @@ def test_a_night_that_is_paused_while_it_is_opened_is_opened_to_its_end_afterwar
     deps = make_test_deps(**unlinking(*enterprises))
     monkeypatch.setattr(start, "CHUNK", 1)
     with pytest.raises(Paused):
-        start.start_scheduled_night(deps, TONIGHT, lambda *_: (pause(deps.database), None)[1])
+        start.start_scheduled_night(deps, TONIGHT, lambda *_: (pause(deps.database), None)[1], "beat")
     assert len(rows(engine, Run)) == 1
     waits.resume(deps.database)
     assert reconcile.start_overdue_nights(deps, TONIGHT, lambda *_: None) == 1

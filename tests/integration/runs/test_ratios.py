@@ -69,7 +69,7 @@ def test_a_night_without_work_is_one_query(lms: Simulator, make_test_deps: Make)
         raise AssertionError("a message was sent")
 
     with counted(deps.database.engine) as statements:
-        started = start.start_scheduled_night(deps, datetime.now(UTC).replace(microsecond=0), publish)
+        started = start.start_scheduled_night(deps, datetime.now(UTC).replace(microsecond=0), publish, "beat")
     assert started == []
     assert lms.journal.entries == []
     about_licenses = [each for each in statements if "subscriptions_license" in each]

@@ -202,6 +202,52 @@ def test_a_trigger_that_comes_twice_opens_one_run(task: Any, queue: Queue, lms: 
     assert finish(deps, laid.enterprise, run["id"]).phase == Phase.FINISHED
 
 
+def test_a_forced_trigger_that_comes_again_after_its_run_opens_no_other(
+    queue: Queue, lms: Simulator, wired: Make
+) -> None:
+    """Or the learners would be downgraded again, though they may have paid for a track of their own since."""
+    laid = lay(lms, licenses=2)
+    deps = wired()
+    asked = {"enterprise_customer_uuid": str(laid.enterprise), "force": True, "reason": "restored"}
+    tasks.run_enterprise.apply_async(kwargs=asked)
+    message = queue.take()
+    queue.carry_out(message)
+    [run] = rows(deps.database.engine, Run)
+    assert finish(deps, laid.enterprise, run["id"]).phase == Phase.FINISHED
+    again = queue.carry_out(message).result
+    assert [(told["run_id"], told["already_live"]) for told in again["runs"]] == [(str(run["id"]), True)]
+    assert len(rows(deps.database.engine, Run)) == 1
+    assert set(times_sent(lms, "downgrade").values()) == {1}
+
+
+@pytest.mark.parametrize("given", [{}, {"triggered_by": "ada", "reason": "the contract ended early"}])
+@pytest.mark.parametrize("task", [tasks.run_nightly, tasks.run_enterprise], ids=lambda task: task.name)
+def test_who_asked_and_why_are_kept(
+    task: Any, given: dict[str, str], queue: Queue, lms: Simulator, wired: Make
+) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(**unlinking(laid.enterprise, uuid4()))
+    asked = {"enterprise_customer_uuid": str(laid.enterprise)} if task is tasks.run_enterprise else {}
+    task.apply_async(kwargs=asked | given)
+    queue.next()
+    opened = [run for run in rows(deps.database.engine, Run) if run["phase"] == Phase.QUEUED]
+    assert [(run["triggered_by"], run["reason"]) for run in opened] == [
+        (given.get("triggered_by"), given.get("reason"))
+    ]
+    refused = len(rows(deps.database.engine, Run)) - len(opened)
+    assert refused == (task is tasks.run_nightly), (
+        "an unknown enterprise of the list is told, whoever asks for the night"
+    )
+
+
+def test_a_scheduled_night_was_triggered_by_beat(queue: Queue, lms: Simulator, wired: Make) -> None:
+    lay(lms, licenses=2)
+    deps = wired()
+    tasks.run_nightly.apply_async(headers={"scheduled": True})
+    queue.next()
+    assert [run["triggered_by"] for run in rows(deps.database.engine, Run)] == ["beat"]
+
+
 def test_a_reconcile_that_comes_twice_publishes_nothing_twice(queue: Queue, lms: Simulator, wired: Make) -> None:
     laid = lay(lms, licenses=2)
     deps = wired()
