@@ -7,11 +7,12 @@ from typing import Any
 import structlog
 from celery import Celery, bootsteps, signals
 
-from worker import flower, logs, settings, shutdown
+from worker import logs, settings, shutdown
 from worker.db.engine import make_engine
 from worker.db.writes import check_answers
 from worker.deps import SHUTDOWN
 from worker.errors import Away, Unusable
+from worker.flower import guard
 from worker.settings import CelerySettings, load_settings
 from worker.settings_sources import load
 
@@ -22,7 +23,8 @@ log = logs.get_logger(__name__)
 app = Celery("license_expiry")
 app.config_from_object("celeryconfig")
 app.Task.Request = "tasks.lost:Request"
-signals.import_modules.connect(flower.guard)
+signals.import_modules.connect(guard.guard)
+guard.mount_pages()
 
 
 @signals.setup_logging.connect

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from support.browser import chromium, screenshot
 from support.eventually import eventually
 from support.processes import OPERATOR, WORKER_SQLITE, lay, listed, read, runs
-from support.runs import scan, sent
+from support.runs import rows as read_rows, scan, sent
 
 from simulator.data.rows import Data
 from simulator.lms.faults import Fault
@@ -57,11 +57,11 @@ def test_a_night_is_started_from_flower_and_seen_in_a_browser(
         with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
             browser.new_page().goto(f"{flower}/tasks")
         credentials: Any = dict(zip(("username", "password"), OPERATOR, strict=True))
-        context = browser.new_context(http_credentials=credentials, viewport={"width": 1920, "height": 1200})
+        context = browser.new_context(http_credentials=credentials, viewport={"width": 1280, "height": 900})
         page = context.new_page()
         page.goto(f"{flower}/tasks")
         shown["tasks"] = chains_in_order(page, engine)
-        shown["retry"] = a_retried_task(page, flower, retried, away)
+        shown["retry"] = a_retried_task(page, flower, retried, name_of(engine, away))
         shown["bad argument"] = a_bad_argument(page, flower, bad["uuid"])
     for task in read(f"{flower}/api/tasks"):
         for what in ("info", "result"):
@@ -90,7 +90,7 @@ def chains_in_order(page: Page, engine: Engine) -> str:
     expect(page.locator("#tasks-table tbody tr")).to_have_count(17)
     rows = page.locator("#tasks-table tbody tr").all_inner_texts()
     for run in runs(engine, Phase.FINISHED):
-        chain = [row for row in rows if f"{run.enterprise_customer_uuid}/{run.id}" in row]
+        chain = [row for row in rows if f"{name_of(engine, run.enterprise_customer_uuid)}/{run.id}" in row]
         assert [re.findall(r"license_expiry\.(\w+)", row) for row in chain] == [
             ["downgrade_enrollments"],
             ["unlink_learners"],
@@ -99,15 +99,25 @@ def chains_in_order(page: Page, engine: Engine) -> str:
     return page.content()
 
 
-def a_retried_task(page: Page, flower: str, task: str, enterprise: UUID) -> str:
+def name_of(engine: Engine, enterprise: UUID) -> str:
+    """The name of this customer, as license-manager has it."""
+    found = read_rows(engine, "customeragreement")
+    return next(str(row["enterprise_customer_name"]) for row in found if row["enterprise_customer_uuid"] == enterprise)
+
+
+def a_retried_task(page: Page, flower: str, task: str, enterprise: str) -> str:
     """The one task among those retried: its enterprise, its reason and when it comes again, in the list and alone."""
     page.get_by_role("button", name="Retried").click()
     row = page.locator("#tasks-table tbody tr")
     expect(row).to_have_count(1)
-    expect(row).to_contain_text(re.compile(rf"{enterprise}/.*look at the LMS; comes again at \d{{4}}-\d\d-\d\d .* UTC"))
+    expect(row).to_contain_text(re.compile(rf"{re.escape(enterprise)}/.*http_503, next try \d\d:\d\d:\d\d UTC: "))
+    told = row.get_by_text("http_503, next try").bounding_box()
+    assert told, "the reason and the next try"
+    assert told["x"] + 250 < 1280, "are seen without scrolling"
+    screenshot(page, "flower-retried")
     row.get_by_role("link", name=task).click()
     details = page.locator("#task-page")
-    expect(details).to_contain_text(str(enterprise))
+    expect(details).to_contain_text(enterprise)
     expect(details).to_contain_text(
         re.compile(
             r"the LMS answered 503: look at the LMS; comes again at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC; .* \[http_503\]"

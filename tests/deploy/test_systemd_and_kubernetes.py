@@ -13,7 +13,7 @@ import pytest
 import yaml
 from support.services import missing
 
-from worker.flower import FlowerSettings
+from worker.flower.guard import FlowerSettings
 from worker.settings import Settings
 from worker.settings_sources import CONFIG_FILE_VARIABLE
 

@@ -1,6 +1,5 @@
 """`license-expiry stop`, `pause` and `resume`."""
 
-import unicodedata
 from uuid import UUID
 
 import click
@@ -8,22 +7,20 @@ import click
 from worker.cli import tables
 from worker.cli.options import as_json, exiting, open_database, operator
 from worker.cli.watch import watch_runs
+from worker.errors import BadArgument
 from worker.ledger import waits
 from worker.ledger.order import ENDED, Phase
 from worker.ledger.runs import describe, stop_live_runs, stop_run
+from worker.runs.request import parse_reason
 
 ENDING = "The runs end after their calls in flight"
-REASON_LENGTH = 255  # of the ledger's column
 
 
 def _sentence(_context: click.Context, _option: click.Parameter, text: str) -> str:
-    # Neither a control character nor half of one that is not UTF-8 can be kept by each database and shown by all.
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
-        raise click.BadParameter("must be one line of text without control characters.")
-    text = text.strip()
-    if not 1 <= len(text) <= REASON_LENGTH:
-        raise click.BadParameter(f"must have 1 to {REASON_LENGTH} characters.")
-    return text
+    try:
+        return parse_reason(text)
+    except BadArgument as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 reason = click.option("--reason", required=True, metavar="TEXT", callback=_sentence, help="Why; kept in the ledger.")

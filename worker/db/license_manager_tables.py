@@ -36,6 +36,7 @@ class SubscriptionPlan(LicenseManager):
     __tablename__ = "subscriptions_subscriptionplan"
 
     uuid: Mapped[UUID] = mapped_column(primary_key=True)
+    title: Mapped[str]
     modified: Mapped[datetime]
     start_date: Mapped[datetime]
     expiration_date: Mapped[datetime]

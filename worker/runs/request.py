@@ -1,5 +1,6 @@
 """What a trigger asks for, checked: its arguments by themselves, and against the database."""
 
+import unicodedata
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -20,6 +21,19 @@ from worker.due import enterprises
 from worker.errors import BadArgument
 from worker.settings import DatabaseSettings
 
+REASON_LENGTH = 255  # of the ledger's columns
+
+
+def one_line(text: str) -> str:
+    """Check a text that is kept in the ledger: each database can keep it, and each page and table show it.
+
+    Raises ValueError.
+    """
+    # "Cs" is half of a character that is not UTF-8.
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+        raise ValueError("must be one line of text without control characters")
+    return text
+
 
 class WrongTogether(ValueError):
     """Arguments that do not go together; the complaint is about this one of them."""
@@ -39,9 +53,9 @@ class Request(BaseModel):
     expired_after: datetime | None = None
     expired_before: datetime | None = None
     force: StrictBool = False
-    reason: str | None = Field(None, max_length=255)
+    reason: str | None = Field(None, max_length=REASON_LENGTH)
     approve_unlinks: StrictInt | None = Field(None, ge=1, le=2**31 - 1)
-    triggered_by: str | None = Field(None, max_length=255)
+    triggered_by: str | None = Field(None, max_length=REASON_LENGTH)
 
     @field_validator("expired_after", "expired_before", mode="before")
     @classmethod
@@ -57,9 +71,7 @@ class Request(BaseModel):
     @field_validator("reason", "triggered_by")
     @classmethod
     def _storable(cls, value: str | None) -> str | None:
-        if value and "\0" in value:
-            raise ValueError("must not contain a NUL character")
-        return value
+        return value and one_line(value)
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -93,6 +105,17 @@ def parse_uuid(name: str, value: Any) -> UUID:
         return value if isinstance(value, UUID) else UUID(str(value))
     except ValueError:
         raise BadArgument(f"{name} is not a UUID: {value!r}") from None
+
+
+def parse_reason(text: str) -> str:
+    """Read the reason of a stop or a pause. Raises BadArgument with one sentence."""
+    try:
+        text = one_line(text).strip()
+    except ValueError as error:
+        raise BadArgument(str(error)) from None
+    if not 1 <= len(text) <= REASON_LENGTH:
+        raise BadArgument(f"must have 1 to {REASON_LENGTH} characters")
+    return text
 
 
 def check_against_database(database: Database, request: Request, named: frozenset[UUID], as_of: datetime) -> None:

@@ -249,5 +249,7 @@ def test_what_is_no_uuid_is_refused_by_name(value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["reason", "triggered_by"])
 def test_a_text_that_no_database_takes_is_refused_by_name(name: str) -> None:
-    with pytest.raises(BadArgument, match=rf"^{name}: must not contain a NUL character \(given 'a.x00b'\)$"):
+    with pytest.raises(
+        BadArgument, match=rf"^{name}: must be one line of text without control characters \(given 'a.x00b'\)$"
+    ):
         parse_request(**{name: "a\0b"})

@@ -1,0 +1,143 @@
+"""What the form that starts a run asks for, and what that would do: read from the database, never changed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from worker.db.ledger_tables import HeldLicense, Run, Wait
+from worker.db.license_manager_tables import CustomerAgreement as Agreement, SubscriptionPlan as Plan
+from worker.db.sql import DatabaseNow
+from worker.db.transactions import Database
+from worker.due import conditions, forecast
+from worker.due.enterprises import find_due_enterprises
+from worker.due.scope import scope_of
+from worker.flower.database import customers
+from worker.ledger import runs, waits
+from worker.runs.request import Request, check_against_database, parse_request
+from worker.settings import DatabaseSettings
+
+TEXTS = ("expired_after", "expired_before", "reason", "approve_unlinks")
+FLAGS = ("dry_run", "force")
+COUNTS = ("downgrades", "unlinks", "protected", "protected_by_user_email", "protected_by_lms_user_id", "waiting")
+MOST_PLANS = 200
+
+
+@dataclass
+class Form:
+    """The form as it was typed; `enterprise` is None for the whole night, `plans` has the UUIDs of those chosen."""
+
+    enterprise: UUID | None = None
+    plans: list[str] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    flags: set[str] = field(default_factory=set)
+
+    def request(self, triggered_by: str) -> Request:
+        """What it asks for. Raises BadArgument, with a complaint for each wrong field."""
+        given: dict[str, Any] = {name: text.strip() or None for name, text in self.texts.items()}
+        approved = given.get("approve_unlinks")
+        if approved and approved.isdecimal():
+            given["approve_unlinks"] = int(approved)
+        flags = {name: name in self.flags for name in FLAGS}
+        return parse_request(**given, **flags, plan_uuids=self.plans or None, triggered_by=triggered_by)
+
+
+def form_of(run: Run) -> Form:
+    """The form that asks for what this run did."""
+    texts = {name: getattr(run, name) for name in TEXTS}
+    moments = {name: value and value.isoformat() for name, value in texts.items() if name.startswith("expired")}
+    said = {name: str(value) for name, value in (texts | moments).items() if value is not None}
+    flags = {name for name in FLAGS if getattr(run, name)}
+    return Form(run.enterprise_customer_uuid, list(run.plan_uuids or ()), said, flags)
+
+
+def arguments(enterprise: UUID | None, request: Request) -> dict[str, Any]:
+    """The arguments of the task that starts what is asked for: of one enterprise, or of the night."""
+    given = request.model_dump(mode="json", exclude_defaults=True)
+    return given if enterprise is None else {"enterprise_customer_uuid": str(enterprise), **given}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do now: `rows` are its plans, or `customers` the enterprises of a night, with their names.
+
+    `held` licenses are on the list of those that the LMS refuses; `live` is the run that the enterprise has; `waits` is
+    what all runs wait for. `digest` changes with what is due.
+    """
+
+    name: str
+    rows: Sequence[forecast.PlanRow]
+    titles: Mapping[str, str]
+    customers: Mapping[UUID, str]
+    held: int
+    live: Run | None
+    waits: Sequence[Wait]
+    unlink_limit: int
+    digest: str
+
+    def total(self, count: str) -> int:
+        """The sum of one of COUNTS over all plans."""
+        return sum(getattr(row, count) for row in self.rows)
+
+
+def preview(database: Database, settings: DatabaseSettings, enterprise: UUID | None, request: Request) -> Preview:
+    """Count what a run of this enterprise, or a night, would do. Raises BadArgument as `start_runs` does."""
+    as_of = database.now()
+    check_against_database(database, request, frozenset([enterprise] if enterprise else ()), as_of)
+    scope = replace(scope_of(database, settings, as_of, request), enterprise=enterprise)
+    rows = forecast.plan_rows(database, scope) if enterprise else []
+    night = () if enterprise else database.transact(lambda session: find_due_enterprises(session, scope))
+    concerned = [asdict(row) for row in rows if row.work or row.state in ("waiting", "held")]
+    counted = [{name: row[name] for name in ("plan_uuid", "state", *COUNTS)} for row in concerned]
+    due = [request.model_dump(mode="json"), counted, sorted(map(str, night))]
+
+    def work(session: Session) -> Preview:
+        titles = select(Plan.uuid, Plan.title).where(Plan.uuid.in_([UUID(row["plan_uuid"]) for row in concerned]))
+        held = select(func.count()).where(HeldLicense.enterprise_customer_uuid == enterprise)
+        names = customers(session)
+        return Preview(
+            name=names.get(enterprise, "") if enterprise else "",
+            rows=[row for row in rows if row.work or row.state in ("waiting", "held")],
+            titles={str(plan): title for plan, title in session.execute(titles)},
+            customers={one: names.get(one, "") for one in night},
+            held=session.scalar(held) or 0,
+            live=session.scalar(select(Run).where(Run.live == enterprise)) if enterprise else None,
+            waits=[wait for wait, _ in waits.standing(session)],
+            unlink_limit=settings.UNLINK_LIMIT,
+            digest=sha256(json.dumps(due).encode()).hexdigest(),
+        )
+
+    return database.transact(work)
+
+
+def expired_plans(session: Session, enterprise: UUID) -> Sequence[Any]:
+    """The newest expired plans of a customer: (uuid, title, expiration_date), the latest first."""
+    theirs = conditions.plans_where(
+        Agreement.enterprise_customer_uuid == enterprise,
+        Plan.expiration_date <= DatabaseNow(),
+        conditions.can_be_read(Plan.expiration_date),
+        columns=(Plan.uuid, Plan.title, Plan.expiration_date),
+    )
+    return session.execute(theirs.order_by(Plan.expiration_date.desc()).limit(MOST_PLANS)).all()
+
+
+def matching(session: Session, text: str) -> dict[UUID, str]:
+    """The customers whose name holds this text, or whose UUID begins with it."""
+    wanted = text.strip().casefold()
+    digits = wanted.replace("-", "")
+
+    def matches(customer: UUID, name: str) -> bool:
+        return wanted in name.casefold() or customer.hex.startswith(digits or "-")
+
+    return {customer: name for customer, name in customers(session).items() if matches(customer, name)}
+
+
+def started(session: Session, trigger: str, enterprise: UUID | None) -> Sequence[Run]:
+    """The runs that this trigger, a task's id, has opened: that of one enterprise, or those of a night."""
+    concerned = [enterprise] if enterprise else list(customers(session))
+    return runs.runs_by_id(session, [runs.run_id_of(one, trigger) for one in concerned])

@@ -1,0 +1,64 @@
+"""What Flower is held to when it starts on our app: that it asks who comes, and is heard on this machine only."""
+
+import re
+import sys
+from typing import Any
+
+import click
+
+from worker.errors import Unusable, WrongSetting
+from worker.flower import task_list
+from worker.settings_sources import Sourced, load, setting
+
+_LOOPBACK = "127.0.0.1"
+
+
+class FlowerSettings(Sourced):
+    """Flower's password, where Flower itself does not look: in /run/secrets and in the YAML file."""
+
+    FLOWER_BASIC_AUTH: str = setting("operator:password", "", secret=True)
+    """Who may use Flower"""
+
+
+def guard(**_: Any) -> None:
+    """Celery's import_modules hook: give a Flower that starts its defaults, or stop it when it would let anybody in.
+
+    Flower sends the signal when it has read all of its options and is not yet listening. Nothing happens in a worker,
+    in beat or in another command. Raises SystemExit(2), with what to do on standard error.
+    """
+    context = click.get_current_context(silent=True)
+    if context is None or context.info_name != "flower":
+        return
+    from tornado.options import options
+
+    try:
+        options.basic_auth = _who_may(options.basic_auth, by_oauth=bool(options.auth))
+    except Unusable as error:
+        print(error, file=sys.stderr)  # noqa: T201, before any logging
+        raise SystemExit(2) from None
+    options.address = options.address or _LOOPBACK
+    task_list.prepare(options)
+
+
+def mount_pages() -> None:
+    """Give a Flower that starts our pages: it copies its list of pages before it sends any signal."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.invoked_subcommand == "flower":
+        from worker.flower.mount import mount
+
+        mount()
+
+
+def _who_may(given: list[str], *, by_oauth: bool) -> list[str]:
+    """The user:password pairs that Flower is to ask for; none when OAuth asks instead.
+
+    Raises Unusable when nothing would ask, and when one is not a pair: an empty one lets an empty header in, and one
+    that is not ASCII cannot be compared.
+    """
+    pairs = list(filter(None, given)) or list(filter(None, load(FlowerSettings).FLOWER_BASIC_AUTH.split(",")))
+    if (pairs or by_oauth) and all(re.fullmatch("[ -9;-~]+:[ -~]+", pair) for pair in pairs):
+        return pairs
+    raise WrongSetting(
+        "FLOWER_BASIC_AUTH is not set, or is not user:password in ASCII: Flower does not start without authentication",
+        "Set it in the environment or in the file /run/secrets/FLOWER_BASIC_AUTH, for example operator:password",
+    )

@@ -1,0 +1,51 @@
+"""Puts our pages and links among Flower's own, and the user's name into what is started over its HTTP API."""
+
+from pathlib import Path
+from typing import Any
+
+from flower.api.tasks import BaseTaskHandler  # type: ignore[import-untyped]
+from flower.urls import handlers, settings  # type: ignore[import-untyped]
+from flower.views.tasks import TasksDataTable  # type: ignore[import-untyped]
+from tornado.template import Loader, Template
+
+from worker.flower import task_list
+from worker.flower.pages import HANDLERS, who
+
+_OURS = Path(__file__).parent / "templates"
+# Where a template of Flower's has this, what stands in ours goes before it, or else behind it.
+_INSERTED = {
+    "navbar.html": ("      </ul>", "runs_link.html", True),
+    "task.html": ("  </header>\n", "runs_of_task.html", False),
+}
+_TRIGGERS = ("license_expiry.run_nightly", "license_expiry.run_enterprise")
+
+
+class Templates(Loader):
+    """Flower's templates with our links in them, and ours. One of Flower's without its marker stays as it is."""
+
+    def _create_template(self, name: str) -> Template:
+        ours = _OURS / name
+        text = (ours if ours.is_file() else Path(self.root) / name).read_text("utf-8")
+        if name in _INSERTED:
+            marker, link, before = _INSERTED[name]
+            tag = f'{{% include "{link}" %}}'
+            text = text.replace(marker, tag + marker if before else marker + tag, 1)
+        return Template(text, name=name, loader=self)
+
+
+def mount() -> None:
+    """Do it, in the lists that Flower's app is made from."""
+    handlers[-1:-1] = HANDLERS  # the last one answers whatever no other does
+    namespace = {"run_of": task_list.run_of}
+    settings["template_loader"] = Templates(settings["template_path"], namespace=namespace)
+    of_list = TasksDataTable.format_task
+    TasksDataTable.format_task = lambda view, task: (task[0], task_list.in_list(of_list(view, task)[1]))
+    given = BaseTaskHandler.get_task_args
+
+    def with_who(handler: Any) -> Any:
+        args, kwargs, options = given(handler)
+        if handler.path_args[:1] and handler.path_args[0] in _TRIGGERS and isinstance(kwargs, dict):
+            kwargs.setdefault("triggered_by", who(handler))
+        return args, kwargs, options
+
+    BaseTaskHandler.get_task_args = with_who

@@ -1,0 +1,268 @@
+"""The pages in Flower that start, stop and pause runs, behind Flower's own login."""
+
+from base64 import b64decode
+from collections.abc import Callable
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+from flower.views import BaseHandler  # type: ignore[import-untyped]
+from kombu.exceptions import OperationalError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from tornado.ioloop import IOLoop
+from tornado.web import HTTPError, authenticated, url
+
+from worker.db.ledger_tables import Run
+from worker.errors import BadArgument, LicenseExpiryError, Unavailable
+from worker.flower import forms
+from worker.flower.database import customers, opened
+from worker.flower.forms import FLAGS, TEXTS, Form
+from worker.ledger import order, runs, waits
+from worker.runs.request import Request, parse_reason, parse_uuid
+
+MOST_SHOWN = 50  # customers found, and live runs
+COMPLETED = 1000  # customers whose names the browser completes
+
+T = TypeVar("T")
+
+
+def who(handler: Any) -> str:
+    """Who uses Flower, for the ledger: the login's name; of an e-mail address only what is before the @."""
+    name = handler.current_user
+    if name is True:  # with basic auth Flower knows no more
+        _, _, credentials = handler.request.headers.get("Authorization", "").partition(" ")
+        name = b64decode(credentials).decode().partition(":")[0]
+    return f"{str(name).partition('@')[0]} in Flower"
+
+
+class Page(BaseHandler):  # type: ignore[misc]
+    """Base of our pages: reads in threads, shows errors in words, and is framed by nobody."""
+
+    def set_default_headers(self) -> None:
+        """Set the headers of each answer (tornado's hook)."""
+        super().set_default_headers()
+        self.set_header("Content-Security-Policy", "frame-ancestors 'none'; form-action 'self'; base-uri 'none'")
+        self.set_header("Referrer-Policy", "same-origin")
+        self.set_header("Cache-Control", "no-store")
+
+    def prepare(self) -> None:
+        """Refuse what would change anything while Flower is read-only (tornado's hook)."""
+        if self.request.method == "POST" and self.read_only and self.current_user:
+            raise HTTPError(403, "Flower is in read-only mode: nothing can be started or stopped here")
+
+    @property
+    def read_only(self) -> bool:
+        """Was Flower started with --read_only?"""
+        return bool(self.application.options.read_only)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do what blocks, the database's work or the broker's, beside Flower's event loop."""
+        return await IOLoop.current().run_in_executor(None, work)
+
+    async def read(self, work: Callable[[Session], T]) -> T:
+        """Read the database in one transaction, beside Flower's event loop."""
+        return await self.in_thread(lambda: opened()[1].transact(work))
+
+    def show(self, template: str, **values: Any) -> None:
+        """Answer with one of our templates."""
+        self.render(template, read_only=self.read_only, order=order, **values)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Show an error of ours as a sentence (tornado's hook)."""
+        error = kwargs.get("exc_info", (None, None))[1]
+        if not hasattr(self, "_current_user"):
+            self.current_user = None  # or the page would ask again who this is
+        if isinstance(error, LicenseExpiryError):
+            self.set_status(400 if isinstance(error, BadArgument) else 503)
+            self.show("runs_error.html", error=error)
+        elif isinstance(error, HTTPError) and status_code == 403:
+            self.show("runs_error.html", error=error.log_message or "Refused")
+        else:
+            super().write_error(status_code, **kwargs)
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log no traceback for an error that is shown in words (tornado's hook)."""
+        if not isinstance(value, LicenseExpiryError):
+            super().log_exception(typ, value, tb)
+
+    def typed(self, name: str) -> str:
+        """What was typed into a field of the form, unescaped."""
+        value: str = self.get_body_argument(name, "")
+        return value
+
+    def enterprise(self, value: str) -> UUID | None:
+        """The enterprise of this text; None, the whole night, when it is empty. Raises BadArgument."""
+        return parse_uuid("enterprise", value) if value else None
+
+
+class Choose(Page):
+    """Which enterprise, or the whole night; what all wait for; what runs just now."""
+
+    @authenticated
+    async def get(self) -> None:
+        """Show it; with `find`, the customers that match."""
+        find = self.get_query_argument("find", "").strip()
+
+        def work(session: Session) -> dict[str, Any]:
+            live = select(Run).where(Run.live.is_not(None)).order_by(Run.opened_at.desc()).limit(MOST_SHOWN)
+            named = customers(session)
+            return {
+                "found": forms.matching(session, find) if find else {},
+                "names": named,
+                "live": session.scalars(live).all(),
+                "waits": [wait for wait, _ in waits.standing(session)],
+            }
+
+        read = await self.read(work)
+        if len(read["found"]) == 1:
+            self.redirect(f"{self.reverse_url('runs_start')}?enterprise={next(iter(read['found']))}")
+            return
+        self.show("runs_choose.html", find=find, most=MOST_SHOWN, completed=COMPLETED, **read)
+
+
+class Start(Page):
+    """The form, its preview, and the start."""
+
+    @authenticated
+    async def get(self) -> None:
+        """Show the form: of an `enterprise`, of the night, or as the run to start `again` was."""
+        again = self.get_query_argument("again", "")
+        form = Form(self.enterprise(self.get_query_argument("enterprise", "")))
+        if again:
+            run = await self.read(lambda session: session.get(Run, parse_uuid("again", again)))
+            if run is None:
+                raise BadArgument(f"The ledger has no run {again}", "choose an enterprise instead")
+            form = forms.form_of(run)
+        await self.show_form(form, {})
+
+    async def show_form(self, form: Form, complaints: dict[str, str], again: str = "") -> None:
+        """Show the form as it was typed, each complaint beside its field, and what is due of this enterprise now."""
+        enterprise = form.enterprise
+        if enterprise is None:
+            self.show("runs_form.html", form=form, complaints=complaints, plans=[], now=None, again=again)
+            return
+        settings, database = await self.in_thread(opened)
+        now = await self.in_thread(lambda: forms.preview(database, settings, enterprise, Request()))
+        plans = await self.read(lambda session: forms.expired_plans(session, enterprise))
+        self.show("runs_form.html", form=form, complaints=complaints, plans=plans, now=now, again=again)
+
+    @authenticated
+    async def post(self) -> None:
+        """Preview what is asked for, or start it if this is what the preview has shown."""
+        form = Form(
+            self.enterprise(self.typed("enterprise")),
+            self.get_body_arguments("plan"),
+            {name: self.typed(name) for name in TEXTS},
+            {name for name in FLAGS if self.typed(name)},
+        )
+        if self.typed("change"):
+            await self.show_form(form, {})
+            return
+        try:
+            request = form.request(who(self))
+            settings, database = await self.in_thread(opened)
+            trigger = str(parse_uuid("trigger", self.typed("trigger") or uuid4()))
+            if await self.read(lambda session: forms.started(session, trigger, form.enterprise)):
+                self.to_started(trigger, form)  # the button was pressed twice
+                return
+            shown = await self.in_thread(lambda: forms.preview(database, settings, form.enterprise, request))
+        except BadArgument as error:
+            self.set_status(400)
+            await self.show_form(form, dict(error.complaints) or {"": str(error)})
+            return
+        seen = self.typed("seen")
+        if seen == shown.digest:
+            await self.in_thread(lambda: self.send(trigger, form.enterprise, request))
+            self.to_started(trigger, form)
+            return
+        self.show("runs_preview.html", form=form, preview=shown, changed=bool(seen), trigger=trigger)
+
+    def send(self, trigger: str, enterprise: UUID | None, request: Request) -> None:
+        """Send the task, whose id is this trigger. Raises Unavailable when the broker does not answer."""
+        name = "license_expiry.run_nightly" if enterprise is None else "license_expiry.run_enterprise"
+        given = forms.arguments(enterprise, request)
+        try:
+            self.capp.send_task(name, kwargs=given, task_id=trigger)
+        except OperationalError as error:
+            raise Unavailable("broker", f"nothing was started: the broker does not answer ({error})") from None
+
+    def to_started(self, trigger: str, form: Form) -> None:
+        """Send the browser on, so that a reload starts nothing."""
+        of = f"?enterprise={form.enterprise}" if form.enterprise else ""
+        self.redirect(f"{self.reverse_url('runs_started', trigger)}{of}", status=303)
+
+
+class Started(Page):
+    """What became of a start: the trigger, then the run and its steps."""
+
+    @authenticated
+    async def get(self, trigger: str) -> None:
+        """Show it as it is now."""
+        parse_uuid("trigger", trigger)
+        enterprise = self.enterprise(self.get_query_argument("enterprise", ""))
+
+        def work(session: Session) -> dict[str, Any]:
+            found = forms.started(session, trigger, enterprise)
+            live = () if found or enterprise is None else session.scalars(select(Run).where(Run.live == enterprise))
+            return {"runs": found, "others": list(live), "names": customers(session)}
+
+        task = self.application.events.state.tasks.get(trigger)
+        self.show("runs_started.html", task=task, trigger=trigger, enterprise=enterprise, **await self.read(work))
+
+
+class Stop(Page):
+    """Stops a run, with a reason."""
+
+    @authenticated
+    async def get(self) -> None:
+        """Ask for the reason."""
+        await self.ask(self.get_query_argument("run", ""), "")
+
+    async def ask(self, run_id: str, complaint: str, reason: str = "") -> None:
+        """Show the run, and ask why it is to be stopped."""
+        wanted = parse_uuid("run", run_id)
+
+        def work(session: Session) -> tuple[Run | None, dict[UUID, str]]:
+            return session.get(Run, wanted), customers(session)
+
+        run, names = await self.read(work)
+        if run is None:
+            raise BadArgument(f"The ledger has no run {wanted}", "choose one of the live runs")
+        self.show("runs_stop.html", run=run, names=names, complaint=complaint, reason=reason)
+
+    @authenticated
+    async def post(self) -> None:
+        """Stop it."""
+        text = self.typed("reason")
+        try:
+            reason = parse_reason(text)
+        except BadArgument as error:
+            self.set_status(400)
+            await self.ask(self.typed("run"), str(error), text)
+            return
+        run_id, by = parse_uuid("run", self.typed("run")), who(self)
+        await self.in_thread(lambda: runs.stop_run(opened()[1], run_id, by, reason))
+        self.redirect(f"{self.reverse_url('runs_stop')}?run={run_id}", status=303)
+
+
+class Pause(Page):
+    """Pauses everything, with a reason; and ends the pause."""
+
+    @authenticated
+    async def post(self) -> None:
+        """Do what the button says, and go back."""
+        if self.typed("resume"):
+            await self.in_thread(lambda: waits.resume(opened()[1]))
+        else:
+            reason, by = parse_reason(self.typed("reason")), who(self)
+            await self.in_thread(lambda: waits.pause(opened()[1], by, reason))
+        self.redirect(self.reverse_url("runs"), status=303)
+
+
+HANDLERS = [
+    url(r"/license-expiry", Choose, name="runs"),
+    url(r"/license-expiry/start", Start, name="runs_start"),
+    url(r"/license-expiry/started/([0-9a-f-]+)", Started, name="runs_started"),
+    url(r"/license-expiry/stop", Stop, name="runs_stop"),
+    url(r"/license-expiry/pause", Pause, name="runs_pause"),
+]
