@@ -11,7 +11,7 @@ import pytest
 import requests
 from playwright.sync_api import Page, expect
 from sqlalchemy import Engine
-from support.browser import chromium, screenshot
+from support.browser import chromium, screenshot, violations
 from support.eventually import eventually
 from support.processes import CELERY, OPERATOR, WORKER_SQLITE, ended, listed, read, runs
 from support.runs import rows, sent, times_sent
@@ -33,6 +33,18 @@ def page() -> Iterator[Page]:
     """A page of a browser that knows the operator's password."""
     with chromium() as browser:
         yield browser.new_context(http_credentials=CREDENTIALS, viewport={"width": 1280, "height": 900}).new_page()
+
+
+def seen(page: Page, name: str, within: str = ".runs") -> None:
+    """Keep what the page looks like; nothing of ours keeps anybody from using it, also where the screen is narrow."""
+    screenshot(page, name)
+    assert violations(page, within) == [], name
+    wide = page.viewport_size
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360, f"{name} is wider than a telephone"
+    assert violations(page, within) == [], name
+    assert wide
+    page.set_viewport_size(wide)
 
 
 def lay_two(data: Data, lms: Simulator) -> tuple[UUID, UUID]:
@@ -60,14 +72,14 @@ def test_a_run_is_chosen_previewed_started_and_started_again(
 
     page.goto(f"{flower}/")
     page.get_by_role("link", name="Runs", exact=True).click()
-    screenshot(page, "runs-choose")
+    seen(page, "runs-choose")
     page.get_by_label("Enterprise: its name").fill("söh")
     page.get_by_role("button", name="Find").click()
     expect(page.get_by_text("Due now: 2 plans, 8 licenses to downgrade, 4 learners to unlink.")).to_be_visible()
     page.get_by_label("Only plans that expired at or after (UTC)").fill("yesterday")
     page.get_by_role("button", name="Preview").click()
     expect(page.get_by_text("expired_after: must be a date-time such as")).to_be_visible()
-    screenshot(page, "runs-wrong")
+    seen(page, "runs-wrong")
 
     page.get_by_label("Only plans that expired at or after (UTC)").fill("")
     page.get_by_label("Old <plan>").check()
@@ -75,11 +87,11 @@ def test_a_run_is_chosen_previewed_started_and_started_again(
     page.get_by_role("button", name="Preview").click()
     expect(page.get_by_role("row", name=re.compile("^Old <plan>"))).to_contain_text("due")
     expect(page.get_by_role("row", name=re.compile("^Newer <plan>"))).to_have_count(0)
-    screenshot(page, "runs-preview")
+    seen(page, "runs-preview")
     assert runs(engine) == [], "a preview starts nothing"
     page.get_by_role("button", name="Start it").click()
     expect(page.get_by_text("unlink: ended at")).to_be_visible(timeout=20_000)  # by itself, the page not being reloaded
-    screenshot(page, "runs-started")
+    seen(page, "runs-started")
     [run] = runs(engine, Phase.FINISHED)
     assert (run.enterprise_customer_uuid, run.licenses_downgraded, run.learners_unlinked) == (acme, 4, 4)
     assert (run.triggered_by, run.reason) == ("operator in Flower", "asked for by <b>support</b>")
@@ -114,7 +126,7 @@ def test_a_failed_run_is_found_from_its_task_and_started_again_as_it_was(
     [failed] = eventually(lambda: runs(engine, Phase.FAILED), what="the run's failure")
     task = eventually(lambda: of_state(flower, "FAILURE"), what="Flower's having heard of it")
     page.goto(f"{flower}/task/{task}")
-    screenshot(page, "runs-task")
+    seen(page, "runs-task", ".alert")
     page.get_by_role("link", name="Start this run again").click()
     expect(page.get_by_label("Only plans that expired at or before (UTC)")).to_have_value(
         "2026-11-30T09:00:00.123456+00:00"
@@ -215,7 +227,7 @@ def test_a_run_is_stopped_and_everything_paused_and_resumed(
     eventually(lambda: all(run.waits_for for run in runs(engine)) and len(runs(engine)) == 2, what="both runs' waiting")
     page.goto(f"{flower}/license-expiry")
     expect(page.get_by_text("All runs wait for the LMS since")).to_be_visible()
-    screenshot(page, "runs-outage")
+    seen(page, "runs-outage")
     page.get_by_role("link", name="Stop the run of Bolt").click()
     page.get_by_role("button", name="Stop it").click()
     expect(page.get_by_text("reason must have 1 to 255 characters")).to_be_visible()
@@ -231,7 +243,7 @@ def test_a_run_is_stopped_and_everything_paused_and_resumed(
     page.get_by_label("Why; kept in the ledger").fill("the LMS is upgraded")
     page.get_by_role("button", name="Pause everything").click()
     expect(page.get_by_text("Everything is paused since")).to_contain_text("operator in Flower: the LMS is upgraded")
-    screenshot(page, "runs-paused")
+    seen(page, "runs-paused")
     lms.faults()
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("Everything is paused")).to_have_count(0)
@@ -312,7 +324,7 @@ def test_it_works_under_a_prefix_without_javascript_on_a_telephone_and_by_keyboa
         [run] = eventually(lambda: runs(engine, Phase.FINISHED), what="the dry run")
         page.get_by_role("link", name="Show it as it is now").press("Enter")
         expect(page.get_by_text("unlink: ended at")).to_be_visible()
-        screenshot(page, "runs-telephone")
+        seen(page, "runs-telephone")
     assert (run.dry_run, run.licenses_downgraded, sent(lms, "downgrade")) == (True, 8, [])
 
 
