@@ -144,6 +144,8 @@ class DatabaseSettings(CelerySettings):
     """A learner is unlinked when the license expired more than this many days ago"""
     UNLINK_LIMIT: int = setting("1000", 1000, ge=0, le=2**31 - 1)
     """The most learners that one run unlinks without somebody's leave; 0 is no limit"""
+    FLOWER_URL: str = setting("http://flower:5555", "")
+    """Flower's address for operators' browsers; serve's pages then link to it to start a run again"""
 
     @field_validator("DATABASE_URL")
     @classmethod
@@ -156,6 +158,11 @@ class DatabaseSettings(CelerySettings):
         if url.drivername not in {*_DRIVERS.values(), "sqlite"}:
             raise ValueError("must begin with mysql://, mariadb://, postgresql:// or sqlite:///")
         return url.render_as_string(hide_password=False)
+
+    @field_validator("FLOWER_URL")
+    @classmethod
+    def _http_or_none(cls, value: str) -> str:
+        return value and http_address(value)
 
     @field_validator("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", mode="before")
     @classmethod

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/prometheus"
 RULES = [rule for group in yaml.safe_load((FOLDER / "rules.yml").read_text())["groups"] for rule in group["rules"]]
 ALERTS: dict[str, dict[str, Any]] = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+ADDRESS = '{{ query "license_expiry:runbooks:info" | first | label "address" }}'
 TESTS = yaml.safe_load((FOLDER / "rules.test.yml").read_text())["tests"]
 DOCS = (ROOT / "docs/metrics.md").read_text()
 DASHBOARD = json.loads((ROOT / "deploy/grafana/license-expiry.json").read_text())
@@ -50,10 +51,16 @@ def test_every_alert_says_what_to_do_and_leads_to_its_run_book(name: str) -> Non
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
     assert "What to do: " in rule["annotations"]["description"]
-    assert rule["annotations"]["runbook_url"] == f"docs/runbooks.md#{name.lower()}"
+    assert rule["annotations"]["runbook_url"] == f"{ADDRESS}#{name.lower()}"
     headings = re.findall(r"^## (\w+)$", (ROOT / "docs/runbooks.md").read_text(), flags=re.MULTILINE)
     assert name in headings
     assert f"| [{name}](runbooks.md#{name.lower()}) |" in DOCS
+
+
+def test_the_address_of_the_run_books_is_set_in_one_place_and_can_be_clicked() -> None:
+    (setting,) = [rule["labels"]["address"] for rule in RULES if rule.get("record") == "license_expiry:runbooks:info"]
+    assert re.fullmatch(r"https://\S+/docs/runbooks\.md", setting)
+    assert (FOLDER / "rules.yml").read_text().count(setting) == 1
 
 
 def test_rules_and_dashboard_name_no_metric_that_is_not_in_the_docs() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from worker import logs
 from worker.cli import broker, in_process, tables
-from worker.cli.options import as_json, exiting, narrowing, open_database, operator
+from worker.cli.options import as_json, exiting, names_for, narrowing, open_database, operator, with_names
 from worker.cli.stop import pause, resume, stop
 from worker.cli.watch import live_runs, watch_runs
 from worker.db.engine import cannot_be_used
@@ -122,7 +122,7 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
     by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope)]
     for error in unknown_enterprises(settings, database).values():
         tables.err.print(f"Warning: {error}", markup=False, soft_wrap=True)
-    by_enterprise = forecast.due_rows(by_plan)
+    by_enterprise = with_names(database, forecast.due_rows(by_plan))
     if as_csv:
         tables.show_csv([field.name for field in fields(forecast.PlanRow)], map(asdict, by_plan))
     elif as_json:
@@ -191,7 +191,7 @@ def run(
         in_process.run_all(deps, started, request)
     waiting = not no_wait and not here
     runs = watch_runs(deps.database, [run.run_id for run in started], wait=waiting, quiet=as_json)
-    status = tables.show_runs(runs, as_json, "Nothing is due.")
+    status = tables.show_runs(runs, as_json, "Nothing is due.", names_for(deps.database, runs))
     undone = any(run.phase == order.Phase.STOPPED or (here and run.phase not in order.ENDED) for run in runs)
     return 1 if undone else status
 
@@ -218,10 +218,9 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
     runs = database.transact(lambda session: newest_runs(session, enterprise))
     if not as_json:
         tables.show_outage(database.transact(waits.standing_outage))
-    if enterprise is None:
-        hint = "All runs of one: status --enterprise UUID"
-        return tables.show_runs(runs, as_json, "There were no runs yet.", hint, paused)
-    return tables.show_runs(runs, as_json, f"Enterprise {enterprise} had no runs yet.", more=paused)
+    hint = "" if enterprise else "All runs of one: status --enterprise UUID"
+    none = f"Enterprise {enterprise} had no runs yet." if enterprise else "There were no runs yet."
+    return tables.show_runs(runs, as_json, none, names_for(database, runs), hint, paused)
 
 
 @main.command()
@@ -234,11 +233,13 @@ def held(as_json: bool) -> int:
 
     For example: license-expiry held --json
     """
-    licenses = open_database()[1].transact(held_licenses)
+    _, database = open_database()
+    licenses = database.transact(held_licenses)
+    names = names_for(database, licenses)
     if as_json:
-        tables.show_json({"held": [tables.describe_held(license) for license in licenses]})
+        tables.show_json({"held": [tables.describe_held(license, names) for license in licenses]})
     elif licenses:
-        tables.show_held(licenses)
+        tables.show_held(licenses, names)
     else:
         tables.out.print("No license is held.")
     return 1 if licenses else 0

@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from getpass import getuser
 from socket import gethostname
 from typing import Any
@@ -14,7 +14,9 @@ import click
 from worker import logs
 from worker.cli import tables
 from worker.db.engine import make_engine
+from worker.db.ledger_tables import HeldLicense, Run
 from worker.db.transactions import Database
+from worker.due.enterprises import names_of
 from worker.errors import LicenseExpiryError
 from worker.settings import DatabaseSettings
 from worker.settings_sources import load
@@ -62,6 +64,18 @@ def open_database(ledger: bool = True, level: int = logging.WARNING) -> tuple[Da
     click.get_current_context().call_on_close(database.engine.dispose)
     database.require_schema(ledger)
     return settings, database
+
+
+def names_for(database: Database, of: Sequence[Run | HeldLicense]) -> dict[UUID, str]:
+    """The names of the enterprises of these runs or held licenses, by UUID."""
+    return database.transact(lambda session: names_of(session, [one.enterprise_customer_uuid for one in of]))
+
+
+def with_names(database: Database, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """These rows, each with the name of its enterprise as `enterprise_customer_name`; None where it has none."""
+    uuids = [UUID(row["enterprise_customer_uuid"]) for row in rows]
+    names = database.transact(lambda session: names_of(session, uuids))
+    return [row | {"enterprise_customer_name": names.get(uuid)} for row, uuid in zip(rows, uuids, strict=True)]
 
 
 def operator() -> str:

@@ -5,12 +5,12 @@ from uuid import UUID
 import click
 
 from worker.cli import tables
-from worker.cli.options import as_json, exiting, open_database, operator
+from worker.cli.options import as_json, exiting, names_for, open_database, operator
 from worker.cli.watch import watch_runs
 from worker.errors import BadArgument
 from worker.ledger import waits
 from worker.ledger.order import ENDED, Phase
-from worker.ledger.runs import describe, stop_live_runs, stop_run
+from worker.ledger.runs import stop_live_runs, stop_run
 from worker.runs.request import parse_reason
 
 ENDING = "The runs end after their calls in flight"
@@ -55,11 +55,14 @@ def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str,
     else:
         runs = stop_live_runs(database, enterprise, operator(), reason)
     runs = watch_runs(database, [run.id for run in runs], wait=not no_wait, quiet=as_json, afterwards=ENDING)
+    names = names_for(database, runs)
     if as_json:
         why = ("stopped_by", "stop_reason")
-        tables.show_json({"runs": [describe(run) | {name: getattr(run, name) for name in why} for run in runs]})
+        tables.show_json(
+            {"runs": [tables.described(run, names) | {name: getattr(run, name) for name in why} for run in runs]}
+        )
     else:
-        tables.show_runs(runs, as_json, "No run is live.")
+        tables.show_runs(runs, as_json, "No run is live.", names)
         for run in (run for run in runs if run.phase not in ENDED):
             said = f"Run {run.id} is stopped by {run.stopped_by}: {run.stop_reason}"
             tables.err.print(f"{said}. {ENDING}.", markup=False, highlight=False, soft_wrap=True)

@@ -3,12 +3,13 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 from rich.console import Console
@@ -23,31 +24,41 @@ from worker.ledger import order, waits
 from worker.ledger.runs import COUNTS, describe, is_waiting
 from worker.web.timeline import lost_worker
 
+Names = Mapping[UUID, str]
+NAME_WIDTH = 36  # of a UUID
 # So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
 SHOWN = 10
 out = Console()
 err = Console(stderr=True)
 
 
-def show_runs(runs: Sequence[Run], as_json: bool, none: str, hint: str = "", more: dict[str, Any] | None = None) -> int:
+def show_runs(
+    runs: Sequence[Run], as_json: bool, none: str, names: Names, hint: str = "", more: dict[str, Any] | None = None
+) -> int:
     """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to.
 
-    `more` stands in the JSON before the runs.
+    `names` are those of their enterprises; `more` stands in the JSON before the runs.
     """
     if as_json:
-        show_json((more or {}) | {"runs": [describe(run) for run in runs]})
+        show_json((more or {}) | {"runs": [described(run, names) for run in runs]})
     elif not runs:
         out.print(none)
     else:
-        shown = runs_table(runs)
+        shown = runs_table(runs, names)
         shown.caption = "\n".join(str(line) for line in (shown.caption, hint) if line) or None
         out.print(shown)
         for run in runs:
             for said in filter(None, (run.error, lost_worker(run, datetime.now(UTC)))):
-                told = f"{run.enterprise_customer_uuid}: {said}"
+                name = names.get(run.enterprise_customer_uuid, "")
+                told = f"{run.enterprise_customer_uuid}{name and f' ({name})'}: {said}"
                 out.print(told, markup=False, highlight=False, soft_wrap=True)
     bad = any(run.phase in order.WENT_WRONG or run.licenses_held for run in runs)
     return 1 if bad else 0
+
+
+def described(run: Run, names: Names) -> dict[str, Any]:
+    """A run as `--json` shows it."""
+    return describe(run) | {"enterprise_customer_name": names.get(run.enterprise_customer_uuid)}
 
 
 def show_pause(pause: Wait | None) -> None:
@@ -71,21 +82,29 @@ def show_outage(outage: Wait | None) -> None:
         out.print(Text(said, "bold yellow"), soft_wrap=True)
 
 
-def runs_table(runs: Sequence[Run]) -> Table:
-    """Runs as a table, two lines for each."""
+def runs_table(runs: Sequence[Run], names: Names) -> Table:
+    """Runs as a table, two lines for each, and one with the name of its enterprise if that has one."""
     counts = ("plans", "down-\ngraded", "held", "un-\nlinked", "pro-\ntected")
-    rows = [(_when(run), _phase(run), *(getattr(run, name) for name in COUNTS)) for run in runs]
+    rows = [(_when(run, names), _phase(run), *(getattr(run, name) for name in COUNTS)) for run in runs]
     shown = table(("enterprise\n  began (UTC), took", "phase", *counts), rows)
     if any(run.dry_run for run in runs):
         shown.caption = "Dry runs among these sent nothing: they count what would be done."
     return shown
 
 
-def _when(run: Run) -> Text:
+def short(name: str) -> str:
+    """A name of any length, or of none, as a line of a table's first column: no wider than the UUID beneath it."""
+    line = " ".join(name.split())
+    return line if len(line) <= NAME_WIDTH else f"{line[: NAME_WIDTH - 1]}…"
+
+
+def _when(run: Run, names: Names) -> Text:
     lasted = (run.ended_at or max(datetime.now(UTC), run.opened_at)) - run.opened_at
     so_far = "" if run.ended_at else " so far"
     took = f"{timedelta(seconds=round(lasted.total_seconds()))}{so_far}"
-    return Text.assemble(str(run.enterprise_customer_uuid), (f"\n  {run.opened_at:%Y-%m-%d %H:%M}, {took}", "dim"))
+    name = short(names.get(run.enterprise_customer_uuid, ""))
+    uuid = str(run.enterprise_customer_uuid)
+    return Text.assemble((name and f"{name}\n", "bold"), uuid, (f"\n  {run.opened_at:%Y-%m-%d %H:%M}, {took}", "dim"))
 
 
 def _phase(run: Run) -> Text:
@@ -109,19 +128,22 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     return shown
 
 
-def show_held(licenses: Sequence[HeldLicense]) -> None:
+def show_held(licenses: Sequence[HeldLicense], names: Names) -> None:
     """Show held licenses, a table for each enterprise; they are in the order of these."""
     columns = ("license", "step", "reason", "tries", "first held (UTC)")
     for enterprise, group in groupby(licenses, lambda license: license.enterprise_customer_uuid):
         rows = [(one.license_uuid, one.step, one.reason, one.tries, one.first_held_at) for one in group]
         shown = table(columns, [(*row, f"{moment:%Y-%m-%d %H:%M}") for *row, moment in rows])
-        shown.title, shown.title_justify, shown.title_style = f"Enterprise {enterprise}", "left", "bold"
+        name = names.get(enterprise, "")
+        shown.title = Text(f"Enterprise {enterprise}{name and f', {name}'}")
+        shown.title_justify, shown.title_style = "left", "bold"
         out.print(shown)
 
 
-def describe_held(license: HeldLicense) -> dict[str, Any]:
+def describe_held(license: HeldLicense, names: Names) -> dict[str, Any]:
     """A held license as `--json` shows it."""
-    ids = {name: str(getattr(license, name)) for name in ("license_uuid", "enterprise_customer_uuid")}
+    ids: dict[str, Any] = {name: str(getattr(license, name)) for name in ("license_uuid", "enterprise_customer_uuid")}
+    ids["enterprise_customer_name"] = names.get(license.enterprise_customer_uuid)
     why = {"step": license.step, "reason": license.reason, "tries": license.tries}
     return ids | why | {"first_held_at": license.first_held_at.isoformat()}
 
@@ -143,12 +165,17 @@ def show_findings(findings: Sequence[Any], as_json: bool) -> int:
 
 
 def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_limit: int) -> None:
-    """Show the sums of `forecast.due_rows`, beneath each its plans with work, and what else there is to know."""
+    """Show the sums of `forecast.due_rows`, beneath each its plans with work, and what else there is to know.
+
+    Each row has the enterprise's name besides, see `with_names`.
+    """
     columns = ("enterprise\n  plan", "plans,\nexpired", "downgrades", "unlinks", "protected")
     shown = table(columns, [])
     of = {enterprise: list(group) for enterprise, group in groupby(plans, lambda plan: plan.enterprise_customer_uuid)}
     for row in rows:
-        shown.add_row(*map(str, row.values()))
+        name = short(row["enterprise_customer_name"] or "")
+        first = Text.assemble((name and f"{name}\n", "bold"), row["enterprise_customer_uuid"])
+        shown.add_row(first, *(f"{name and chr(10)}{row[column]}" for column in ("plans", *columns[2:])))
         for plan in (plan for plan in of[row["enterprise_customer_uuid"]] if plan.work):
             counts = [str(getattr(plan, name)) for name in columns[2:]]
             shown.add_row(f"  {plan.plan_uuid}", plan.expiration_date[:10], *counts, style="dim")

@@ -8,6 +8,7 @@ from rich.live import Live
 from sqlalchemy import Select, select
 
 from worker.cli import tables
+from worker.cli.options import names_for
 from worker.db.ledger_tables import Run
 from worker.db.transactions import Database
 from worker.ledger import order
@@ -15,7 +16,7 @@ from worker.ledger.runs import COUNTS, runs_by_id
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 15.0
-MOST_SHOWN = 10  # live runs, two lines for each: a small terminal shows them whole
+MOST_SHOWN = 7  # live runs, three lines for each: a small terminal shows them whole
 
 
 def live_runs(enterprise: UUID | None) -> Select[UUID]:
@@ -40,14 +41,14 @@ def watch_runs(
     if not wait:
         return database.transact(lambda session: runs_by_id(session, run_ids))
     try:
-        return _wait(_polled(database, set(run_ids), joining), quiet)
+        return _wait(database, _polled(database, set(run_ids), joining), quiet)
     except KeyboardInterrupt:
         said = f"Stopped waiting. {afterwards}; see them with: license-expiry status --watch"
         tables.err.print(said, soft_wrap=True)
         raise SystemExit(130) from None
 
 
-def _wait(polled: Iterator[Sequence[Run]], quiet: bool) -> Sequence[Run]:
+def _wait(database: Database, polled: Iterator[Sequence[Run]], quiet: bool) -> Sequence[Run]:
     runs: Sequence[Run] = ()
     if quiet or not tables.out.is_terminal:
         told: set[UUID] = set()
@@ -60,7 +61,7 @@ def _wait(polled: Iterator[Sequence[Run]], quiet: bool) -> Sequence[Run]:
     with Live(console=tables.out, transient=True, auto_refresh=False) as live:
         for runs in polled:
             going = [run for run in runs if run.phase not in order.ENDED]
-            table = tables.runs_table(going[:MOST_SHOWN])
+            table = tables.runs_table(going[:MOST_SHOWN], names_for(database, going[:MOST_SHOWN]))
             table.caption = f"{len(runs) - len(going)} of {len(runs)} enterprises done"
             live.update(table, refresh=True)
     return runs

@@ -1,5 +1,6 @@
 """Finds the enterprises with work due, and looks enterprises and plans up by id."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
@@ -58,6 +59,13 @@ def perhaps_due_enterprises(scope: Scope) -> Rows:
     either = union_all(select(due.c.enterprise_customer_uuid, literal(1).label("sure")), listed).subquery()
     found = either.c.enterprise_customer_uuid
     return select(found, func.max(either.c.sure)).group_by(found)
+
+
+def names_of(session: Session, enterprises: Iterable[UUID]) -> dict[UUID, str]:
+    """The names of these enterprise customers, as license-manager has them; of those that have one."""
+    customer, name = Agreement.enterprise_customer_uuid, Agreement.enterprise_customer_name
+    named = select(customer, name).where(OneOf(customer, "enterprises", set(enterprises)))
+    return {enterprise: called for enterprise, called in session.execute(named) if called}
 
 
 def known_enterprises(enterprises: frozenset[UUID]) -> Rows:

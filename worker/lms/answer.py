@@ -6,6 +6,7 @@ Without that, each byte has the whole time-out to itself, and an answer may be a
 import http.client
 import io
 import socket
+from importlib.metadata import version
 from typing import Any
 
 import requests
@@ -26,10 +27,14 @@ _CHUNK = 64 * 1024
 
 
 class Session(requests.Session):
-    """The connections of one thread, which are kept open. Takes no answer for a redirect, wherever it points."""
+    """The connections of one thread, which are kept open. Takes no answer for a redirect, wherever it points.
+
+    Its User-Agent tells whoever reads the LMS's log who calls.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.headers["User-Agent"] = f"license-expiry/{version('license-expiry')}"
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter())
 

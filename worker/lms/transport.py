@@ -6,13 +6,14 @@ Nothing of a request's or an answer's body is ever put into a message: bodies ho
 import json
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import BytesIO
 from math import inf
 from typing import Any
+from uuid import uuid4
 
 import requests
 
@@ -31,7 +32,11 @@ from worker.lms.outcomes import (
     too_large,
 )
 from worker.lms.patience import Patience
+from worker.logs import get_logger
 
+log = get_logger(__name__)
+
+REQUEST_ID = "X-Request-ID"
 TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
 TOKEN_LEEWAY = 30.0
 
@@ -181,6 +186,15 @@ class Transport:
         judge_question(answer)
         return answer.body
 
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        """Let the id of each request that this thread sends meanwhile begin with this name, of a run and a batch."""
+        self._local.name, self._local.number = name, 0
+        try:
+            yield
+        finally:
+            self._local.name = ""
+
     def lms_now(self) -> datetime | None:
         """The LMS's clock, to a second, by what it told with the last token; None if it told none.
 
@@ -215,7 +229,8 @@ class Transport:
         return self._send(method, kind, url, ready(), "LMS_URL")
 
     def _send(self, method: str, kind: str, url: str, options: dict[str, Any], setting: str) -> requests.Response:
-        began, outcome = time.monotonic(), ""
+        began, outcome, request_id = time.monotonic(), "", self._next_request_id()
+        options["headers"] = {**options.get("headers", {}), REQUEST_ID: request_id}
         try:
             most = MOST_BYTES_OF_LEARNERS if kind == "learners" else MOST_BYTES
             response = self._session().call(method, url, self._timeouts[kind], most, **options)
@@ -235,7 +250,17 @@ class Transport:
             raise Unavailable(outcome, what, f"check {setting}") from error
         finally:
             if outcome:  # else nothing was sent
-                self._observe(kind, outcome, time.monotonic() - began)
+                seconds = time.monotonic() - began
+                log.debug("LMS call", kind=kind, outcome=outcome, seconds=round(seconds, 3), request_id=request_id)
+                self._observe(kind, outcome, seconds)
+
+    def _next_request_id(self) -> str:
+        """An id of its own for each request, so that its line in the LMS's log can be found: see `named`."""
+        name = getattr(self._local, "name", "")
+        if not name:
+            return str(uuid4())
+        self._local.number += 1
+        return f"{name}-{self._local.number}"
 
     def _connect_if_slow(self) -> None:
         """Open this thread's connection before the next selection is made, if the last one grew old on its way.

@@ -46,6 +46,7 @@ class Flight:
         self._in_flight: dict[Future[Batch], Batch] = {}
         self._split: deque[Batch] = deque()
         self._answered: list[tuple[Batch, Future[Batch]]] = []
+        self._batches = 0
         self._short_of_slots = self._stopped = self._used_up = False
         self._failure: Exception | None = None
 
@@ -130,8 +131,10 @@ class Flight:
         Raises Unavailable then, if no other is in flight.
         """
         future: Future[Batch] = Future()  # not the executor's, which gives none for what it has queued before it raises
+        self._batches += 1
+        name = f"{self._claim.run.id}-{self._claim.step}-{self._claim.run.fence}-{self._batches}"
         try:
-            self._deps.executor.submit(self._carry, future, slot, batch)
+            self._deps.executor.submit(self._carry, future, slot, batch, name)
         except RuntimeError as error:
             if future.cancel():
                 self._deps.slots.give_back(slot)
@@ -144,11 +147,12 @@ class Flight:
         self._in_flight[future] = batch
         return True
 
-    def _carry(self, future: Future[Batch], slot: int, batch: Batch) -> None:
+    def _carry(self, future: Future[Batch], slot: int, batch: Batch, name: str) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            sent = self._send(batch)
+            with self._deps.lms.named(name):
+                sent = self._send(batch)
         except BaseException as error:
             self._deps.slots.give_back(slot)
             future.set_exception(error)

@@ -1,33 +1,30 @@
-"""What the ledger has of past and present: the nights of a month, one night, one run. Reads only, never licenses.
+"""Past nights as the ledger has them: those of a month, and one with its runs. Reads only, never licenses.
 
 A night here is all runs of one scheduled night, or else all of one trigger: those of the same
-`triggered_at`. Each question takes the same few statements, however many enterprises and licenses there are.
+`triggered_at`. Each question takes the same few statements, however many enterprises there are.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Select, String, and_, case, column, exists, func, or_, select, table
+from sqlalchemy import Select, String, and_, case, column, func, or_, select, table
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from worker.db.engine import cannot_be_used
-from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run, Wait
-from worker.db.license_manager_tables import CustomerAgreement
-from worker.db.sql import DatabaseNow, OneOf
+from worker.db.ledger_tables import Night, Retry, Run
+from worker.db.sql import DatabaseNow
 from worker.db.transactions import Database
+from worker.due.enterprises import names_of
 from worker.errors import BadArgument, Unavailable, Unusable
-from worker.ledger import migrations, nights, order, runs, waits
+from worker.ledger import migrations, nights, order
 
 START_FROM_THE_LIST = "start from the list of nights"
 MONTH = timedelta(days=31)
 MOST_NIGHTS = 400
-MOST_TROUBLES = 10
-MOST_HELD = 200
-OTHER_RUNS = 10
 SUMMED = ("licenses_downgraded", "learners_unlinked", "learners_protected", "licenses_held", "retries")
 _MOMENT: Any = func.coalesce(Run.scheduled_for, Run.triggered_at)
 _KEYS = ("%Y-%m-%dT%H%M%S.%fZ", "%Y-%m-%dT%H%M%SZ")
@@ -63,26 +60,6 @@ class NightSummary:
 
 
 @dataclass(frozen=True)
-class Overview:
-    """The nights of a month, the newest first, and what is wrong now; `held` is counted by step and reason.
-
-    `waits` is what all runs wait for, `waiting` how many do.
-    """
-
-    now: datetime
-    reconciled_at: datetime
-    nights: Sequence[NightSummary]
-    troubles: Sequence[Run]
-    troubled: int
-    held: Sequence[Any]
-    live: int
-    live_since: datetime | None
-    waiting: int
-    waits: Sequence[Wait]
-    names: Names
-
-
-@dataclass(frozen=True)
 class OneNight:
     """A night with its runs, and the retries of each."""
 
@@ -92,19 +69,6 @@ class OneNight:
     runs: Sequence[Run]
     retries: Mapping[UUID, Sequence[Retry]]
     names: Names
-
-
-@dataclass(frozen=True)
-class OneRun:
-    """All that the ledger has of a run: `calls` are by step and outcome, `others` are its enterprise's."""
-
-    now: datetime
-    run: Run
-    name: str
-    retries: Sequence[Retry]
-    held: Sequence[HeldLicense]
-    calls: Sequence[Any]
-    others: Sequence[Run]
 
 
 def night_key(moment: datetime) -> str:
@@ -130,37 +94,6 @@ def check_ledger(database: Database) -> None:
     read_once(database, lambda session: session.scalars(select(Run).order_by(Run.opened_at.desc()).limit(1)).all())
 
 
-def overview(database: Database) -> Overview:
-    """Read the nights of the last month and what is wrong now. Raises Unavailable, Unusable."""
-
-    def work(session: Session) -> Overview:
-        beat = session.execute(select(Heartbeat.reconciled_at, DatabaseNow())).one_or_none()
-        if beat is None:
-            what = f"the ledger's table {Heartbeat.__tablename__} has lost its row"
-            raise Unusable(what, "start beat and a worker: they write it again")
-        reconciled_at, now = beat
-        whole = select(func.max(Night.opened_at)).where(Night.tries > 0, Night.lease_until.is_(None))
-        since = session.scalar(whole)  # an enterprise without a run since then had nothing due
-        troubles = session.execute(_troubles(max(now - MONTH, since or now - MONTH))).all()
-        held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
-        live, since = session.execute(select(func.count(), func.min(Run.opened_at)).where(Run.live.is_not(None))).one()
-        return Overview(
-            now=now,
-            reconciled_at=reconciled_at,
-            nights=_nights(session, now - MONTH),
-            troubles=[run for run, _ in troubles],
-            troubled=troubles[0][1] if troubles else 0,
-            held=session.execute(held.order_by(func.count().desc())).all(),
-            live=live,
-            live_since=since,
-            waiting=session.scalar(select(func.count()).where(*runs.WAITING)) or 0,
-            waits=[wait for wait, _ in waits.standing(session)],
-            names=_names(session, [run.enterprise_customer_uuid for run, _ in troubles]),
-        )
-
-    return read_once(database, work)
-
-
 def one_night(database: Database, key: str | None) -> OneNight:
     """Read the night with this key, or the newest one. Raises BadArgument when there is none, Unavailable, Unusable."""
     moment = None if key is None else night_of(key)
@@ -174,32 +107,8 @@ def one_night(database: Database, key: str | None) -> OneNight:
         retries: dict[UUID, list[Retry]] = {}
         for retry in session.scalars(_of_night(select(Retry).join(Run, Run.id == Retry.run_id), of).order_by(Retry.at)):
             retries.setdefault(retry.run_id, []).append(retry)
-        names = _names(session, [run.enterprise_customer_uuid for run in runs])
-        return OneNight(session.execute(select(DatabaseNow())).scalar_one(), of, night, runs, retries, names)
-
-    return read_once(database, work)
-
-
-def one_run(database: Database, run_id: UUID) -> OneRun:
-    """Read all that the ledger has of a run. Raises BadArgument when there is none, Unavailable, Unusable."""
-
-    def work(session: Session) -> OneRun:
-        run = session.get(Run, run_id)
-        if run is None:
-            raise BadArgument("The ledger has no run of this id", "license-expiry status lists them")
-        enterprise, held = run.enterprise_customer_uuid, select(HeldLicense)
-        held = held.where(HeldLicense.run_id == run_id, HeldLicense.enterprise_customer_uuid == enterprise)
-        calls = select(LmsCall.step, LmsCall.outcome, func.sum(LmsCall.calls), func.sum(LmsCall.seconds))
-        calls = calls.where(LmsCall.run_id == run_id).group_by(LmsCall.step, LmsCall.outcome)
-        return OneRun(
-            now=session.execute(select(DatabaseNow())).scalar_one(),
-            run=run,
-            name=_names(session, [enterprise]).get(enterprise, ""),
-            retries=session.scalars(select(Retry).where(Retry.run_id == run_id).order_by(Retry.at)).all(),
-            held=session.scalars(held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD)).all(),
-            calls=session.execute(calls.order_by(LmsCall.step, LmsCall.outcome)).all(),
-            others=[other for other in runs.newest_runs(session, enterprise, OTHER_RUNS) if other.id != run_id],
-        )
+        names = names_of(session, [run.enterprise_customer_uuid for run in runs])
+        return OneNight(read_now(session), of, night, runs, retries, names)
 
     return read_once(database, work)
 
@@ -221,7 +130,15 @@ def read_once(database: Database, work: Callable[[Session], T]) -> T:
     raise AssertionError("unreachable")
 
 
-def _nights(session: Session, since: datetime) -> list[NightSummary]:
+def read_now(session: Session) -> datetime:
+    """The database's clock."""
+    now: datetime = session.execute(select(DatabaseNow())).scalar_one()
+    return now
+
+
+def nights_since(session: Session, since: datetime) -> list[NightSummary]:
+    """The nights of which a run was opened since then, the newest first; at most MOST_NIGHTS."""
+
     def number(condition: Any) -> Any:
         return func.sum(case((condition, 1), else_=0))
 
@@ -265,18 +182,6 @@ def _held_back(session: Session, since: datetime) -> list[NightSummary]:
     ]
 
 
-def _troubles(since: datetime) -> Select[Run, int]:
-    """The enterprises whose newest run, dry runs aside, went wrong: the newest few of these runs, and how many."""
-    later = aliased(Run)
-    newer = exists().where(
-        later.enterprise_customer_uuid == Run.enterprise_customer_uuid,
-        later.opened_at > Run.opened_at,
-        later.dry_run.is_(False),
-    )
-    bad = select(Run, func.count().over()).where(Run.phase.in_(order.WENT_WRONG), Run.dry_run.is_(False))
-    return bad.where(Run.opened_at >= since, ~newer).order_by(Run.opened_at.desc(), Run.id).limit(MOST_TROUBLES)
-
-
 def _of_night(query: Select[T], moment: datetime) -> Select[T]:
     by_hand = and_(Run.scheduled_for.is_(None), Run.triggered_at == moment)
     return query.where(or_(Run.scheduled_for == moment, by_hand))
@@ -291,9 +196,3 @@ def _newest(session: Session) -> datetime:
         raise BadArgument("The ledger has no night yet", "license-expiry run begins one")
     moment: datetime = max(found)[1]
     return moment
-
-
-def _names(session: Session, enterprises: Iterable[UUID]) -> dict[UUID, str]:
-    customer, name = CustomerAgreement.enterprise_customer_uuid, CustomerAgreement.enterprise_customer_name
-    named = select(customer, name).where(OneOf(customer, "enterprises", set(enterprises)))
-    return {enterprise: called or "" for enterprise, called in session.execute(named)}

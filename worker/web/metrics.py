@@ -27,6 +27,7 @@ from worker.errors import LicenseExpiryError
 from worker.ledger import lms_calls, order, runs, waits
 from worker.logs import get_logger
 from worker.settings import DatabaseSettings
+from worker.web import matters
 from worker.web.history import read_once
 
 log = get_logger(__name__)
@@ -50,6 +51,7 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "outage_since_timestamp_seconds": ((), "Since when the LMS is away or throttles, and all runs wait; 0: it is not."),
     "outage_next_try_timestamp_seconds": ((), "When it is tried next; 0: it is not away."),
     "ended_runs_total": (("phase",), "Runs that have ended, but for dry runs."),
+    "failed_enterprises": (("reason",), "Enterprises whose newest ended run failed or was abandoned."),
     "steps_total": (("step",), "Steps that were begun."),
     "retries_total": (
         ("step", "reason"),
@@ -178,6 +180,8 @@ def _read(session: Session, since: datetime | None) -> tuple[datetime, Values, V
         values["first_night_timestamp_seconds",] = first.timestamp()
     held = select(HeldLicense.step, HeldLicense.reason, func.count()).group_by(HeldLicense.step, HeldLicense.reason)
     values |= {("held_licenses", step, reason): count for step, reason, count in session.execute(held)}
+    failed = matters.by_reason(matters.failed_enterprises(session, now))
+    values |= {("failed_enterprises", reason): len(of_reason) for reason, of_reason in failed.items()}
     values |= _waits(session)
     return until, *_sums(session, since, until), values
 

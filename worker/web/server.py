@@ -2,16 +2,15 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from datetime import datetime
 from functools import partial
 from typing import Any, TypeAlias
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import DBAPIError
 from tornado.httpserver import HTTPServer
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, HTTPError, RequestHandler
 
 from worker.db.transactions import Database
 from worker.errors import BadArgument, LicenseExpiryError, Unusable
@@ -30,8 +29,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-NextNight: TypeAlias = Callable[[datetime], datetime | None]
-"""Answers a moment with the scheduled night that comes after it, if any does."""
 _TITLES = {404: "Not here", 500: "An error of our own", 503: "Not just now"}
 
 
@@ -39,10 +36,15 @@ Make: TypeAlias = Callable[..., str | bytes]
 
 
 class _Answer(RequestHandler):
-    """Answers a GET with what `make` gives, made in a thread of `executor`: the process answers others meanwhile."""
+    """Answers a GET with what `make` gives, made in a thread of `executor`: the process answers others meanwhile.
 
-    def initialize(self, make: Make, executor: Executor, kind: str = HTML, seconds: float | None = None) -> None:
-        self.make, self.executor, self.kind, self.seconds = make, executor, kind, seconds
+    `make` gets the parts of the path, and by name what the address says of `asked`.
+    """
+
+    def initialize(
+        self, make: Make, executor: Executor, kind: str = HTML, seconds: float | None = None, asked: Sequence[str] = ()
+    ) -> None:
+        self.make, self.executor, self.kind, self.seconds, self.asked = make, executor, kind, seconds, asked
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -50,7 +52,11 @@ class _Answer(RequestHandler):
             self.set_header(name, value)
 
     async def get(self, *arguments: str) -> None:
-        making = asyncio.get_running_loop().run_in_executor(self.executor, partial(self.make, *arguments))
+        try:
+            asked = {name: self.get_query_argument(name, "") for name in self.asked}
+        except HTTPError:
+            return self.tell(404, "The address is not in UTF-8.")
+        making = asyncio.get_running_loop().run_in_executor(self.executor, partial(self.make, *arguments, **asked))
         try:
             body = await asyncio.wait_for(making, self.seconds)
         except BadArgument as error:
@@ -75,18 +81,20 @@ class _Answer(RequestHandler):
         """Answer with one sentence."""
         self.set_status(status)
         self.set_header("Content-Type", HTML if self.kind == HTML else PLAIN)
-        self.finish(html.message_page(_TITLES[status], sentence) if self.kind == HTML else f"{sentence}\n")
+        page = html.message_page(_TITLES[status], sentence, refresh=status == 503)
+        self.finish(page if self.kind == HTML else f"{sentence}\n")
 
 
 def application(
     database: Database,
     settings: DatabaseSettings,
-    next_night: NextNight,
+    next_night: html.NextNight,
     threads: Executor,
     scrapes: Executor,
     health: Executor,
 ) -> Application:
     """The pages, the metrics and the health check, each on an executor of its own, so that none waits for another."""
+    flower = settings.FLOWER_URL
 
     def healthy() -> str:
         history.check_ledger(database)
@@ -101,8 +109,11 @@ def application(
     return Application(
         [
             route(r"/", partial(html.nights_page, database, next_night)),
-            route(r"/nights/([^/]+)", partial(html.night_page, database)),
-            route(r"/runs/([^/]+)", partial(html.run_page, database)),
+            route(r"/nights/([^/]+)", partial(html.night_page, database), asked=("find", "sort", "every")),
+            route(r"/grid", partial(html.grid_page, database), asked=("find", "every")),
+            route(r"/enterprises/([^/]+)", partial(html.enterprise_page, database, next_night, flower_url=flower)),
+            route(r"/runs/([^/]+)", partial(html.run_page, database, flower_url=flower)),
+            route(r"/runs/([^/]+)/(downgraded|unlinked)", partial(html.licenses_page, database), asked=("after",)),
             route(r"/metrics", metrics.Metrics(database, settings).exposition, scrapes, kind=CONTENT_TYPE_LATEST),
             route(r"/healthz", healthy, health, kind=PLAIN, seconds=HEALTH_SECONDS),
         ],
@@ -113,7 +124,7 @@ def application(
     )
 
 
-def serve(database: Database, settings: DatabaseSettings, address: str, port: int, next_night: NextNight) -> None:
+def serve(database: Database, settings: DatabaseSettings, address: str, port: int, next_night: html.NextNight) -> None:
     """Serve until SIGTERM or SIGINT. Raises Unusable when the address cannot be listened on."""
     with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(1) as scrapes, ThreadPoolExecutor(1) as health:
         asyncio.run(_serve(application(database, settings, next_night, threads, scrapes, health), address, port))

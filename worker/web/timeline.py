@@ -94,6 +94,11 @@ def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
     return found
 
 
+def length(pieces: Sequence[Piece], *, work: bool) -> timedelta | None:
+    """For how long a run worked, or waited; None for a run without pieces."""
+    return sum((each.end - each.begin for each in pieces if each.work is work), timedelta()) if pieces else None
+
+
 def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
     """The retries of a run, that it failed or was stopped, and that licenses are held."""
     begun = [step.name for step in order.STEPS if getattr(run, step.began_at)]

@@ -37,7 +37,7 @@ from worker.ledger.migrations import VERSION_TABLE
 from worker.ledger.order import DOWNGRADE, Phase
 from worker.runs import reconcile, start
 from worker.settings import DatabaseSettings
-from worker.web import history, metrics
+from worker.web import history, matters, metrics, runs
 
 ON_EACH_SERVER = pytest.mark.parametrize(
     "engine_kind", ["postgresql", "mariadb", "mariadb-uuid", "mysql"], indirect=True
@@ -83,9 +83,9 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     assert processed(engine) == {done}
     nights.record_heartbeat(deps.database)
     assert stalled.release_stalled(deps.database, LONGEST, 0) == ([], [])
-    assert history.one_run(deps.database, run.id)
+    assert runs.one_run(deps.database, run.id)
     assert history.one_night(deps.database, None)
-    assert history.overview(deps.database)
+    assert matters.overview(deps.database)
     shown = metrics.Metrics(deps.database, deps.settings)
     eventually(lambda: b"\nlicense_expiry_due_enterprises " in shown.exposition())
 

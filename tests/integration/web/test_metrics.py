@@ -41,7 +41,7 @@ from worker.deps import Deps
 from worker.due.forecast import PlanRow, plan_rows
 from worker.due.scope import Scope
 from worker.errors import Unusable
-from worker.ledger import nights
+from worker.ledger import nights, runs
 from worker.ledger.order import DOWNGRADE, ENDED, Phase
 from worker.web import metrics
 from worker.web.metrics import Metrics
@@ -292,6 +292,7 @@ def test_every_metric_is_in_the_docs_with_its_type_and_labels(
     lms.faults(Fault(kind="downgrade", status=503))
     assert attempt(deps, waits.enterprise, open_one(deps, waits.enterprise), DOWNGRADE).retry
     nights.note_and_find_overdue(deps.database, deps.database.now())
+    runs.record_refusal(deps.database, uuid4(), deps.database.now(), "the LMS answered 403 [http_403]")
     eventually(lambda: ("due_enterprises",) in scrape(shown))
 
     told = shown.exposition().decode()

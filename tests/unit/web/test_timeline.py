@@ -9,7 +9,7 @@ import pytest
 from worker.db.ledger_tables import Retry, Run
 from worker.errors import BadArgument
 from worker.ledger.order import DOWNGRADE, UNLINK, Phase
-from worker.web import history, html, timeline
+from worker.web import history, timeline, words
 from worker.web.timeline import Axis, Mark, Piece
 
 BEGIN = datetime(2026, 11, 24, 2, 0, tzinfo=UTC)
@@ -135,10 +135,10 @@ def test_what_is_no_key_is_refused(key: str) -> None:
 
 def test_words_for_lengths_and_reasons() -> None:
     lengths = (0.42, 59.6, 67, 7980, 273_600)
-    said = [html.span(timedelta(seconds=each)) for each in lengths]
+    said = [words.span(timedelta(seconds=each)) for each in lengths]
     assert said == ["0.4 s", "1 min", "1 min 7 s", "2 h 13 min", "3 d 4 h"]
     codes = ("http_503", "token_http_401", "timeout", "some_new_code")
-    assert [html.in_words(code) for code in codes] == [
+    assert [words.in_words(code) for code in codes] == [
         "the LMS answered 503",
         "the LMS gave no token: it answered 401",
         "the LMS did not answer in time",

@@ -1,0 +1,113 @@
+"""What the ledger has of enterprises over time: one with its runs, and all of them in the last nights, as a grid."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from worker.db.ledger_tables import HeldLicense, Night, Retry, Run
+from worker.db.transactions import Database
+from worker.due.enterprises import names_of
+from worker.errors import BadArgument
+from worker.ledger import order
+from worker.ledger.runs import newest_runs
+from worker.web.history import read_now, read_once
+from worker.web.matters import Failed, failed_enterprises
+
+MOST_RUNS = 60
+MOST_HELD = 200
+GRID_NIGHTS = 14
+
+
+@dataclass(frozen=True)
+class OneEnterprise:
+    """An enterprise with its newest runs, their retries, and the licenses of it that are held; all newest first."""
+
+    now: datetime
+    enterprise: UUID
+    name: str
+    runs: Sequence[Run]
+    retries: dict[UUID, list[Retry]]
+    held: Sequence[HeldLicense]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An enterprise in the grid: its run of each night, and what its newest ended run failed of, if it did."""
+
+    enterprise: UUID
+    name: str
+    runs: dict[datetime, Any]
+    failed: Failed | None
+
+    @property
+    def failures(self) -> int:
+        """In how many of the nights it failed."""
+        return sum(run.phase in order.WENT_WRONG for run in self.runs.values())
+
+    @property
+    def troubles(self) -> int:
+        """In how many of the nights it failed, was stopped or held licenses; a retry that helped is none."""
+        return sum(bool(run.phase in _TROUBLED or run.licenses_held) for run in self.runs.values())
+
+
+_TROUBLED = (*order.WENT_WRONG, order.Phase.STOPPED)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The last nights, the newest first, and a row for each enterprise that one of them has a run of."""
+
+    now: datetime
+    nights: Sequence[datetime]
+    rows: Sequence[Row] = field(repr=False)
+
+
+def one_enterprise(database: Database, enterprise: UUID) -> OneEnterprise:
+    """Read what the ledger has of an enterprise.
+
+    Raises BadArgument when neither the ledger nor license-manager knows it, Unavailable, Unusable.
+    """
+
+    def work(session: Session) -> OneEnterprise:
+        name = names_of(session, [enterprise]).get(enterprise, "")
+        runs = newest_runs(session, enterprise, MOST_RUNS)
+        if not runs and not name:
+            raise BadArgument("There is no enterprise of this UUID", "start from the grid of enterprises")
+        retries: dict[UUID, list[Retry]] = {}
+        of_runs = select(Retry).where(Retry.run_id.in_([run.id for run in runs])).order_by(Retry.at)
+        for retry in session.scalars(of_runs):
+            retries.setdefault(retry.run_id, []).append(retry)
+        held = select(HeldLicense).where(HeldLicense.enterprise_customer_uuid == enterprise)
+        held = held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD + 1)
+        return OneEnterprise(read_now(session), enterprise, name, runs, retries, session.scalars(held).all())
+
+    return read_once(database, work)
+
+
+def grid(database: Database) -> Grid:
+    """Read the last GRID_NIGHTS scheduled nights; the enterprises that fail most stand first.
+
+    Raises Unavailable, Unusable.
+    """
+
+    def work(session: Session) -> Grid:
+        begun = select(Night.scheduled_for).where(Night.tries > 0).order_by(Night.scheduled_for.desc())
+        nights = session.scalars(begun.limit(GRID_NIGHTS)).all()
+        columns = (Run.enterprise_customer_uuid, Run.scheduled_for, Run.id, Run.phase, Run.licenses_held, Run.retries)
+        of_nights = select(*columns).where(Run.scheduled_for.in_(nights)).order_by(Run.opened_at)
+        runs: dict[UUID, dict[datetime, Any]] = {}
+        for run in session.execute(of_nights):
+            runs.setdefault(run.enterprise_customer_uuid, {})[run.scheduled_for] = run
+        now = read_now(session)
+        failed = {found.enterprise: found for found in failed_enterprises(session, now)}
+        runs |= {enterprise: {} for enterprise in failed.keys() - runs.keys()}
+        names = names_of(session, runs)
+        rows = [Row(each, names.get(each, ""), of_each, failed.get(each)) for each, of_each in runs.items()]
+        return Grid(now, nights, sorted(rows, key=lambda row: (-row.failures, -row.troubles, row.name.casefold())))
+
+    return read_once(database, work)

@@ -1,0 +1,191 @@
+"""One run: what the ledger has of it, its plans by title, and on request the licenses that it took.
+
+The ledger does not keep which licenses a run took. A plan's mark stands for those of a processed plan; confirmations,
+until their plan is processed, and license-manager's events name the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, false, func, or_, select
+from sqlalchemy.orm import Session
+
+from worker.db.ledger_tables import Downgrade, HeldLicense, LmsCall, Retry, Run
+from worker.db.license_manager_tables import (
+    DOWNGRADED_EVENT,
+    UNLINKED_EVENT,
+    CustomerAgreement as Agreement,
+    HistoricalSubscriptionPlan as PlanHistory,
+    License,
+    LicenseEvent,
+    SubscriptionPlan as Plan,
+)
+from worker.db.sql import Digits, OneOf
+from worker.db.transactions import Database
+from worker.due import conditions
+from worker.due.enterprises import names_of
+from worker.errors import BadArgument
+from worker.ledger import runs
+from worker.web.history import read_now, read_once
+
+MOST_HELD = 200
+MOST_LISTED = 500
+OTHER_RUNS = 10
+DOWNGRADED, UNLINKED = "downgraded", "unlinked"
+
+
+@dataclass
+class PlanOfRun:
+    """A plan that a run was about: when the run processed it, if it did, and how many of its licenses it took."""
+
+    title: str
+    expiration_date: datetime
+    processed_at: datetime | None = None
+    downgraded: int = 0
+    unlinked: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """All that is known of a run: `calls` are by step and outcome, `others` are its enterprise's, `plans` by UUID."""
+
+    now: datetime
+    run: Run
+    name: str
+    retries: Sequence[Retry]
+    held: Sequence[HeldLicense]
+    calls: Sequence[Any]
+    others: Sequence[Run]
+    plans: dict[UUID, PlanOfRun]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The licenses that a run downgraded, or unlinked, from one on: (UUID, title of its plan); and whether more follow.
+
+    They are in the order of their UUIDs, MOST_LISTED at most.
+    """
+
+    now: datetime
+    run: Run
+    name: str
+    licenses: Sequence[Any] = field(repr=False)
+    more: bool
+
+
+def one_run(database: Database, run_id: UUID) -> OneRun:
+    """Read all that is known of a run. Raises BadArgument when there is none, Unavailable, Unusable."""
+
+    def work(session: Session) -> OneRun:
+        run, now = _run(session, run_id), read_now(session)
+        enterprise, held = run.enterprise_customer_uuid, select(HeldLicense)
+        held = held.where(HeldLicense.run_id == run_id, HeldLicense.enterprise_customer_uuid == enterprise)
+        calls = select(LmsCall.step, LmsCall.outcome, func.sum(LmsCall.calls), func.sum(LmsCall.seconds))
+        calls = calls.where(LmsCall.run_id == run_id).group_by(LmsCall.step, LmsCall.outcome)
+        return OneRun(
+            now=now,
+            run=run,
+            name=names_of(session, [enterprise]).get(enterprise, ""),
+            retries=session.scalars(select(Retry).where(Retry.run_id == run_id).order_by(Retry.at)).all(),
+            held=session.scalars(held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD)).all(),
+            calls=session.execute(calls.order_by(LmsCall.step, LmsCall.outcome)).all(),
+            others=[other for other in runs.newest_runs(session, enterprise, OTHER_RUNS) if other.id != run_id],
+            plans=_plans(session, run, now),
+        )
+
+    return read_once(database, work)
+
+
+def licenses(database: Database, run_id: UUID, done: str, after: UUID | None) -> Listed:
+    """List the licenses that a run has `done`, DOWNGRADED or UNLINKED, those after this UUID.
+
+    Raises BadArgument when there is no such run, Unavailable, Unusable.
+    """
+
+    def work(session: Session) -> Listed:
+        run, now = _run(session, run_id), read_now(session)
+        which = _unlinked(run, now) if done == UNLINKED else _downgraded(run, now, _processed(session, run, now))
+        found = conditions.licenses(License.uuid, Plan.title).where(_of_enterprise(run), which)
+        page = conditions.first_after(found, MOST_LISTED + 1, after)
+        rows = session.execute(page, {"after": after} if after else {}).all()
+        name = names_of(session, [run.enterprise_customer_uuid]).get(run.enterprise_customer_uuid, "")
+        return Listed(now, run, name, rows[:MOST_LISTED], len(rows) > MOST_LISTED)
+
+    return read_once(database, work)
+
+
+def _run(session: Session, run_id: UUID) -> Run:
+    run = session.get(Run, run_id)
+    if run is None:
+        raise BadArgument("The ledger has no run of this id", "license-expiry status lists them")
+    return run
+
+
+def _plans(session: Session, run: Run, now: datetime) -> dict[UUID, PlanOfRun]:
+    """The plans that a run was narrowed to, and those of which it took a license; the longest expired first."""
+    processed = _processed(session, run, now)
+    held = and_(HeldLicense.license_uuid == License.uuid, HeldLicense.run_id == run.id)
+    counted = {
+        DOWNGRADED: _by_plan(run).where(_downgraded(run, now, processed)),
+        UNLINKED: _by_plan(run).where(_unlinked(run, now)),
+        "held": _by_plan(run).where(conditions.exists_for(held)),
+    }
+    numbers = {name: dict(session.execute(query).all()) for name, query in counted.items()}
+    of_run = {*processed, *map(UUID, run.plan_uuids or ()), *(plan for each in numbers.values() for plan in each)}
+    known = select(Plan.uuid, Plan.title, Plan.expiration_date).where(OneOf(Plan.uuid, "plans", of_run))
+    return {
+        uuid: PlanOfRun(
+            title, expires, processed.get(uuid), **{name: each.get(uuid, 0) for name, each in numbers.items()}
+        )
+        for uuid, title, expires in session.execute(known.order_by(Plan.expiration_date, Plan.title))
+    }
+
+
+def _by_plan(run: Run) -> Any:
+    counted = conditions.licenses(License.subscription_plan_id, func.count()).where(_of_enterprise(run))
+    return counted.group_by(License.subscription_plan_id)
+
+
+def _of_enterprise(run: Run) -> ColumnElement[bool]:
+    # Only plans that have expired; so that a customer's current licenses are not read.
+    return and_(Agreement.enterprise_customer_uuid == run.enterprise_customer_uuid, Plan.expiration_date <= run.as_of)
+
+
+def _processed(session: Session, run: Run, now: datetime) -> dict[UUID, datetime]:
+    """The plans that the run marked as processed, and when: by our rows in their history, of its time."""
+    ours = (PlanHistory.expiration_processed.is_(True), PlanHistory.history_date == PlanHistory.modified)
+    begin, end = _time_of_downgrade(run, now)
+    if begin is None:
+        return {}
+    found = select(Plan.uuid, func.min(PlanHistory.history_date)).group_by(Plan.uuid)
+    found = found.join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
+    found = found.join(PlanHistory, PlanHistory.uuid == Digits(Plan.uuid)).where(_of_enterprise(run), *ours)
+    return dict(session.execute(found.where(PlanHistory.history_date.between(begin, end))).all())
+
+
+def _downgraded(run: Run, now: datetime, processed: dict[UUID, datetime]) -> ColumnElement[bool]:
+    """Did the run downgrade the License at hand? Of a plan that it has `processed`: is it covered by the mark?"""
+    of_plan = OneOf(License.subscription_plan_id, "processed", processed)
+    own = and_(Downgrade.license_uuid == License.uuid, Downgrade.run_id == run.id)
+    event = _has_event(DOWNGRADED_EVENT, *_time_of_downgrade(run, now))
+    return or_(and_(of_plan, conditions.was_a_learners()), conditions.exists_for(own), event)
+
+
+def _unlinked(run: Run, now: datetime) -> ColumnElement[bool]:
+    """Did the run unlink the learner of the License at hand?"""
+    return _has_event(UNLINKED_EVENT, run.unlink_began_at, run.ended_at or now)
+
+
+def _has_event(name: str, begin: datetime | None, end: datetime) -> ColumnElement[bool]:
+    if begin is None:
+        return false()
+    of_license = (LicenseEvent.license_id == License.uuid, LicenseEvent.event_name == name)
+    return conditions.exists_for(*of_license, LicenseEvent.created.between(begin, end))
+
+
+def _time_of_downgrade(run: Run, now: datetime) -> tuple[datetime | None, datetime]:
+    return run.downgrade_began_at, run.downgraded_at or run.ended_at or now
