@@ -1,28 +1,35 @@
-"""`license-expiry serve` as a process, seen with a real Chromium that runs no script."""
+"""`license-expiry serve` as a process, seen with a real Chromium: without JavaScript, and live pages with it."""
 
 import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page
-from sqlalchemy import text
-from support.browser import chromium, screenshot
+from playwright.sync_api import Browser, Page, expect
+from sqlalchemy import text, update
+from support.browser import chromium, screenshot, violations
 from support.past_nights import lay_past
 from support.processes import COMMAND, ROOT, seconds_to_end
 
 from simulator.data.schema import create_tables
 from simulator.processes import Processes, free_port, listens
 from worker.db.engine import make_engine
+from worker.db.ledger_tables import Run
+from worker.db.license_manager_tables import CustomerAgreement
 from worker.ledger import migrations
 from worker.web import history
 
 PHONE = {"width": 390, "height": 844}
+TABLET = {"width": 768, "height": 1024}
+A4 = {"width": 718, "height": 1000}  # what a printer's margins leave of it
+LONG = ("Wonderfully Long University Of The Northern Provinces " * 5)[:230]
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,9 @@ def serve(processes: Processes) -> Any:
         create_tables(engine, "char32")
         migrations.upgrade(engine)
         last = lay_past(engine, enterprises, **past).last
+        with engine.begin() as connection:
+            named = update(CustomerAgreement).where(CustomerAgreement.enterprise_customer_name.endswith(" 7"))
+            connection.execute(named.values(enterprise_customer_name=LONG))
         engine.dispose()
         port = free_port()
         with pytest.MonkeyPatch.context() as patch:
@@ -64,6 +74,11 @@ def serve(processes: Processes) -> Any:
 @pytest.fixture(scope="module")
 def small(serve: Any) -> Served:
     return serve("small", 24, nights=3, trouble=0.12, live=2)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def large(serve: Any) -> Served:
+    return serve("large", 1_000, trouble=0)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +117,12 @@ def widths(page: Page) -> tuple[float, float]:
     return measured["cssContentSize"]["width"], measured["cssLayoutViewport"]["clientWidth"]
 
 
+def height(page: Page) -> float:
+    """How high the page is."""
+    session = page.context.new_cdp_session(page)
+    return session.send("Page.getLayoutMetrics")["cssContentSize"]["height"]  # type: ignore[no-any-return]
+
+
 def test_an_operator_goes_by_keyboard_from_the_nights_to_a_run(small: Served, look: Any) -> None:
     page = look(f"{small.address}/", viewport={"width": 1280, "height": 900})
     screenshot(page, "web-nights")
@@ -110,35 +131,137 @@ def test_an_operator_goes_by_keyboard_from_the_nights_to_a_run(small: Served, lo
     screenshot(page, "web-night")
     first = page.get_attribute("table.night tbody a", "href")
     assert first is not None
-    for _ in range(3):  # to the enterprises, all nights, the first enterprise
+    for _ in range(7):  # to the content, now, the enterprises, find, sort, show, the first enterprise
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_url(f"{small.address}/runs/*")
     assert page.url.endswith(first.rpartition("/")[2])
     screenshot(page, "web-run")
     assert "license-expiry run --enterprise" in page.inner_text("main")
+    page.click("h1 a")
+    page.wait_for_url(f"{small.address}/enterprises/*")
+    assert page.locator("table.passes tbody tr:not(.more)").count() == 3
+    screenshot(page, "web-enterprise")
 
 
-def test_the_page_fits_a_phone_and_the_dark(small: Served, look: Any) -> None:
-    for path, name in ((f"/nights/{small.key}", "web-night-phone"), ("/", "web-nights-phone")):
-        page = look(small.address + path, viewport=PHONE)
-        screenshot(page, name)
-        content, shown = widths(page)
-        assert content <= shown == PHONE["width"]
+def test_the_pages_fit_a_phone_a_tablet_paper_and_the_dark(small: Served, look: Any) -> None:
+    paths = {"web-night": f"/nights/{small.key}", "web-nights": "/", "web-grid": "/grid?every=1"}
+    for viewport, kind in ((PHONE, "phone"), (TABLET, "tablet"), (A4, "paper")):
+        for name, path in paths.items():
+            page = look(small.address + path, viewport=viewport)
+            screenshot(page, f"{name}-{kind}")
+            content, shown = widths(page)
+            assert content <= shown == viewport["width"], (name, kind)
+            if name == "web-night":
+                plot = page.locator("table.night tbody td.plot").first.bounding_box()
+                assert plot is not None
+                assert plot["width"] > viewport["width"] * 0.8
     dark = look(f"{small.address}/nights/{small.key}", viewport={"width": 1280, "height": 900}, color_scheme="dark")
     screenshot(dark, "web-night-dark")
+    dark.emulate_media(media="print", color_scheme="dark")
+    ink, ground = dark.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    assert (ink, ground) == ("rgb(29, 32, 36)", "rgb(252, 252, 251)"), "printed in the dark, it is black on white"
+    assert dark.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_a_thousand_enterprises_are_one_page_with_the_axis_in_sight(serve: Any, look: Any) -> None:
-    large = serve("large", 1_000)
-    page = look(f"{large.address}/nights/{large.key}", viewport={"width": 1280, "height": 900})
-    assert page.locator("table.night tbody tr:not(.group)").count() == 1_000
+def test_a_night_of_a_thousand_enterprises_is_a_short_page(large: Served, look: Any) -> None:
+    for viewport in (PHONE, TABLET, {"width": 1280, "height": 900}):
+        page = look(f"{large.address}/nights/{large.key}", viewport=viewport)
+        assert height(page) < 4_000
+    assert page.locator("table.night tbody tr").count() == 1_000
+    assert not page.locator("table.night").is_visible()
+    page.click("summary")
     page.locator("table.night tbody tr").last.scroll_into_view_if_needed()
     axis = page.locator("table.night thead svg").bounding_box()
     assert axis is not None
     assert 0 <= axis["y"] < 40
     file = Path(os.environ.get("SCREENSHOTS") or ROOT / ".screenshots") / "web-night-1000.png"
-    page.screenshot(path=file)  # what is in sight: all of it is 40,000 pixels high
+    page.screenshot(path=file)  # what is in sight: all of it, unfolded, is 40,000 pixels high
+
+
+def test_enterprises_are_searched_for_and_sorted_without_javascript(large: Served, look: Any) -> None:
+    page = look(f"{large.address}/nights/{large.key}", viewport={"width": 1280, "height": 900})
+    page.fill("input[name=find]", "harbour UNIVERSITY")
+    page.select_option("select[name=sort]", "downgraded")
+    page.click("button")
+    page.wait_for_url("**/nights/*?find=harbour+UNIVERSITY&sort=downgraded")
+    names = page.locator("table.night tbody th a").all_inner_texts()
+    assert names
+    assert all(name.startswith("Harbour University") for name in names)
+    downgraded = page.locator("table.night tbody td:nth-child(3)").all_inner_texts()
+    numbers = [int(number) for number in downgraded]
+    assert numbers == sorted(numbers, reverse=True)
+    page.click("form a")
+    assert page.locator("details").count() == 1
+    page.goto(f"{large.address}/grid?find=harbour")
+    assert page.locator("table.grid tbody tr").count() == 100
+    assert height(look(f"{large.address}/grid", viewport=PHONE)) < 4_000
+
+
+def test_a_live_page_is_read_again_and_keeps_focus_and_folds(serve: Any, browser: Browser) -> None:
+    live = serve("live", 40, nights=1, trouble=0, live=30)
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.clock.install()
+    page.goto(f"{live.address}/nights/{live.key}")
+    page.click("summary")
+    link = page.locator("details table.night tbody a").last
+    link.focus()
+    href = link.get_attribute("href")
+    assert href is not None
+    assert page.locator("#foot a").inner_text() == "Read it again now"  # without JavaScript
+    engine = make_engine(live.url)
+    with engine.begin() as connection:
+        ended = {"phase": "finished", "live": None, "ended_at": datetime.now(UTC)}
+        connection.execute(update(Run).where(Run.id != UUID(href.rpartition("/")[2])).values(ended))
+    page.clock.fast_forward(11_000)
+    expect(page.locator("h2")).to_have_count(1)
+    assert page.evaluate("document.activeElement.getAttribute('href')") == href
+    with engine.begin() as connection:
+        connection.execute(update(Run).values(ended))
+    page.locator("summary").evaluate("summary => summary.click()")
+    page.clock.fast_forward(11_000)
+    page.wait_for_selector("#main:not([data-again])")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == href
+    assert page.locator("details[open]").count() == 1, "what was unfolded stays so"
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE license_expiry_run RENAME TO gone"))
+    page.goto(f"{live.address}/nights/{live.key}")
+    assert page.inner_text("h1") == "Not just now"
+    assert violations(page) == []
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE gone RENAME TO license_expiry_run"))
+    engine.dispose()
+    page.clock.fast_forward(11_000)
+    page.wait_for_selector("h1:has-text('Night of')")
+    context.close()
+    assert [each for each in complaints if "503" not in each] == []
+
+
+@pytest.mark.parametrize("kind", ["phone", "tablet", "dark"])
+def test_axe_finds_nothing_wrong_with_any_page(small: Served, large: Served, browser: Browser, kind: str) -> None:
+    width = {"phone": 360, "tablet": 768}.get(kind, 1280)
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme="dark" if kind == "dark" else "light"
+    )
+    page = context.new_page()
+    page.goto(f"{small.address}/nights/{small.key}")
+    run = page.get_attribute("table.night tbody a", "href")
+    assert run is not None
+    page.goto(f"{small.address}/nights/{run}")
+    enterprise = page.get_attribute("h1 a", "href")
+    paths = ["/", f"/nights/{small.key}", f"/nights/{small.key}?sort=worked", "/grid", "/grid?every=1", "/nothing"]
+    paths += [f"/nights/{run}", f"/nights/{run}/downgraded", f"/runs/{enterprise}"]
+    wrong = {}
+    for address in [*(small.address + path for path in paths), f"{large.address}/nights/{large.key}"]:
+        page.goto(address)
+        wrong[address] = violations(page)
+    context.close()
+    assert {address: found for address, found in wrong.items() if found} == {}
 
 
 def test_what_it_answers_besides_pages_and_when_it_cannot(serve: Any, processes: Processes) -> None:

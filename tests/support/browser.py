@@ -1,4 +1,4 @@
-"""A real Chromium for the tests of pages, and where their screenshots go."""
+"""A real Chromium for the tests of pages, axe-core to look at them with, and where their screenshots go."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def violations(page: Page, within: str = "body") -> list[str]:
+def violations(page: Page, within: str = "html") -> list[str]:
     """What axe-core finds wrong with a page, or a part of it: the rule, and the first element that breaks it."""
     page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text("utf-8"))
     found = page.evaluate("within => axe.run(within)", within)["violations"]

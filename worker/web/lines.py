@@ -1,5 +1,6 @@
 """A run as a line of a night's picture, and what is to be read beside it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -42,6 +43,11 @@ class Group:
     lines: Sequence[Line]
     bad: bool = False
     untroubled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The heading as an element's id, the same each time that the page is read."""
+        return re.sub(r"\W+", "-", self.heading).lower()
 
     @property
     def first(self) -> Sequence[Line]:

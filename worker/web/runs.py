@@ -108,7 +108,7 @@ def licenses(database: Database, run_id: UUID, done: str, after: UUID | None) ->
 
     def work(session: Session) -> Listed:
         run, now = _run(session, run_id), read_now(session)
-        which = _unlinked(run, now) if done == UNLINKED else _downgraded(run, now, _processed(session, run, now))
+        which = _unlinked(run, now) if done == UNLINKED else _downgraded(session, run, now)
         found = conditions.licenses(License.uuid, Plan.title).where(_of_enterprise(run), which)
         page = conditions.first_after(found, MOST_LISTED + 1, after)
         rows = session.execute(page, {"after": after} if after else {}).all()
@@ -130,7 +130,7 @@ def _plans(session: Session, run: Run, now: datetime) -> dict[UUID, PlanOfRun]:
     processed = _processed(session, run, now)
     held = and_(HeldLicense.license_uuid == License.uuid, HeldLicense.run_id == run.id)
     counted = {
-        DOWNGRADED: _by_plan(run).where(_downgraded(run, now, processed)),
+        DOWNGRADED: _by_plan(run).where(_downgraded(session, run, now)),
         UNLINKED: _by_plan(run).where(_unlinked(run, now)),
         "held": _by_plan(run).where(conditions.exists_for(held)),
     }
@@ -167,9 +167,24 @@ def _processed(session: Session, run: Run, now: datetime) -> dict[UUID, datetime
     return dict(session.execute(found.where(PlanHistory.history_date.between(begin, end))).all())
 
 
-def _downgraded(run: Run, now: datetime, processed: dict[UUID, datetime]) -> ColumnElement[bool]:
-    """Did the run downgrade the License at hand? Of a plan that it has `processed`: is it covered by the mark?"""
-    of_plan = OneOf(License.subscription_plan_id, "processed", processed)
+def _sent_again(session: Session, run: Run) -> list[UUID]:
+    """The plans that were marked before, and whose licenses a forced run sent again: it leaves no other trace."""
+    if not (run.force and run.downgraded_at):
+        return []
+    found = conditions.plans_where(_of_enterprise(run), Plan.expiration_processed.is_(True))
+    if run.plan_uuids:
+        found = found.where(OneOf(Plan.uuid, "asked", map(UUID, run.plan_uuids)))
+    if run.expired_after:
+        found = found.where(Plan.expiration_date >= run.expired_after)
+    if run.expired_before:
+        found = found.where(Plan.expiration_date <= run.expired_before)
+    return list(session.scalars(found))
+
+
+def _downgraded(session: Session, run: Run, now: datetime) -> ColumnElement[bool]:
+    """Did the run downgrade the License at hand? Of a plan that it has processed: does the mark stand for it?"""
+    covered = {*_processed(session, run, now), *_sent_again(session, run)}
+    of_plan = OneOf(License.subscription_plan_id, "covered", covered)
     own = and_(Downgrade.license_uuid == License.uuid, Downgrade.run_id == run.id)
     event = _has_event(DOWNGRADED_EVENT, *_time_of_downgrade(run, now))
     return or_(and_(of_plan, conditions.was_a_learners()), conditions.exists_for(own), event)

@@ -14,7 +14,11 @@
       parts.forEach(([old, now]) => old.replaceWith(now))
       document.title = fresh.title
       folds.forEach((open, id) => { if (part(id)) part(id).open = open })
-      if (!active.isConnected) (like(focus)[place] || part("main")).focus({ preventScroll: true })
+      if (!active.isConnected) {
+        const again = like(focus)[place] || part("main"), fold = again.parentElement.closest("details")
+        if (fold) fold.open = true
+        again.focus({ preventScroll: true })
+      }
       if (!part("main").dataset.again) clearInterval(every)
     } catch { part("foot").dataset.away = "" }
   }, document.currentScript.dataset.seconds * 1000)
