@@ -146,6 +146,8 @@ class DatabaseSettings(CelerySettings):
     """The most learners that one run unlinks without somebody's leave; 0 is no limit"""
     FLOWER_URL: str = setting("http://flower:5555", "")
     """Flower's address for operators' browsers; serve's pages then link to it to start a run again"""
+    SERVE_URL: str = setting("http://license-expiry:8001", "")
+    """The address of license-expiry serve for operators' browsers; Flower's pages of runs then link to it"""
 
     @field_validator("DATABASE_URL")
     @classmethod
@@ -159,7 +161,7 @@ class DatabaseSettings(CelerySettings):
             raise ValueError("must begin with mysql://, mariadb://, postgresql:// or sqlite:///")
         return url.render_as_string(hide_password=False)
 
-    @field_validator("FLOWER_URL")
+    @field_validator("FLOWER_URL", "SERVE_URL")
     @classmethod
     def _http_or_none(cls, value: str) -> str:
         return value and http_address(value)

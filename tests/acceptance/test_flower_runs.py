@@ -66,7 +66,7 @@ def test_a_run_is_chosen_previewed_started_and_started_again(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, request: Any, page: Page
 ) -> None:
     acme, bolt = lay_two(data, lms)
-    environment(**listed(acme, bolt))
+    environment(SERVE_URL="http://127.0.0.1:8001/", **listed(acme, bolt))
     flower = request.getfixturevalue("flower")
     worker(app="support.fast_app")
 
@@ -94,6 +94,7 @@ def test_a_run_is_chosen_previewed_started_and_started_again(
     seen(page, "runs-started")
     [run] = runs(engine, Phase.FINISHED)
     assert (run.enterprise_customer_uuid, run.licenses_downgraded, run.learners_unlinked) == (acme, 4, 4)
+    assert page.get_by_role("link", name=str(run.id)).get_attribute("href") == f"http://127.0.0.1:8001/runs/{run.id}"
     assert (run.triggered_by, run.reason) == ("operator in Flower", "asked for by <b>support</b>")
 
     page.get_by_role("link", name="Start it again").click()

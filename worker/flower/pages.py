@@ -64,8 +64,9 @@ class Page(BaseHandler):  # type: ignore[misc]
         return await self.in_thread(lambda: opened()[1].transact(work))
 
     def show(self, template: str, **values: Any) -> None:
-        """Answer with one of our templates."""
-        self.render(template, read_only=self.read_only, order=order, **values)
+        """Answer with one of our templates; `serve` is the address of `license-expiry serve`, if that is known."""
+        serve = opened()[0].SERVE_URL if "error" not in values else ""
+        self.render(template, read_only=self.read_only, order=order, serve=serve, **values)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Show an error of ours as a sentence (tornado's hook)."""
