@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 import yaml
 
-from worker.cli.rights import OPTIONAL, RIGHTS
+from worker.cli.checks.rights import OPTIONAL, RIGHTS
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]

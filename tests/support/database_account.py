@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from sqlalchemy import Engine
 
-from worker.cli.rights import Right
+from worker.cli.checks.rights import Right
 
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "worker"
-PACKAGES = sorted(path.parent for path in WORKER.glob("*/__init__.py"))
+PACKAGES = sorted(path.parent for path in WORKER.rglob("*/__init__.py"))
 MODULES = sorted(path for folder in ("worker", "tasks") for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -15,7 +15,7 @@ def test_worker_has_few_entries() -> None:
     assert len([path for path in WORKER.iterdir() if path.name != "__pycache__"]) <= 18
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: str(package.relative_to(WORKER)))
 def test_a_package_has_few_modules(package: Path) -> None:
     assert len(list(package.glob("*.py"))) - 1 <= 12
 

@@ -8,9 +8,9 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from worker.cli.broker import celery_app
-from worker.cli.database_check import check_database
-from worker.cli.findings import NAMED, Finding, clock_finding, explained, wrong
-from worker.cli.lms_check import check_calls, check_owner
+from worker.cli.checks.database import check_database
+from worker.cli.checks.findings import NAMED, Finding, clock_finding, explained, wrong
+from worker.cli.checks.lms import check_calls, check_owner
 from worker.deps import make_lms_client
 from worker.errors import Unusable
 from worker.ledger.identity import ledger_at

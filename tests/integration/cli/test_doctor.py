@@ -24,9 +24,10 @@ from simulator.data.rows import Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
-from worker.cli import database_check, doctor, findings as findings_module
-from worker.cli.findings import explained
-from worker.cli.rights import Right
+from worker.cli import doctor
+from worker.cli.checks import database as database_check, findings as findings_module
+from worker.cli.checks.findings import explained
+from worker.cli.checks.rights import Right
 from worker.db.ledger_tables import Downgrade
 from worker.db.sql import Fingerprint
 from worker.db.transactions import Database

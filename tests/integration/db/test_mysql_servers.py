@@ -14,7 +14,7 @@ from support.runs import Make, batches_of, counts, emails, finish, lay, open_one
 from support.services import database_on
 
 from simulator.lms.server import Simulator
-from worker.cli.database_check import check_database
+from worker.cli.checks.database import check_database
 from worker.db.engine import make_engine
 from worker.db.transactions import Database
 from worker.errors import Unusable

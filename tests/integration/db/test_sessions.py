@@ -11,7 +11,7 @@ from support.services import SERVERS, administer
 
 from simulator.data.rows import Data
 from simulator.lms.server import Simulator
-from worker.cli.database_check import check_database
+from worker.cli.checks.database import check_database
 from worker.db.sessions import mysql_settings, postgresql_settings
 from worker.db.transactions import Database
 from worker.due.forecast import plan_rows

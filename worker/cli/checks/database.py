@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, literal, select, text
 from sqlalchemy.exc import DBAPIError
 
-from worker.cli import rights
-from worker.cli.findings import NAMED, Finding, clock_finding, wrong
-from worker.cli.rights import Right
+from worker.cli.checks import rights
+from worker.cli.checks.findings import NAMED, Finding, clock_finding, wrong
+from worker.cli.checks.rights import Right
 from worker.db.engine import address_of, cannot_be_used, cause_of, make_engine
 from worker.db.license_manager_tables import CustomerAgreement
 from worker.db.sql import Explain, Fingerprint, Mailbox, Rows

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, make_url, text
 from support.services import missing
 
 from simulator.processes import Processes, free_port, listens
-from worker.cli import database_check
-from worker.cli.findings import Finding
+from worker.cli.checks import database as database_check
+from worker.cli.checks.findings import Finding
 from worker.db.engine import make_engine
 
 pytestmark = pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cli.findings import Finding, explained
+from worker.cli.checks.findings import Finding, explained
 from worker.db.engine import make_engine
 from worker.db.transactions import Database
 from worker.errors import LicenseExpiryError

@@ -27,9 +27,9 @@ from support.runs import (
 from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.cli import database_check, rights
-from worker.cli.findings import Finding
-from worker.cli.rights import RIGHTS, Right
+from worker.cli.checks import database as database_check, rights
+from worker.cli.checks.findings import Finding
+from worker.cli.checks.rights import RIGHTS, Right
 from worker.db.engine import make_engine
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
 from worker.ledger import claims, nights, stalled

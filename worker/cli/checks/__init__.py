@@ -1,0 +1,5 @@
+"""What `doctor` looks at: the parts that need more than a few lines.
+
+`database` is the server, its tables and each question of a night; `rights` is what the account may do there; `lms` is
+whether the LMS takes each call; `findings` is what they find. The broker's part is in `doctor` itself.
+"""
