@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from worker import logs
 from worker.cli import broker, in_process, tables
+from worker.cli.explain import explain
 from worker.cli.options import as_json, exiting, names_for, narrowing, open_database, operator, with_names
 from worker.cli.stop import pause, resume, stop
 from worker.cli.watch import live_runs, watch_runs
@@ -40,6 +41,7 @@ def main() -> None:
     First time:      license-expiry init-db
     Is all there:    license-expiry doctor
     What would be:   license-expiry due
+    Why, or when:    license-expiry explain LICENSE_UUID
     A night, now:    license-expiry run
     What happened:   license-expiry status; license-expiry held
     Stop it:         license-expiry pause; license-expiry stop; license-expiry resume
@@ -49,7 +51,7 @@ def main() -> None:
     """  # noqa: D301, click's own mark
 
 
-for command in (stop, pause, resume):
+for command in (explain, stop, pause, resume):
     main.add_command(command)
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, and_, bindparam, literal, or_, select
+from sqlalchemy import ColumnElement, Integer, and_, bindparam, case, literal, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from worker.db.ledger_tables import Downgrade, HeldLicense
@@ -21,9 +21,13 @@ from worker.db.types import DjangoUUID, UTCDateTime
 from worker.due.scope import Scope
 from worker.license_manager.marks import came_after_mark, marked
 
+Rules: TypeAlias = dict[str, ColumnElement[bool]]
+"""Conditions that must all hold, by the names under which `explain` tells which of them does not."""
+
 LEARNER_STATUSES = ("assigned", "activated")
 # Servers hold dates that Python and the LMS cannot: before the year 1, "infinity", a month 0.
 _FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
+_LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 
 
 def licenses(*columns: Any) -> Rows:
@@ -69,12 +73,10 @@ def among(rows: Rows, licenses: Sequence[UUID]) -> Rows:
     return found.order_by(License.uuid).params(licenses=licenses)
 
 
-def to_process(scope: Scope) -> list[ColumnElement[bool]]:
+def to_process(scope: Scope) -> Rules:
     """Has the Plan expired, is it asked for, and not processed (or is that to be done again)?"""
-    conditions = [Plan.expiration_date <= scope["as_of"], can_be_read(Plan.expiration_date)]
-    if not scope.force:
-        conditions.append(~marked())
-    return conditions + asked_for(scope)
+    rules = {"expired": Plan.expiration_date <= scope["as_of"], "date": can_be_read(Plan.expiration_date)}
+    return rules | ({} if scope.force else {"mark": ~marked()}) | asked_for(scope)
 
 
 def can_be_read(moment: Any) -> ColumnElement[bool]:
@@ -82,7 +84,12 @@ def can_be_read(moment: Any) -> ColumnElement[bool]:
     return cast("ColumnElement[bool]", moment >= literal(_FIRST_MOMENT, UTCDateTime()))
 
 
-def asked_for(scope: Scope) -> list[ColumnElement[bool]]:
+def readable(moment: Any) -> ColumnElement[Any]:
+    """This column's date-time, past or future; NULL where Python cannot hold it."""
+    return case((and_(can_be_read(moment), moment <= literal(_LAST_MOMENT, UTCDateTime())), moment))
+
+
+def asked_for(scope: Scope) -> Rules:
     """Is the Plan one of those that the request narrows a run to?"""
     asked: dict[str, Callable[[], ColumnElement[bool]]] = {
         "enterprise": lambda: Agreement.enterprise_customer_uuid == scope["enterprise"],
@@ -90,7 +97,7 @@ def asked_for(scope: Scope) -> list[ColumnElement[bool]]:
         "expired_after": lambda: Plan.expiration_date >= scope["expired_after"],
         "expired_before": lambda: Plan.expiration_date <= scope["expired_before"],
     }
-    return [condition() for name, condition in asked.items() if scope.values[name] is not None]
+    return {name: condition() for name, condition in asked.items() if scope.values[name] is not None}
 
 
 def exists_for(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:

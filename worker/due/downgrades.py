@@ -18,13 +18,17 @@ Of: TypeAlias = Sequence[ColumnElement[bool]]
 
 def due_downgrades(scope: Scope, *columns: Any, of: Of = ()) -> Rows:
     """Which licenses of due plans (those `of`) has the LMS not confirmed? (`columns` of License, Plan or Agreement)"""
-    return conditions.licenses(*columns).where(
-        *conditions.to_process(scope),  # once more: MariaDB would else look into every plan
-        Among(License.subscription_plan_id, plans.plans_whose_chain_ended(scope, *of)),
-        conditions.was_a_learners(),
-        ~conditions.sent(scope),
-        ~conditions.held(scope),
-    )
+    return conditions.licenses(*columns).where(*downgrade_rules(scope, of).values())
+
+
+def downgrade_rules(scope: Scope, of: Of = ()) -> conditions.Rules:
+    """Is the License at hand to be downgraded with its Plan, which is one of those `of`?"""
+    return conditions.to_process(scope) | {  # of the plan once more: MariaDB would else look into every one
+        "renewals": Among(License.subscription_plan_id, plans.plans_whose_chain_ended(scope, *of)),
+        "status": conditions.was_a_learners(),
+        "confirmed": ~conditions.sent(scope),
+        "held": ~conditions.held(scope),
+    }
 
 
 def waiting_downgrades(scope: Scope, *columns: Any, of: Of = ()) -> Rows:

@@ -49,7 +49,7 @@ def perhaps_due_enterprises(scope: Scope) -> Rows:
     to_unlink = select(literal(1)).join_from(License, Plan, Plan.uuid == License.subscription_plan_id)
     to_unlink = to_unlink.where(
         Plan.customer_agreement_id == Agreement.uuid,
-        *unlinks.not_unlinked(scope),
+        *unlinks.not_unlinked(scope).values(),
         ~any_of(protected.correlate(License, Agreement)),
     )
     customer = Agreement.enterprise_customer_uuid

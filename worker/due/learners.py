@@ -6,12 +6,15 @@ license with this address bears.
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, case, or_, select, tuple_
 from sqlalchemy.orm import aliased
 
-from worker.db.license_manager_tables import License, SubscriptionPlan as Plan
-from worker.db.sql import Among, Fingerprint, Mailbox, Rows
+from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
+from worker.db.sql import Among, Fingerprint, Mailbox, OneOf, Rows
+from worker.due import conditions
+from worker.due.scope import Scope
 
 KNOWN_BY = ("user_email", "lms_user_id")  # either of these makes two licenses the same learner's
 
@@ -30,21 +33,68 @@ def is_learner_of(which: Sequence[Which], customers: Rows, known_by: Sequence[st
     It compares with sets that do not depend on the license at hand, so that they are read once and not once for each
     license. The OFFSET, and a CASE that hides them, keep databases from doing otherwise.
     """
-
-    def of_customers(license: Any, _: Any) -> Sequence[ColumnElement[bool]]:
-        theirs = aliased(Plan)
-        return (
-            Among(license.subscription_plan_id, select(theirs.uuid).where(theirs.customer_agreement_id.in_(customers))),
-        )
-
-    theirs = _read_once(_all_of(*(_pairs(each, _address) for each in which)))
-    own_ids = (_pairs(each, _user_id) for each in which)
-    ids = _read_once(_all_of(*own_ids, _pairs(of_customers, _user_id, _address, theirs)))
+    theirs, ids = _addresses_and_ids(which, customers)
     asked = {"user_email": theirs}
     if "lms_user_id" in known_by:
-        asked["lms_user_id"] = _read_once(_pairs(of_customers, _address, _user_id, ids))
+        asked["lms_user_id"] = _read_once(_pairs(_of(customers), _address, _user_id, ids))
     mine = (Plan.customer_agreement_id, _address(License))
     return _hidden(and_(Mailbox(License.user_email) != "", or_(*(tuple_(*mine).in_(asked[name]) for name in known_by))))
+
+
+def licenses_of_learners(scope: Scope, licenses: Sequence[UUID], *columns: Any) -> Rows:
+    """Which licenses of the scope's enterprise are its learners' who have these? (`columns` as conditions.licenses)
+
+    These among them, also one that is nobody's.
+    """
+    customer = Agreement.enterprise_customer_uuid == scope["enterprise"]
+    these = OneOf(License.uuid, "licenses", licenses)
+    which = [lambda license, _: (OneOf(license.uuid, "licenses", licenses),)]
+    theirs = is_of_learner(which, select(Agreement.uuid).where(customer))
+    of_customer = Among(License.subscription_plan_id, conditions.plans_where(customer))
+    return conditions.licenses(*columns).where(of_customer, or_(these, theirs))
+
+
+def alike(_: Scope, licenses: Sequence[UUID]) -> Rows:
+    """Which licenses share an address or a user id with one of these, at whichever customer? (uuid, customer)
+
+    These among them.
+    """
+    one = aliased(License)
+    these = OneOf(one.uuid, "licenses", licenses)
+
+    def shared(key: Callable[[Any], Any]) -> ColumnElement[bool]:
+        theirs = _read_once(select(key(one).label("learner")).where(these, _has(one, key)))
+        return and_(_has(License, key), key(License).in_(theirs))
+
+    same = _hidden(or_(shared(_address), shared(_user_id)))
+    found = conditions.licenses(License.uuid, Agreement.enterprise_customer_uuid)
+    return found.where(or_(OneOf(License.uuid, "licenses", licenses), same))
+
+
+def is_of_learner(which: Sequence[Which], customers: Rows) -> ColumnElement[bool]:
+    """Is the License at hand one of a learner of the licenses `which`, whether it has an address or not?
+
+    `is_learner_of` the other way round: of one license with an address, these are the licenses that it is a learner of.
+    """
+    _, ids = _addresses_and_ids(which, customers)
+    mine = (Plan.customer_agreement_id, _user_id(License))
+    return or_(is_learner_of(which, customers), _hidden(and_(_has(License, _user_id), tuple_(*mine).in_(ids))))
+
+
+def _addresses_and_ids(which: Sequence[Which], customers: Rows) -> tuple[Any, Any]:
+    """(agreement, address) of the licenses `which`; (agreement, user id) of these, and of all with such an address."""
+    theirs = _read_once(_all_of(*(_pairs(each, _address) for each in which)))
+    own_ids = (_pairs(each, _user_id) for each in which)
+    return theirs, _read_once(_all_of(*own_ids, _pairs(_of(customers), _user_id, _address, theirs)))
+
+
+def _of(customers: Rows) -> Which:
+    def which(license: Any, _: Any) -> Sequence[ColumnElement[bool]]:
+        theirs = aliased(Plan)
+        plans = select(theirs.uuid).where(theirs.customer_agreement_id.in_(customers))
+        return (Among(license.subscription_plan_id, plans),)
+
+    return which
 
 
 def _address(license: Any) -> ColumnElement[Any]:

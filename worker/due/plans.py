@@ -63,7 +63,7 @@ def plans_waiting_for_renewal(scope: Scope) -> Rows:
         Renewal.prior_subscription_plan_id == Plan.uuid, stale(scope), can_be_read(Renewal.effective_date)
     )
     columns = (*COLUMNS, since.scalar_subquery().label("waiting_since"))
-    return plans_where(*to_process(scope), ~marked(), waits, columns=columns)
+    return plans_where(*to_process(scope).values(), ~marked(), waits, columns=columns)
 
 
 def plans_without_date(scope: Scope) -> Rows:
@@ -85,7 +85,7 @@ def plans_whose_chain_ended(scope: Scope, *of: ColumnElement[bool]) -> Rows:
     walk = (
         select(Plan.uuid.label("plan"), Plan.uuid.label("reached"))
         .join(Agreement, Agreement.uuid == Plan.customer_agreement_id)
-        .where(*to_process(scope), *of)
+        .where(*to_process(scope).values(), *of)
         .cte("renewal_chain", recursive=True)
     )
     next_plan = Renewal.renewed_subscription_plan_id

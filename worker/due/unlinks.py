@@ -17,7 +17,7 @@ from worker.db.license_manager_tables import (
 )
 from worker.db.sql import Among, Mailbox, Rows
 from worker.due import conditions
-from worker.due.learners import KNOWN_BY, is_learner_of
+from worker.due.learners import KNOWN_BY, Which, is_learner_of
 from worker.due.scope import Scope
 from worker.ledger.order import DOWNGRADE
 
@@ -26,7 +26,7 @@ def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
     """Which licenses' learners are to be unlinked? (Not `downgraded`: those too whose downgrade the run is to do.)"""
     if not downgraded:
         return unlinkable(scope, *columns)
-    return unlinkable(scope, *columns, held=_keeping(scope)).where(conditions.confirmed(scope))
+    return unlinkable(scope, *columns, held=keeping_holds(scope)).where(conditions.confirmed(scope))
 
 
 def unlink_page(scope: Scope, limit: int, after: UUID | None) -> Rows:
@@ -45,13 +45,14 @@ def address_is_protected(scope: Scope, address: str, folded: str) -> Rows:
     (one row, or none) The address is the one that the LMS has, which need not be that of the license at hand. Without
     capitals it is `folded`: SQLite folds A to Z alone, and other databases every letter.
     """
-    given = [Mailbox(bindparam(name, None, String())) for name in ("address", "folded")]
     theirs = scope.lists("customers", Agreement.enterprise_customer_uuid)
-    return (
-        conditions.licenses()
-        .where(theirs, Mailbox(License.user_email).in_(given), _kept(scope, _keeping(scope)))
-        .limit(1)
-    )
+    return licenses_of_address(scope, address, folded).where(theirs, _kept(scope, keeping_holds(scope))).limit(1)
+
+
+def licenses_of_address(_: Scope, address: str, folded: str) -> Rows:
+    """Which licenses have this address, given as to `address_is_protected`?"""
+    given = [Mailbox(bindparam(name, None, String())) for name in ("address", "folded")]
+    return conditions.licenses().where(Mailbox(License.user_email).in_(given))
 
 
 def _sent_columns() -> tuple[Any, ...]:
@@ -74,7 +75,7 @@ def unlinkable(
     candidates, how = unlink_candidates(scope, *columns), conditions.holds(scope) if held is None else held
     if not protected_by:
         return candidates.where(~_kept(scope, how))
-    is_held, protects, customers = partial(_is_held, how), partial(_in_current_plan, scope), _agreements(scope)
+    (is_held, protects), customers = keeping(scope, how).values(), agreements(scope)
     return candidates.where(~is_learner_of([is_held], customers), is_learner_of([protects], customers, protected_by))
 
 
@@ -84,8 +85,8 @@ def unlink_candidates(scope: Scope, *columns: Any, addressed: bool = True) -> Ro
     Those with an e-mail address; or, if not `addressed`, those that only the lack of one keeps from it.
     """
     theirs = scope.lists("customers", Agreement.enterprise_customer_uuid)
-    of_plan, *of_license = not_unlinked(scope, addressed)
-    plans = conditions.plans_where(theirs, of_plan, *conditions.asked_for(scope))
+    of_plan, *of_license = not_unlinked(scope, addressed).values()
+    plans = conditions.plans_where(theirs, of_plan, *conditions.asked_for(scope).values())
     return conditions.licenses(*columns).where(Among(License.subscription_plan_id, plans), *of_license)
 
 
@@ -94,21 +95,21 @@ def first_candidate(scope: Scope) -> Rows:
     return unlink_candidates(scope).limit(1)
 
 
-def not_unlinked(scope: Scope, addressed: bool = True) -> tuple[ColumnElement[bool], ...]:
+def not_unlinked(scope: Scope, addressed: bool = True) -> conditions.Rules:
     """Did the Plan at hand expire long enough ago, and is the License one of a learner who was not unlinked since?
 
     Of one with an e-mail address; or, if not `addressed`, without: nobody can be unlinked by that.
     """
     address = func.coalesce(Mailbox(License.user_email), "")
-    return (
-        Plan.expiration_date < scope["old_before"],
-        conditions.can_be_read(Plan.expiration_date),
-        License.status.in_(conditions.LEARNER_STATUSES),
+    return {
+        "age": Plan.expiration_date < scope["old_before"],
+        "date": conditions.can_be_read(Plan.expiration_date),
+        "status": License.status.in_(conditions.LEARNER_STATUSES),
         # In a CASE, or MariaDB may read all the NULLs of its index, which are most of it, to merge them with a plan's.
-        case((License.renewed_to_id.is_(None), 1), else_=0) == 1,
-        address != "" if addressed else address == "",
-        ~unlinked(),
-    )
+        "renewed": case((License.renewed_to_id.is_(None), 1), else_=0) == 1,
+        "email": address != "" if addressed else address == "",
+        "unlinked": ~unlinked(),
+    }
 
 
 def unlinked() -> ColumnElement[bool]:
@@ -138,15 +139,20 @@ def _kept(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
 
     Both at once: all licenses of the customers are read for each answer.
     """
-    return is_learner_of([partial(_is_held, how), partial(_in_current_plan, scope)], _agreements(scope))
+    return is_learner_of([*keeping(scope, how).values()], agreements(scope))
+
+
+def keeping(scope: Scope, held: ColumnElement[bool]) -> dict[str, Which]:
+    """Which licenses keep their learner linked: those that are `held` so, and those in a current plan."""
+    return {"held": partial(_is_held, held), "protected": partial(_in_current_plan, scope)}
 
 
 def _in_current_plan(scope: Scope, _: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
     """A license of whatever status: wide on purpose, as license-manager has it."""
-    return (plan.customer_agreement_id.in_(_agreements(scope)), *current(scope, plan))
+    return (plan.customer_agreement_id.in_(agreements(scope)), *current(scope, plan))
 
 
-def _keeping(scope: Scope) -> ColumnElement[bool]:
+def keeping_holds(scope: Scope) -> ColumnElement[bool]:
     """Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner."""
     return or_(conditions.holds(scope), HeldLicense.step == DOWNGRADE.name)
 
@@ -159,5 +165,6 @@ def _is_held(how: ColumnElement[bool], license: Any, _: Any) -> Sequence[ColumnE
     return (Among(license.uuid, select(HeldLicense.license_uuid).where(how)),)
 
 
-def _agreements(scope: Scope) -> Rows:
+def agreements(scope: Scope) -> Rows:
+    """The agreements of the customers whose learners may be unlinked."""
     return select(Agreement.uuid).where(scope.lists("customers", Agreement.enterprise_customer_uuid))

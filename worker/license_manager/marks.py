@@ -31,19 +31,23 @@ def marked() -> ColumnElement[bool]:
     return Plan.expiration_processed.is_(True) & for_this_date
 
 
+def marked_at() -> sa.ScalarSelect[Any]:
+    """When the Plan at hand was first marked since its present expiration date, as its history shows it; or NULL."""
+    since = _of_mark(sa.func.min(PlanHistory.history_date)).where(PlanHistory.history_date >= Plan.expiration_date)
+    return since.scalar_subquery()
+
+
 def came_after_mark() -> ColumnElement[bool]:
     """Did the License at hand come into its Plan, which is marked, only after the mark was made?
 
     So that nobody has downgraded it. Its history tells in which plan it was then: license-manager's transfer job adds a
     row to it. One without a history was there all the time.
     """
-    first_mark = sa.func.min(PlanHistory.history_date)
-    marked_at = _of_mark(first_mark).where(PlanHistory.history_date >= Plan.expiration_date).scalar_subquery()
     of_license = HistoricalLicense.uuid == Digits(License.uuid)
     known = sa.select(sa.literal(1)).where(of_license).correlate(License, Plan)
     plan_then = (
         sa.select(Digits(HistoricalLicense.subscription_plan_id))
-        .where(of_license, HistoricalLicense.history_date <= sa.func.coalesce(marked_at, Plan.expiration_date))
+        .where(of_license, HistoricalLicense.history_date <= sa.func.coalesce(marked_at(), Plan.expiration_date))
         .order_by(HistoricalLicense.history_date.desc(), HistoricalLicense.history_id.desc())
         .limit(1)
         .correlate(License, Plan)
