@@ -26,6 +26,8 @@ def test_the_names_and_defaults_are_those_of_the_design() -> None:
         UNLINKING: frozenset(),
         "UNLINK_AFTER_DAYS": 90,
         "UNLINK_LIMIT": 1000,
+        "FLOWER_URL": "",
+        "SERVE_URL": "",
         "LICENSE_EXPIRATION_BATCH_SIZE": 100,
         "BULK_UNLINK_BATCH_SIZE": 100,
         "BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS": 120,

@@ -83,7 +83,7 @@ def show_outage(outage: Wait | None) -> None:
 
 
 def runs_table(runs: Sequence[Run], names: Names) -> Table:
-    """Runs as a table, two lines for each, and one with the name of its enterprise if that has one."""
+    """Runs as a table, two to four lines for each: the enterprise's name, its UUID, when it ran, who asked and why."""
     counts = ("plans", "down-\ngraded", "held", "un-\nlinked", "pro-\ntected")
     rows = [(_when(run, names), _phase(run), *(getattr(run, name) for name in COUNTS)) for run in runs]
     shown = table(("enterprise\n  began (UTC), took", "phase", *counts), rows)
@@ -92,10 +92,10 @@ def runs_table(runs: Sequence[Run], names: Names) -> Table:
     return shown
 
 
-def short(name: str) -> str:
-    """A name of any length, or of none, as a line of a table's first column: no wider than the UUID beneath it."""
-    line = " ".join(name.split())
-    return line if len(line) <= NAME_WIDTH else f"{line[: NAME_WIDTH - 1]}…"
+def short(text: str, width: int = NAME_WIDTH) -> str:
+    """A text of any length, or of none, as a line of a table's first column: no wider than the UUID there."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def _when(run: Run, names: Names) -> Text:
@@ -104,7 +104,11 @@ def _when(run: Run, names: Names) -> Text:
     took = f"{timedelta(seconds=round(lasted.total_seconds()))}{so_far}"
     name = short(names.get(run.enterprise_customer_uuid, ""))
     uuid = str(run.enterprise_customer_uuid)
-    return Text.assemble((name and f"{name}\n", "bold"), uuid, (f"\n  {run.opened_at:%Y-%m-%d %H:%M}, {took}", "dim"))
+    why = ": ".join(text for text in (run.triggered_by and f"by {run.triggered_by}", run.reason) if text)
+    beneath = [
+        f"\n  {line}" for line in (f"{run.opened_at:%Y-%m-%d %H:%M}, {took}", short(why, NAME_WIDTH - 2)) if line
+    ]
+    return Text.assemble((name and f"{name}\n", "bold"), uuid, ("".join(beneath), "dim"))
 
 
 def _phase(run: Run) -> Text:

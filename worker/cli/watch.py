@@ -16,7 +16,7 @@ from worker.ledger.runs import COUNTS, runs_by_id
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 15.0
-MOST_SHOWN = 7  # live runs, three lines for each: a small terminal shows them whole
+MOST_SHOWN = 5  # live runs, four lines for each: a small terminal shows them whole
 
 
 def live_runs(enterprise: UUID | None) -> Select[UUID]:

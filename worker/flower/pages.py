@@ -12,13 +12,16 @@ from sqlalchemy.orm import Session
 from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, authenticated, url
 
-from worker.db.ledger_tables import Run
+from worker.db.ledger_tables import Retry, Run
+from worker.db.sql import DatabaseNow
+from worker.due.enterprises import names_of
 from worker.errors import BadArgument, LicenseExpiryError, Unavailable
 from worker.flower import forms
 from worker.flower.database import customers, opened
 from worker.flower.forms import FLAGS, TEXTS, Form
 from worker.ledger import order, runs, waits
 from worker.runs.request import Request, parse_reason, parse_uuid
+from worker.web.lines import note_of
 
 MOST_SHOWN = 50  # customers found, and live runs
 COMPLETED = 1000  # customers whose names the browser completes
@@ -33,6 +36,12 @@ def who(handler: Any) -> str:
         _, _, credentials = handler.request.headers.get("Authorization", "").partition(" ")
         name = b64decode(credentials).decode().partition(":")[0]
     return f"{str(name).partition('@')[0]} in Flower"
+
+
+def note(session: Session, run: Run) -> str:
+    """What is to be read of a run as it is now, in the words of its page in `license-expiry serve`."""
+    retries = session.scalars(select(Retry).where(Retry.run_id == run.id).order_by(Retry.at)).all()
+    return note_of(run, retries, session.execute(select(DatabaseNow())).scalar_one())
 
 
 class Page(BaseHandler):  # type: ignore[misc]
@@ -185,7 +194,8 @@ class Start(Page):
         try:
             self.capp.send_task(name, kwargs=given, task_id=trigger)
         except OperationalError as error:
-            raise Unavailable("broker", f"nothing was started: the broker does not answer ({error})") from None
+            what = f"nothing was started: the broker does not answer ({type(error.__cause__ or error).__name__})"
+            raise Unavailable("broker", what, "look at the broker, then go back and start it again") from None
 
     def to_started(self, trigger: str, form: Form) -> None:
         """Send the browser on, so that a reload starts nothing."""
@@ -205,7 +215,13 @@ class Started(Page):
         def work(session: Session) -> dict[str, Any]:
             found = forms.started(session, trigger, enterprise)
             live = () if found or enterprise is None else session.scalars(select(Run).where(Run.live == enterprise))
-            return {"runs": found, "others": list(live), "names": customers(session)}
+            one = found[0] if found and enterprise else None
+            return {
+                "runs": found,
+                "others": list(live),
+                "name": names_of(session, [enterprise]).get(enterprise, str(enterprise)) if enterprise else "",
+                "note": one and note(session, one),
+            }
 
         task = self.application.events.state.tasks.get(trigger)
         self.show("runs_started.html", task=task, trigger=trigger, enterprise=enterprise, **await self.read(work))
@@ -223,13 +239,14 @@ class Stop(Page):
         """Show the run, and ask why it is to be stopped."""
         wanted = parse_uuid("run", run_id)
 
-        def work(session: Session) -> tuple[Run | None, dict[UUID, str]]:
-            return session.get(Run, wanted), customers(session)
+        def work(session: Session) -> dict[str, Any]:
+            run = session.get(Run, wanted)
+            if run is None:
+                raise BadArgument(f"The ledger has no run {wanted}", "choose one of the live runs")
+            name = names_of(session, [run.enterprise_customer_uuid]).get(run.enterprise_customer_uuid)
+            return {"run": run, "name": name or str(run.enterprise_customer_uuid), "note": note(session, run)}
 
-        run, names = await self.read(work)
-        if run is None:
-            raise BadArgument(f"The ledger has no run {wanted}", "choose one of the live runs")
-        self.show("runs_stop.html", run=run, names=names, complaint=complaint, reason=reason)
+        self.show("runs_stop.html", complaint=complaint, reason=reason, **await self.read(work))
 
     @authenticated
     async def post(self) -> None:

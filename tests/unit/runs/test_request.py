@@ -123,7 +123,7 @@ def test_only_a_boolean_is_a_boolean(name: str, value: Any) -> None:
     assert repr(value) in sentence
 
 
-@pytest.mark.parametrize("reason", [None, "", "   ", "\n"])
+@pytest.mark.parametrize("reason", [None, "", "   ", "\u3000"])
 def test_force_wants_a_reason(reason: str | None) -> None:
     assert "force needs a reason" in refused(force=True, reason=reason)
 
