@@ -182,6 +182,7 @@ WRONG = [
     pytest.param("LMS_URL", "courses.example.com", "must begin with http:// or https://", id="no scheme"),
     pytest.param("LMS_URL", " ", "must begin with http:// or https://", id="blank"),
     pytest.param("SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT", "ftp://x", "must begin with http://", id="another scheme"),
+    pytest.param("FLOWER_URL", "flower:5555", "must begin with http:// or https://", id="Flower without a scheme"),
     pytest.param("CELERY_BROKER_URL", "localhost:6379", "must begin with redis://", id="a broker without a scheme"),
     pytest.param("CELERY_BROKER_URL", "rediss://r/5", "?ssl_cert_reqs=required", id="TLS without a certificate"),
     pytest.param("CELERY_RESULT_BACKEND", "rediss://r/5", "?ssl_cert_reqs=required", id="the same of the backend"),

@@ -25,7 +25,7 @@ from worker.ledger.runs import COUNTS, describe, is_waiting
 from worker.web.timeline import lost_worker
 
 Names = Mapping[UUID, str]
-NAME_WIDTH = 36  # of a UUID
+NAME_WIDTH = 34  # of a UUID, less the indent
 # So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
 SHOWN = 10
 out = Console()
@@ -49,8 +49,7 @@ def show_runs(
         out.print(shown)
         for run in runs:
             for said in filter(None, (run.error, lost_worker(run, datetime.now(UTC)))):
-                name = names.get(run.enterprise_customer_uuid, "")
-                told = f"{run.enterprise_customer_uuid}{name and f' ({name})'}: {said}"
+                told = f"{run.enterprise_customer_uuid}: {said}"
                 out.print(told, markup=False, highlight=False, soft_wrap=True)
     bad = any(run.phase in order.WENT_WRONG or run.licenses_held for run in runs)
     return 1 if bad else 0
@@ -92,10 +91,11 @@ def runs_table(runs: Sequence[Run], names: Names) -> Table:
     return shown
 
 
-def short(text: str, width: int = NAME_WIDTH) -> str:
-    """A text of any length, or of none, as a line of a table's first column: no wider than the UUID there."""
+def short(text: str) -> str:
+    """A text of any length as one more line of a table's first column, no wider than the UUID above; none if empty."""
     line = " ".join(text.split())
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+    cut = line if len(line) <= NAME_WIDTH else f"{line[: NAME_WIDTH - 1]}…"
+    return cut and f"\n  {cut}"
 
 
 def _when(run: Run, names: Names) -> Text:
@@ -103,12 +103,9 @@ def _when(run: Run, names: Names) -> Text:
     so_far = "" if run.ended_at else " so far"
     took = f"{timedelta(seconds=round(lasted.total_seconds()))}{so_far}"
     name = short(names.get(run.enterprise_customer_uuid, ""))
-    uuid = str(run.enterprise_customer_uuid)
-    why = ": ".join(text for text in (run.triggered_by and f"by {run.triggered_by}", run.reason) if text)
-    beneath = [
-        f"\n  {line}" for line in (f"{run.opened_at:%Y-%m-%d %H:%M}, {took}", short(why, NAME_WIDTH - 2)) if line
-    ]
-    return Text.assemble((name and f"{name}\n", "bold"), uuid, ("".join(beneath), "dim"))
+    why = short(": ".join(text for text in (run.triggered_by and f"by {run.triggered_by}", run.reason) if text))
+    when = f"\n  {run.opened_at:%Y-%m-%d %H:%M}, {took}"
+    return Text.assemble(str(run.enterprise_customer_uuid), (name, "bold"), (when + why, "dim"))
 
 
 def _phase(run: Run) -> Text:
@@ -178,8 +175,8 @@ def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_li
     of = {enterprise: list(group) for enterprise, group in groupby(plans, lambda plan: plan.enterprise_customer_uuid)}
     for row in rows:
         name = short(row["enterprise_customer_name"] or "")
-        first = Text.assemble((name and f"{name}\n", "bold"), row["enterprise_customer_uuid"])
-        shown.add_row(first, *(f"{name and chr(10)}{row[column]}" for column in ("plans", *columns[2:])))
+        first = Text.assemble(row["enterprise_customer_uuid"], (name, "bold"))
+        shown.add_row(first, *(str(row[column]) for column in ("plans", *columns[2:])))
         for plan in (plan for plan in of[row["enterprise_customer_uuid"]] if plan.work):
             counts = [str(getattr(plan, name)) for name in columns[2:]]
             shown.add_row(f"  {plan.plan_uuid}", plan.expiration_date[:10], *counts, style="dim")

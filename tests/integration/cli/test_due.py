@@ -102,6 +102,7 @@ def test_each_plan_is_counted_with_whom_it_protects_and_what_waits(laid: Laid) -
     assert {name: row["without_email"] for name, row in told.items() if row["without_email"]} == {"processed": 1}
     assert told["patience"]["enterprise_customer_uuid"] == str(laid.patient)
     enterprises = {row.pop("enterprise_customer_uuid"): row for row in json.loads(due("--json").stdout)["enterprises"]}
+    assert {row.pop("enterprise_customer_name")[:11] for row in enterprises.values()} == {"Enterprise "}
     assert enterprises == {
         str(laid.large): {"plans": 1, "downgrades": 6, "unlinks": 4, "protected": 3},
         str(laid.small): {"plans": 1, "downgrades": 1, "unlinks": 0, "protected": 0},
@@ -127,11 +128,12 @@ def test_people_see_the_plans_beneath_their_enterprise_in_80_columns(laid: Laid,
     assert max(map(len, lines)) <= 80
     cells = [line.split() for line in lines]
     large = cells.index([str(laid.large), "1", "6", "4", "3"])
-    assert [row[0] for row in cells[large + 1 : large + 4]] == [
+    assert cells[large + 1][0] == "Enterprise", "its name"
+    assert [row[0] for row in cells[large + 2 : large + 5]] == [
         str(laid.plans[name]) for name in ("old", "waiting", "processed")
     ]
-    assert [row[2:] for row in cells[large + 1 : large + 4]] == [["4", "1", "3"], ["2", "2", "0"], ["0", "1", "0"]]
-    assert cells[cells.index([str(laid.small), "1", "1", "0", "0"]) + 1][0] == str(laid.plans["new"])
+    assert [row[2:] for row in cells[large + 2 : large + 5]] == [["4", "1", "3"], ["2", "2", "0"], ["0", "1", "0"]]
+    assert cells[cells.index([str(laid.small), "1", "1", "0", "0"]) + 2][0] == str(laid.plans["new"])
     since = f"{Data(engine).now - 40 * DAY:%Y-%m-%d}"
     assert lines[-8:] == [
         "Protected by another license: 3 (0 by e-mail, 1 by LMS user id, 2 by both).",

@@ -101,7 +101,7 @@ def test_a_whole_pass_from_init_db_to_held(engine: Engine, lms: Simulator, set_u
     assert due.exit_code == 0
     assert list(json_of(due)) == ["enterprises", "plans"]
     fields = ["enterprise_customer_uuid", "plans", "downgrades", "unlinks", "protected"]
-    assert [list(row) for row in json_of(due)["enterprises"]] == [fields] * len(DUE)
+    assert [list(row) for row in json_of(due)["enterprises"]] == [[*fields, "enterprise_customer_name"]] * len(DUE)
     rows_due = {names[row["enterprise_customer_uuid"]]: row for row in json_of(due)["enterprises"]}
     assert {name: tuple(row[field] for field in fields[1:]) for name, row in rows_due.items()} == DUE
     assert (snapshot(engine), lms.calls()) == (before, []), "due changes nothing and sends nothing"
@@ -252,6 +252,7 @@ def test_due_does_not_list_the_same_enterprise_twice_and_adds_up_its_plans(
     set_up(**{LIST: agreement.enterprise_customer_uuid})
     [row] = json_of(license_expiry("due", "--json"))["enterprises"]
     row.pop("enterprise_customer_uuid")
+    assert row.pop("enterprise_customer_name")
     assert row == {"plans": 3, "downgrades": 6, "unlinks": 4, "protected": 0}
     lay(lms, seed=2, licenses=2)
     assert re.search(r"^all 2 +4 +8 +4 +0 *$", license_expiry("due").stdout, re.MULTILINE)

@@ -75,6 +75,7 @@ def test_a_run_prints_exactly_the_agreed_fields_and_status_the_same(
         "learners_unlinked": 0,
         "learners_protected": 0,
         "error": None,
+        "enterprise_customer_name": f"Enterprise {laid.enterprise.hex[:8].title()}",
     }
     assert result.exit_code == 0
     assert result.stdout == json.dumps({"runs": [fields]}, indent=2) + "\n"

@@ -201,8 +201,11 @@ def test_status_tells_when_a_run_began_how_long_it_took_and_its_retries(
         times = {"opened_at": JANUARY, "ended_at": JANUARY + timedelta(hours=1, minutes=2, seconds=3)}
         connection.execute(update(Run).where(Run.enterprise_customer_uuid == ended).values(retries=2, **times))
     shown = license_expiry("status").stdout
-    assert re.search(rf"^{ended} finished .*\n  2025-01-15 12:00, 1:02:03 +2 retries *$", shown, re.MULTILINE)
-    assert re.search(rf"^{live} queued .*\n  20\d\d-\d\d-\d\d \d\d:\d\d, 0:00:\d\d so far *$", shown, re.MULTILINE)
+    name = "  Enterprise [0-9A-F][0-9a-fA-F]{7}"
+    assert re.search(rf"^{ended} finished .*\n{name} +2 retries *\n  2025-01-15 12:00, 1:02:03 *$", shown, re.MULTILINE)
+    assert re.search(
+        rf"^{live} queued .*\n{name} *\n  20\d\d-\d\d-\d\d \d\d:\d\d, 0:00:\d\d so far *$", shown, re.MULTILINE
+    )
 
 
 def test_status_ends_with_1_while_the_newest_run_of_any_enterprise_is_failed(lms: Simulator, set_up: Use) -> None:
@@ -291,6 +294,7 @@ def test_held_lists_licenses_with_the_reason_and_the_tries(engine: Engine, lms: 
     expected = {
         "license_uuid": str(laid.licenses[0]),
         "enterprise_customer_uuid": str(laid.enterprise),
+        "enterprise_customer_name": f"Enterprise {laid.enterprise.hex[:8].title()}",
         "step": "downgrade",
         "reason": "http_422",
         "tries": 2,
@@ -300,5 +304,12 @@ def test_held_lists_licenses_with_the_reason_and_the_tries(engine: Engine, lms: 
     assert row["first_held_at"].utcoffset() == timedelta()
     table = license_expiry("held")
     assert table.exit_code == 1
-    assert f"Enterprise {laid.enterprise}" in table.stdout
+    assert f"Enterprise {laid.enterprise}, {expected['enterprise_customer_name']}" in table.stdout
     assert re.search(rf"^{laid.licenses[0]} +downgrade +http_422 +2 ", table.stdout, re.MULTILINE)
+
+
+def test_a_name_of_any_length_is_one_line_of_the_table() -> None:
+    assert tables.short("") == ""
+    assert tables.short("Elm\n Changed  Address") == "\n  Elm Changed Address"
+    assert tables.short("University " * 21) == "\n  University University University …"
+    assert len(tables.short("x" * 230)) == 3 + tables.NAME_WIDTH
