@@ -60,7 +60,7 @@ _TROUBLED = (*order.WENT_WRONG, order.Phase.STOPPED)
 
 @dataclass(frozen=True)
 class Grid:
-    """The last nights, the newest first, and a row for each enterprise that one of them has a run of."""
+    """The last nights, the newest first, and a row for each enterprise that ever had a run."""
 
     now: datetime
     nights: Sequence[datetime]
@@ -105,7 +105,8 @@ def grid(database: Database) -> Grid:
             runs.setdefault(run.enterprise_customer_uuid, {})[run.scheduled_for] = run
         now = read_now(session)
         failed = {found.enterprise: found for found in failed_enterprises(session, now)}
-        runs |= {enterprise: {} for enterprise in failed.keys() - runs.keys()}
+        known = session.scalars(select(Run.enterprise_customer_uuid).distinct())  # runs by hand are of no night
+        runs |= {enterprise: {} for enterprise in known if enterprise not in runs}
         names = names_of(session, runs)
         rows = [Row(each, names.get(each, ""), of_each, failed.get(each)) for each, of_each in runs.items()]
         return Grid(now, nights, sorted(rows, key=lambda row: (-row.failures, -row.troubles, row.name.casefold())))
