@@ -47,6 +47,8 @@ def test_a_night_is_started_from_flower_and_seen_in_a_browser(
     eventually(lambda: len(runs(engine, Phase.FINISHED)) == 6, what="the forced run")
     assert len(sent(lms, "downgrade")) > before
 
+    assert {run.triggered_by for run in runs(engine)} == {"operator in Flower"}
+
     bad = trigger(flower, "run_enterprise", enterprise_customer_uuid=str(well[0]), expired_after="yesterday")
     assert bad["state"] == "FAILURE"
     [retried] = eventually(lambda: read(f"{flower}/api/tasks?state=RETRY"), what="the step that is to come again")

@@ -360,3 +360,24 @@ def fields_of(page: str) -> dict[str, Any]:
     """The hidden fields of a page's last form."""
     form = page[page.rindex("<form") :]
     return {name: unescape(value) for name, value in re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', form)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"DATABASE_URL": ""}, "DATABASE_URL: is not set"),
+        ({"DATABASE_URL": "postgresql://nobody:secret@127.0.0.1:1/license_manager"}, "127.0.0.1:1"),
+    ],
+    ids=["no setting", "no database"],
+)
+def test_without_the_database_flower_itself_works_and_its_pages_of_runs_say_what_is_missing(
+    settings: dict[str, str], said: str, environment: Any, processes: Processes
+) -> None:
+    environment(**settings)
+    flower = start_flower(processes)
+    for path in ("", "/start", f"/start?enterprise={uuid4()}", f"/started/{uuid4()}", f"/stop?run={uuid4()}"):
+        told = requests.get(f"{flower}/license-expiry{path}", auth=OPERATOR, timeout=60)
+        assert (told.status_code, said in unescape(told.text)) == (503, True), (path, told.text)
+        assert "nobody:secret" not in told.text
+    for path in ("tasks", "workers"):
+        assert requests.get(f"{flower}/{path}", auth=OPERATOR, timeout=10).status_code == 200

@@ -145,16 +145,16 @@ class Start(Page):
             form = forms.form_of(run)
         await self.show_form(form, {})
 
-    async def show_form(self, form: Form, complaints: dict[str, str], again: str = "") -> None:
+    async def show_form(self, form: Form, complaints: dict[str, str]) -> None:
         """Show the form as it was typed, each complaint beside its field, and what is due of this enterprise now."""
         enterprise = form.enterprise
-        if enterprise is None:
-            self.show("runs_form.html", form=form, complaints=complaints, plans=[], now=None, again=again)
-            return
         settings, database = await self.in_thread(opened)
+        if enterprise is None:
+            self.show("runs_form.html", form=form, complaints=complaints, plans=[], now=None)
+            return
         now = await self.in_thread(lambda: forms.preview(database, settings, enterprise, Request()))
         plans = await self.read(lambda session: forms.expired_plans(session, enterprise))
-        self.show("runs_form.html", form=form, complaints=complaints, plans=plans, now=now, again=again)
+        self.show("runs_form.html", form=form, complaints=complaints, plans=plans, now=now)
 
     @authenticated
     async def post(self) -> None:
