@@ -126,7 +126,12 @@ def _run(session: Session, run_id: UUID) -> Run:
 
 
 def _plans(session: Session, run: Run, now: datetime) -> dict[UUID, PlanOfRun]:
-    """The plans that a run was narrowed to, and those of which it took a license; the longest expired first."""
+    """The plans that a run was narrowed to, and those of which it took a license; the longest expired first.
+
+    None while it is live: its page is read every few seconds, and counting takes a second for 100,000 licenses.
+    """
+    if run.live or run.dry_run:
+        return {}
     processed = _processed(session, run, now)
     held = and_(HeldLicense.license_uuid == License.uuid, HeldLicense.run_id == run.id)
     counted = {

@@ -122,3 +122,4 @@ def test_a_run_that_waits_tells_the_tries_made_and_left(engine: Engine, lms: Sim
     page = pages.run_page(deps.database, str(run_id))
     assert re.search(r"<dt>Tries</dt><dd>2 failed tries, 3 left; given up 20\S+ \S+ UTC if nothing changes</dd>", page)
     assert 'data-again="yes"' in page
+    assert "They are counted once the run has ended." in page
