@@ -275,7 +275,7 @@ def test_what_it_answers_besides_pages_and_when_it_cannot(serve: Any, processes:
     assert "default-src 'none'; style-src 'sha256-" in page.headers["Content-Security-Policy"]
     assert page.headers["Cache-Control"] == "no-store"
     assert page.headers["X-Content-Type-Options"] == "nosniff"
-    for path in ("/nights/yesterday", "/runs/1", "/nothing", "/runs/%3Cscript%3E"):
+    for path in ("/nights/yesterday", "/runs/1", "/nothing", "/runs/%3Cscript%3E", "/grid?find=%FF"):
         answer = requests.get(doomed.address + path, timeout=10)
         assert (answer.status_code, "<script" in answer.text) == (404, False)
 

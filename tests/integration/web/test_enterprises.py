@@ -55,6 +55,13 @@ def test_the_grid_leaves_out_who_had_no_trouble_until_it_is_asked_for(engine: En
     assert pages.grid_page(database, every="1").count('<tr><th scope="row">') == 30
     found = pages.grid_page(database, find=str(past.enterprises[3])[:13].upper())
     assert found.count('<tr><th scope="row">') == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "MOST_FOUND", 5)
+        cut = pages.grid_page(database, find="o&")
+        assert "No enterprise has" in cut
+        cut = pages.grid_page(database, find="a")
+        assert cut.count('<tr><th scope="row">') == 5
+        assert re.search(r'The first 5\. <a href="\?find=a&amp;every=1">Show all \d+</a>', cut)
     assert "No enterprise has" in pages.grid_page(database, find="<nobody>")
     assert "&lt;nobody&gt;" in pages.grid_page(database, find="<nobody>")
 
