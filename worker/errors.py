@@ -19,7 +19,7 @@
 
 The reason codes: `http_<status>`, `connection_error`, `timeout`, `throttled`, `token_http_<status>`, `bad_token`,
 `not_the_lms`, `not_understood`, `no_thread`, `database`, `other_ledger`, `clocks`, `needs_approval`, `too_late`,
-`booked`, `paused`, `broker`. No message holds anything that a learner could be known by.
+`booked`, `paused`. No message holds anything that a learner could be known by.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from tornado.web import HTTPError, authenticated, url
 from worker.db.ledger_tables import Retry, Run
 from worker.db.sql import DatabaseNow
 from worker.due.enterprises import names_of
-from worker.errors import BadArgument, LicenseExpiryError, Unavailable
+from worker.errors import Away, BadArgument, LicenseExpiryError
 from worker.flower import forms
 from worker.flower.database import customers, opened
 from worker.flower.forms import FLAGS, TEXTS, Form
@@ -188,14 +188,14 @@ class Start(Page):
         self.show("runs_preview.html", form=form, preview=shown, changed=bool(seen), trigger=trigger)
 
     def send(self, trigger: str, enterprise: UUID | None, request: Request) -> None:
-        """Send the task, whose id is this trigger. Raises Unavailable when the broker does not answer."""
+        """Send the task, whose id is this trigger. Raises Away when the broker does not answer."""
         name = "license_expiry.run_nightly" if enterprise is None else "license_expiry.run_enterprise"
         given = forms.arguments(enterprise, request)
         try:
             self.capp.send_task(name, kwargs=given, task_id=trigger)
         except OperationalError as error:
             what = f"nothing was started: the broker does not answer ({type(error.__cause__ or error).__name__})"
-            raise Unavailable("broker", what, "look at the broker, then go back and start it again") from None
+            raise Away(what, "look at the broker, then go back and start it again") from None
 
     def to_started(self, trigger: str, form: Form) -> None:
         """Send the browser on, so that a reload starts nothing."""
