@@ -58,6 +58,7 @@ enable_utc = True
 task_acks_late = True
 task_reject_on_worker_lost = False
 worker_prefetch_multiplier = 1
+worker_consumer = "tasks.consumer:Consumer"
 worker_cancel_long_running_tasks_on_connection_loss = False
 task_time_limit = _s.TASK_TIME_LIMIT_SECONDS
 broker_connection_retry_on_startup = True

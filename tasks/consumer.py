@@ -1,0 +1,143 @@
+"""Drops what is not a task of ours, with one line, before Celery reads it: one odd message would end every worker.
+
+Celery and kombu take a message's headers and body for what they should be. Where they are not, the worker ends, the
+broker gives the message to the next one, and so on (https://github.com/celery/celery/issues/4308).
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from celery.utils.time import maybe_iso8601
+from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu import compression
+from kombu.message import Message
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, ValidationError
+
+from worker.ledger.order import STEPS
+from worker.logs import get_logger
+
+log = get_logger(__name__)
+
+MOST_BYTES = 64 * 1024  # ours have 2 kB
+_TRIGGERS = ("run_nightly", "run_enterprise", "reconcile")
+OURS = frozenset({*(step.task for step in STEPS), *(f"license_expiry.{name}" for name in _TRIGGERS)})
+
+
+def _ours(name: str) -> str:
+    if name not in OURS:
+        raise ValueError("is not a task of ours")
+    return name
+
+
+def _moment(value: str) -> str:
+    maybe_iso8601(value)
+    return value
+
+
+Id = Annotated[str, Field(min_length=1, max_length=255)]
+Name = Annotated[str, AfterValidator(_ours)]
+Moment = Annotated[str, AfterValidator(_moment)]
+Limit = PositiveFloat | None
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class Headers(_Shape):
+    """The headers that Celery reads, as Celery writes them."""
+
+    task: Name
+    id: Id
+    root_id: Id | None = None
+    parent_id: Id | None = None
+    group: Id | None = None
+    group_index: NonNegativeInt | None = None
+    shadow: str | None = None
+    origin: str | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    eta: Moment | None = None
+    expires: Moment | None = None
+    retries: NonNegativeInt | None = None
+    timelimit: Annotated[list[Limit], Field(min_length=2, max_length=2)] | None = None
+    ignore_result: bool | None = None
+    replaced_task_nesting: NonNegativeInt | None = None
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] | None = None
+    compression: None = None
+    scheduled: bool | None = None
+
+
+class Next(_Shape):  # type: ignore[no-redef]  # the plugin gives __init__ a kwargs of its own
+    """A task of a message's chain."""
+
+    task: Name
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+
+
+class Embedded(_Shape):
+    """What a message says of the tasks after it: a chain, and nothing else that Celery knows."""
+
+    callbacks: None = None
+    errbacks: None = None
+    chord: None = None
+    chain: list[Next] | None = None
+
+
+class Body(_Shape):
+    """A message's body."""
+
+    content: tuple[list[Any], dict[str, Any], Embedded]
+
+
+def complaint_about(message: Message) -> str | None:
+    """What keeps this message from being a task of ours, without a value of it; None of one that is."""
+    if message.body is not None and len(message.body) > MOST_BYTES:
+        return f"its body has {len(message.body)} bytes"
+    try:
+        Headers.model_validate(message.headers)
+        content = message.decode()
+        if isinstance(content, list):
+            content = tuple(content)
+        Body.model_validate({"content": content})
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+    except Exception as error:  # a decoder's, of whatever kind
+        return f"it cannot be decoded ({type(error).__name__})"
+    return None
+
+
+class Consumer(CeleryConsumer):
+    """Celery's consumer, which a worker has one of; see celeryconfig.worker_consumer."""
+
+    connection_errors: Any
+    event_dispatcher: Any
+
+    def __init__(self, *arguments: Any, **names: Any) -> None:
+        # Nothing of ours is compressed, and 100 kB may unpack to more than there is memory.
+        compression._decoders.clear()  # type: ignore[attr-defined]
+        super().__init__(*arguments, **names)
+
+    def create_task_handler(self, *arguments: Any, **names: Any) -> Callable[[Message], Any]:
+        """Give Celery's handler of a message, which is asked about tasks of ours alone (its hook)."""
+        handle: Callable[[Message], Any] = super().create_task_handler(*arguments, **names)
+
+        def only_ours(message: Message) -> Any:
+            complaint = complaint_about(message)
+            return handle(message) if complaint is None else self._drop(message, complaint)
+
+        return only_ours
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Drop a message that kombu could not unpack (Celery's hook, which would log its body)."""
+        self._drop(message, f"it cannot be decoded ({type(exc).__name__})")
+
+    def _drop(self, message: Message, complaint: str) -> None:
+        log.error("message dropped: not a task of ours", complaint=complaint)
+        message.ack_log_error(log, self.connection_errors)
+        if self.event_dispatcher:
+            self.event_dispatcher.send("task-rejected", uuid="")  # Flower's /metrics counts it

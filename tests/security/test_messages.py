@@ -1,0 +1,88 @@
+"""No message ends a worker, starts anything that it does not ask for, or goes without a line."""
+
+import json
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings, strategies as st
+from kombu import Connection
+from kombu.message import Message
+from sqlalchemy import Engine
+from support.eventually import eventually
+from support.messages import message, odd, plain
+from support.processes import WORKER_SQLITE, lay, runs
+
+from simulator.data.rows import Data
+from simulator.lms.server import Simulator
+from simulator.processes import Processes
+from tasks.consumer import complaint_about
+
+CONTROL = "license_expiry:license_expiry.control"
+ODD = list(odd())
+
+
+def received(raw: dict[str, Any]) -> Message:
+    """The message as kombu gives it to a worker."""
+    with Connection("memory://") as connection:
+        channel = connection.channel()
+        return channel.Message(raw, channel=channel, accept={"application/json"})  # type: ignore[no-any-return, attr-defined]
+
+
+def test_what_celery_writes_for_us_is_ours() -> None:
+    assert complaint_about(received(message())) is None
+    following = {"task": "license_expiry.unlink_learners", "args": [], "kwargs": {}, "options": {}, "immutable": True}
+    later = {"eta": "2026-12-01T20:00:00.123456+00:00", "expires": "2026-12-01T20:00:00Z", "scheduled": True}
+    assert complaint_about(received(message(plain(chain=[following]), later | {"timelimit": [1.5, None]}))) is None
+
+
+@pytest.mark.parametrize("number", range(len(ODD)))
+def test_each_odd_message_is_dropped_with_a_complaint_that_has_nothing_of_it(number: int) -> None:
+    complaint = complaint_about(received(ODD[number]))
+    assert complaint, ODD[number]
+    assert len(complaint) < 200
+    assert "xxx" not in complaint
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(name=st.sampled_from(sorted(message()["headers"])), value=ANYTHING, body=ANYTHING | st.binary())
+def test_whatever_stands_in_a_message_it_is_judged(name: str, value: Any, body: Any) -> None:
+    for raw in (message(headers={name: value}), message(body if body is not None else 5)):
+        complaint = complaint_about(received(raw))
+        assert complaint is None or complaint
+
+
+@WORKER_SQLITE
+def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
+    engine: Engine,
+    data: Data,
+    lms: Simulator,
+    environment: Any,
+    worker: Any,
+    redis_server: redis.Redis,
+    processes: Processes,
+) -> None:
+    lay(data, lms)
+    environment()
+    started = worker(app="support.fast_app")
+    for raw in ODD:
+        redis_server.lpush(CONTROL, json.dumps(raw))
+
+    def dropped() -> int:
+        return processes.log("worker").count("message dropped: not a task of ours")
+
+    eventually(lambda: dropped() >= len(ODD), 60, what="a line for each")
+    assert dropped() == len(ODD)
+    redis_server.lpush(CONTROL, json.dumps(message()))
+    eventually(lambda: [run for run in runs(engine) if run.ended_at], what="the dry run that is ours")
+    assert started.poll() is None
+    assert [run.dry_run for run in runs(engine)] == [True]
+    assert lms.calls("downgrade") == lms.calls("unlink") == []
+    assert redis_server.hlen("license_expiry:unacked") == 0
