@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from support.flower_options import keeps_its_list
 
 from simulator.__main__ import main as simulator
 from simulator.data.showcase import CASES
@@ -61,6 +62,16 @@ def test_only_one_beat_can_be_there_and_it_keeps_its_schedule() -> None:
     assert [name for name, each in SERVICES.items() if " beat " in str(each.get("command"))] == ["beat"]
     assert SERVICES["beat"]["volumes"] == ["beat:/var/lib/license-expiry"]
     assert "/var/lib/license-expiry/schedule" in SERVICES["beat"]["command"]
+
+
+def test_flower_is_handed_what_its_pages_need_and_keeps_its_list() -> None:
+    flower = SERVICES["flower"]
+    assert flower["secrets"] == ["DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"]
+    assert flower["env_file"] == SERVICES["worker"]["env_file"], "a preview goes by the settings of a night"
+    assert flower["depends_on"] == SERVICES["worker"]["depends_on"], "it waits for the ledger's tables"
+    assert keeps_its_list(flower["command"].split()) == "/var/lib/license-expiry/flower"
+    assert flower["volumes"] == ["flower:/var/lib/license-expiry"]
+    assert "flower" in COMPOSE["volumes"]
 
 
 def test_secrets_come_by_file_and_stand_nowhere() -> None:

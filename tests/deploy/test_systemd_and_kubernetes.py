@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from support.flower_options import keeps_its_list
 from support.services import missing
 
 from worker.flower.guard import FlowerSettings
-from worker.settings import Settings
+from worker.settings import CelerySettings, DatabaseSettings, Settings
 from worker.settings_sources import CONFIG_FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
@@ -79,14 +80,55 @@ def test_kubernetes_has_one_beat_and_pods_that_may_do_nothing_else() -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
+def keys_of(name: str) -> set[str]:
+    """The secrets that a pod is handed."""
+    (secrets,) = [each["secret"] for each in pods()[f"license-expiry-{name}"]["volumes"] if "secret" in each]
+    return {item["key"] for item in secrets["items"]}
+
+
+def test_flower_keeps_its_list_on_a_volume_that_it_may_write() -> None:
+    service = unit(ROOT / "deploy/systemd/license-expiry-flower.service")["Service"]
+    file = keeps_its_list([Path(service["ExecStart"].split()[0]).name, *service["ExecStart"].split()[1:]])
+    assert Path(file).parent == Path("/var/lib") / service["StateDirectory"]
+    [claim] = [each for each in MANIFESTS if each["kind"] == "PersistentVolumeClaim"]
+    [deployment] = [
+        each["spec"]
+        for each in MANIFESTS
+        if each["metadata"]["name"] == "license-expiry-flower"
+        if each["kind"] == "Deployment"
+    ]
+    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi"
+    pod = deployment["template"]["spec"]
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"]
+    [container] = pod["containers"]
+    [mounted] = [each["mountPath"] for each in container["volumeMounts"] if each["name"] == "data"]
+    assert Path(keeps_its_list(container["command"] + container["args"])).parent == Path(mounted)
+    volume = next(each for each in pod["volumes"] if each["name"] == "data")
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert container["envFrom"] == pods()["license-expiry-worker"]["containers"][0]["envFrom"]
+
+
+def test_the_units_of_flower_and_serve_are_documented_with_the_settings_that_they_read() -> None:
+    rows = dict(
+        re.findall(r"^   \| `/etc/license-expiry/(\w+).env` \| (.+) \|$", DOCS[0].read_text(), flags=re.MULTILINE)
+    )
+    judged = {"CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", "UNLINK_AFTER_DAYS", "UNLINK_LIMIT"}
+    named = set(re.findall(r"`([A-Z_]+)", rows["flower"]))
+    assert {"DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH", "SERVE_URL", *judged} <= named
+    addresses = {"DATABASE_URL", "FLOWER_URL", "SERVE_URL"}
+    assert set(DatabaseSettings.model_fields) - set(CelerySettings.model_fields) == judged | addresses
+    assert not any("OAUTH2" in name for name in named)
+
+
 def test_kubernetes_sets_settings_that_exist_and_hands_flower_and_serve_no_lms_secret() -> None:
     config = next(each for each in MANIFESTS if each["kind"] == "ConfigMap")
     assert set(config["data"]) <= SETTINGS
     for name in ("worker", "beat", "flower", "serve"):
-        (secrets,) = [each["secret"] for each in pods()[f"license-expiry-{name}"]["volumes"] if "secret" in each]
-        keys = {item["key"] for item in secrets["items"]}
+        keys = keys_of(name)
         assert keys <= SETTINGS
         assert ("BACKEND_SERVICE_EDX_OAUTH2_SECRET" in keys) is (name in ("worker", "beat"))
+    assert keys_of("flower") == {"DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"}
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)

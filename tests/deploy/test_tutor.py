@@ -13,12 +13,15 @@ from uuid import UUID
 
 import pytest
 import yaml
+from support.flower_options import keeps_its_list
 
 from worker.cli.checks.rights import OPTIONAL, RIGHTS
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 NAMES = [f"license-expiry-{name}" for name in ("worker", "beat", "flower", "serve")]
+OF_FLOWER = ["DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"]
+KEPT = "../../data/license-expiry-flower:/var/lib/license-expiry:z"
 OAUTH2_SECRET = """a "secret" & <it's> $HOME"""
 REDIS_PASSWORD = "p@ss"
 UNLINKED = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
@@ -65,11 +68,21 @@ def test_compose_runs_the_four_processes_and_mounts_nothing_that_is_not_there(re
     assert list(services(rendered, "docker-compose.jobs.yml")) == ["license-expiry-job"]
     assert prod["license-expiry-worker"]["stop_grace_period"] == "160s"
     for service in [*prod.values(), *services(rendered, "docker-compose.jobs.yml").values()]:
-        for volume in service["volumes"]:
+        for volume in set(service["volumes"]) - {KEPT}:
             assert (rendered / "local" / volume.partition(":")[0]).is_file(), volume
     for name in ("license-expiry-flower", "license-expiry-serve"):
         assert all(port.startswith("127.0.0.1:") for port in prod[name]["ports"])
         assert not [each for each in prod[name]["volumes"] if "OAUTH2" in each]
+    flower = prod["license-expiry-flower"]
+    secrets = [volume.split(":")[1] for volume in flower["volumes"] if "/run/secrets/" in volume]
+    assert secrets == [f"/run/secrets/{name}" for name in OF_FLOWER]
+    assert keeps_its_list(flower["command"].split()) == "/var/lib/license-expiry/flower"
+    assert KEPT in flower["volumes"]
+    assert "permissions" in flower["depends_on"]
+    permissions = yaml.safe_load((rendered / "local/docker-compose.yml").read_text())["services"]["permissions"]
+    assert KEPT.replace("/var/lib/license-expiry:", "/mounts/license-expiry-flower:") in permissions["volumes"]
+    owners = (rendered / "apps/permissions/setowners.sh").read_text().splitlines()
+    assert "setowner 10001 /mounts/license-expiry-flower" in owners
 
 
 def test_kubernetes_runs_the_four_processes_and_one_beat(rendered: Path) -> None:
@@ -84,6 +97,15 @@ def test_kubernetes_runs_the_four_processes_and_one_beat(rendered: Path) -> None
         pod = deployment["spec"]["template"]["spec"]
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
+        mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts == {volume["name"] for volume in pod["volumes"]}
+    flower = deployments["license-expiry-flower"]["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in flower["volumes"]}
+    assert [item["key"] for item in volumes["secrets"]["secret"]["items"]] == OF_FLOWER
+    [claim] = manifests(rendered, "volumes.yml")
+    assert volumes["data"]["persistentVolumeClaim"]["claimName"] == claim
+    assert flower["securityContext"]["fsGroup"] == 10001
+    assert keeps_its_list(flower["containers"][0]["command"]) == "/var/lib/license-expiry/flower"
     assert "plugins/license-expiry" in yaml.safe_load((rendered / "kustomization.yml").read_text())["resources"]
 
 

@@ -32,10 +32,12 @@ from worker.cli.checks.findings import Finding
 from worker.cli.checks.rights import RIGHTS, Right
 from worker.db.engine import make_engine
 from worker.db.license_manager_tables import DOWNGRADED_EVENT, UNLINKED_EVENT
-from worker.ledger import claims, nights, stalled
+from worker.flower import forms
+from worker.ledger import claims, nights, runs as ledger_runs, stalled, waits
 from worker.ledger.migrations import VERSION_TABLE
 from worker.ledger.order import DOWNGRADE, Phase
 from worker.runs import reconcile, start
+from worker.runs.request import Request
 from worker.settings import DatabaseSettings
 from worker.web import history, matters, metrics, runs
 
@@ -88,6 +90,33 @@ def test_a_whole_night_and_all_that_is_looked_at_by_day_need_no_more(
     assert matters.overview(deps.database)
     shown = metrics.Metrics(deps.database, deps.settings)
     eventually(lambda: b"\nlicense_expiry_due_enterprises " in shown.exposition())
+
+
+OF_FLOWER = {
+    "license_expiry_run": {"UPDATE"},
+    "license_expiry_downgrade": {"DELETE"},
+    "license_expiry_wait": {"INSERT", "DELETE"},
+}
+
+
+@ON_EACH_SERVER
+def test_the_pages_in_flower_need_to_read_and_to_stop_and_pause_and_no_more(
+    engine: Engine, account: Account, lms: Simulator, make_test_deps: Make
+) -> None:
+    for table, verbs in RIGHTS.items():
+        for verb in set(verbs) - {"SELECT"} - OF_FLOWER.get(table, set()):
+            account.revoke(Right(verb, table))
+    enterprise, _ = lay(Data(engine), lms)
+    deps = make_test_deps(DATABASE_URL=account.url, **unlinking(enterprise))
+    deps.database.require_schema()
+    for concerned in (enterprise, None):
+        assert forms.preview(deps.database, deps.settings, concerned, Request()).unlink_limit
+    assert deps.database.transact(lambda session: forms.expired_plans(session, enterprise))
+    [opened] = ledger_runs.open_runs(make_test_deps().database, [enterprise], deps.database.now())
+    [stopped] = ledger_runs.stop_run(deps.database, opened.run_id, "operator in Flower", "a mistake")
+    assert stopped.phase == Phase.STOPPED
+    waits.pause(deps.database, "operator in Flower", "the LMS is upgraded")
+    assert waits.resume(deps.database)
 
 
 @pytest.fixture
