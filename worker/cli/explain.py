@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from worker.cli import broker, tables
 from worker.cli.options import as_json, exiting, open_database
 from worker.cli.verdicts import Blocked, rules, verdict
+from worker.db.ledger_tables import Wait
 from worker.db.transactions import Database
 from worker.due import explain as explaining, outlook, unlinks
 from worker.due.explain import Explained, Outcome
@@ -72,9 +73,16 @@ def explain(licenses: tuple[UUID, ...], lms_user_id: int | None, email: bool, as
     night = partial(_at_or_after, following)
     explained, left_out = database.transact(lambda session: explaining.explain(session, scope, named, night))
     first = outlook.at(scope, night(scope.as_of))
-    looked = partial(_blocked, first=first, explained=explained, limit=settings.UNLINK_LIMIT)
+    pause, outage = (database.transact(standing) for standing in (waits.standing_pause, waits.standing_outage))
+    looked = partial(_blocked, first=first, explained=explained, pause=pause, limit=settings.UNLINK_LIMIT)
     told = _Told(explained, left_out, scope, first.as_of, database.transact(looked))
-    tables.show_json(told.as_json()) if as_json else told.show()
+    if as_json:
+        paused = {"paused": tables.describe_pause(pause)} if pause else {}
+        tables.show_json(paused | told.as_json())
+    else:
+        tables.show_pause(pause)
+        tables.show_outage(outage)
+        told.show()
     return 0
 
 
@@ -120,9 +128,10 @@ def _named(
     return found
 
 
-def _blocked(session: Session, first: Scope, explained: Sequence[Explained], limit: int) -> dict[UUID, Blocked]:
+def _blocked(
+    session: Session, first: Scope, explained: Sequence[Explained], pause: Wait | None, limit: int
+) -> dict[UUID, Blocked]:
     """For each enterprise of these, what may keep its next run from doing what is due."""
-    pause, outage = waits.standing_pause(session), waits.standing_outage(session)
     found = {}
     for enterprise in dict.fromkeys(one.facts.enterprise for one in explained):
         theirs = [one for one in explained if one.facts.enterprise == enterprise]
@@ -130,7 +139,7 @@ def _blocked(session: Session, first: Scope, explained: Sequence[Explained], lim
         due = limit and any(one.unlink.state == "next" for one in theirs)
         too_many = explaining.unlinks_over_limit(session, of_it, limit) if due else 0
         runs = [run for run in newest_runs(session, enterprise) if not run.dry_run]
-        found[enterprise] = Blocked(pause, outage, runs[0] if runs else None, too_many, limit)
+        found[enterprise] = Blocked(pause, runs[0] if runs else None, too_many, limit)
     return found
 
 
@@ -157,7 +166,8 @@ class _Told:
                 shown.add_row(name, Text(value))
             if number:
                 tables.out.print()
-            head = Text.assemble((f"License {one.facts.uuid}", "bold"), f" of enterprise {one.facts.enterprise}")
+            whose = ", ".join(filter(None, (str(one.facts.enterprise), one.facts.name)))
+            head = Text.assemble((f"License {one.facts.uuid}", "bold"), f" of enterprise {whose}")
             tables.out.print(head, soft_wrap=True)
             tables.out.print(Text(self._verdict(one), "bold"))
             tables.out.print(shown)
@@ -187,6 +197,7 @@ class _Told:
         ids = {"license_uuid": one.facts.uuid, "plan_uuid": one.facts.plan}
         ids |= {"enterprise_customer_uuid": one.facts.enterprise}
         return {name: str(uuid) for name, uuid in ids.items()} | {
+            "enterprise_customer_name": one.facts.name,
             "verdict": self._verdict(one),
             "downgrade": _outcome(one.downgrade),
             "unlink": _outcome(one.unlink),

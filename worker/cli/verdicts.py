@@ -8,7 +8,6 @@ from typing import Any
 from worker.db.ledger_tables import Run, Wait
 from worker.due.explain import Explained, Outcome
 from worker.due.scope import Scope
-from worker.ledger import waits
 from worker.ledger.held import HOLD_FOR
 from worker.ledger.order import DOWNGRADE, ENDED, UNLINK, Phase, Step
 
@@ -27,17 +26,16 @@ DAY = timedelta(days=1)
 class Blocked:
     """What may keep an enterprise's next run from doing what is due.
 
-    The pause and the outage that stand, its newest run, and how many unlinks are due where these are more than `limit`.
+    The pause that stands, its newest run, and how many unlinks are due where these are more than `limit`.
     """
 
     pause: Wait | None
-    outage: Wait | None
     newest: Run | None
     too_many: int
     limit: int
 
     def notes(self) -> list[str]:
-        """All of this in sentences."""
+        """What there is to know of the enterprise, in sentences."""
         return list(self._notes())
 
     def but(self, step: Step) -> str:
@@ -47,10 +45,6 @@ class Blocked:
         return f", but only {' and '.join(said)}" if said else ""
 
     def _notes(self) -> Iterator[str]:
-        if self.pause:
-            yield f"{waits.told_of_pause(self.pause)} (license-expiry resume ends it)"
-        if self.outage:
-            yield f"all runs wait for the LMS since {in_utc(self.outage.since)}: {self.outage.error}"
         if run := self.newest:
             stopped = f", stopped by {run.stopped_by}: {run.stop_reason}" if run.stopped_by else ""
             if run.phase not in ENDED:

@@ -159,10 +159,10 @@ class _Dates:
     def done(self, row: Any, step: Step) -> Outcome | None:
         """The outcome of a step that was done for this row of `_facts`; None if it was not."""
         if step is UNLINK:
-            return self._by_run(row, UNLINK, self._events[row.uuid, UNLINKED_EVENT]) if row.unlinked else None
+            return self._by_run(row, UNLINK, self._events.get((row.uuid, UNLINKED_EVENT))) if row.unlinked else None
         event, confirmed = self._events.get((row.uuid, DOWNGRADED_EVENT)), self._confirmed.get(row.uuid)
         if row.downgrade_confirmed:
-            if confirmed and confirmed.confirmed_at >= row.expires:
+            if confirmed and (row.expires is None or confirmed.confirmed_at >= row.expires):
                 return Outcome("done", confirmed.confirmed_at, confirmed.run_id)
             return self._by_run(row, DOWNGRADE, event)
         expired = row.expires is not None and row.expires <= self._as_of
@@ -217,6 +217,7 @@ def _facts(scope: Scope, licenses: Sequence[UUID]) -> Rows:
     columns = (
         License.uuid,
         Agreement.enterprise_customer_uuid.label("enterprise"),
+        Agreement.enterprise_customer_name.label("name"),
         License.status,
         License.renewed_to_id.label("renewed_to"),
         func.coalesce(Mailbox(License.user_email) != "", False).label("addressed"),

@@ -117,7 +117,9 @@ def test_people_read_the_same_in_80_columns(ann: Person) -> None:
     result = explain(ann.licenses["old"])
     assert result.exit_code == 0
     lines = [line.rstrip() for line in result.stdout.splitlines()]
-    assert lines[0] == f"License {ann.licenses['old']} of enterprise {ann.listed}"
+    name = next(iter(told(ann.licenses["old"]).values()))["enterprise_customer_name"]
+    assert name
+    assert lines[0] == f"License {ann.licenses['old']} of enterprise {ann.listed}, {name}"
     assert max(map(len, (line for line in lines if not line.startswith("License ")))) <= 80
     text = " ".join(" ".join(lines).split())
     for one in told(ann.licenses["old"]).values():
@@ -175,7 +177,7 @@ def test_what_holds_the_next_night_back_is_told(
     [one] = told(license).values()
     assert one["verdict"].endswith(" UTC, but only once somebody has approved the number of unlinks.")
     waits.pause(deps.database, "ops on host", "an upgrade")
-    assert "by ops on host: an upgrade (license-expiry resume ends it)" in notes(license)
+    assert json_of(explain("--json", license))["paused"]["reason"] == "an upgrade"
     [one] = told(license).values()
     assert "UTC, but only once the pause is over; will be unlinked" in one["verdict"]
     assert explain(license).stdout.count("an upgrade") == 1
