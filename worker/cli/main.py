@@ -135,12 +135,12 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
 
 
 FROM_FLOWER = """\b
-From Flower, where it listens; UUID is the enterprise customer's:
-  flower=http://USER:PASSWORD@127.0.0.1:5555/api/task/async-apply/license_expiry
-  curl $flower.run_nightly -d '{}'
-  curl $flower.run_nightly -d '{"kwargs": {"dry_run": true}}'
-  curl $flower.run_enterprise -d '{"kwargs": {"enterprise_customer_uuid": "UUID"}}'
-  curl $flower.run_enterprise -d \\
+From a browser: Runs, in Flower. From Flower's API; curl asks for the password of `operator`:
+  flower=http://127.0.0.1:5555/api/task/async-apply/license_expiry
+  curl -u operator $flower.run_nightly -d '{}'
+  curl -u operator $flower.run_nightly -d '{"kwargs": {"dry_run": true}}'
+  curl -u operator $flower.run_enterprise -d '{"kwargs": {"enterprise_customer_uuid": "UUID"}}'
+  curl -u operator $flower.run_enterprise -d \\
     '{"kwargs": {"enterprise_customer_uuid": "UUID", "force": true, "reason": "why"}}'
 """
 
