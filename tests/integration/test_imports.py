@@ -73,7 +73,8 @@ def test_what_is_due_and_the_client_know_nothing_of_each_other() -> None:
     assert "worker.lms.client" not in loaded_by("worker.due.conditions")
     client = {f"worker.lms.{name}" for name in ("client", "learners", "transport", "answer", "outcomes", "patience")}
     assert (
-        of(OURS, loaded_by("worker.lms.client")) == {"worker", "worker.lms", "worker.clock", "worker.errors", "worker.logs"} | client
+        of(OURS, loaded_by("worker.lms.client"))
+        == {"worker", "worker.lms", "worker.clock", "worker.errors", "worker.logs"} | client
     )
 
 
