@@ -42,7 +42,8 @@ accept_content = ["json"]
 
 broker_url = _s.CELERY_BROKER_URL or None
 result_backend = _s.result_backend
-result_expires = 7 * 24 * 3600
+# None where no results are kept: beat would send Celery's own task that deletes them, and workers drop what is not ours.
+result_expires = 7 * 24 * 3600 if result_backend else None
 result_extended = True
 imports = ["tasks"]
 task_default_queue = STEPS_QUEUE

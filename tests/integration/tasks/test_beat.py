@@ -1,7 +1,10 @@
-"""A real beat whose schedule file is worthless starts all the same."""
+"""A real beat whose schedule file is worthless starts all the same; and what it sends."""
 
 import dbm.dumb
+import json
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from celery.beat import PersistentScheduler
 from support.processes import CELERY, ROOT
 
 from simulator.processes import Processes
+from tasks.consumer import OURS
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -66,3 +70,21 @@ def test_a_worthless_schedule_file_keeps_no_beat_from_starting(
     written = [each for each in path.parent.glob("schedule*") if each.is_file()] if path.parent.exists() else []
     assert bool(written) == kept
     assert all(each.stat().st_mtime >= began - 1 for each in written)
+
+
+_SENT = """
+import json
+from celery.beat import Scheduler
+from worker.celery import app
+scheduler = Scheduler(app)
+scheduler.setup_schedule()
+print(json.dumps([entry.task for entry in scheduler.schedule.values()]))
+"""
+
+
+@pytest.mark.parametrize("broker", ["redis://127.0.0.1:1/0", "amqp://guest:guest@127.0.0.1:1/"])
+def test_beat_sends_nothing_that_a_worker_drops(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery adds a task of its own that deletes results, where their backend does not do it."""
+    monkeypatch.setenv("CELERY_BROKER_URL", broker)
+    told = subprocess.run([sys.executable, "-c", _SENT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(json.loads(told.stdout)) == {"license_expiry.run_nightly", "license_expiry.reconcile"} <= OURS
