@@ -73,18 +73,18 @@ def test_a_worthless_schedule_file_keeps_no_beat_from_starting(
 
 
 _SENT = """
-import json
-from celery.beat import Scheduler
+import json, sys
+from tasks.beat import Scheduler
 from worker.celery import app
-scheduler = Scheduler(app)
-scheduler.setup_schedule()
+scheduler = Scheduler(app, schedule_filename=sys.argv[1])
 print(json.dumps([entry.task for entry in scheduler.schedule.values()]))
 """
 
 
 @pytest.mark.parametrize("broker", ["redis://127.0.0.1:1/0", "amqp://guest:guest@127.0.0.1:1/"])
-def test_beat_sends_nothing_that_a_worker_drops(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beat_sends_nothing_that_a_worker_drops(broker: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Celery adds a task of its own that deletes results, where their backend does not do it."""
     monkeypatch.setenv("CELERY_BROKER_URL", broker)
-    told = subprocess.run([sys.executable, "-c", _SENT], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", _SENT, str(tmp_path / "schedule")]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(json.loads(told.stdout)) == {"license_expiry.run_nightly", "license_expiry.reconcile"} <= OURS
