@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 from celery.schedules import ParseException, crontab
 
 from worker.errors import Unusable, WrongSetting
-from worker.settings import CONTROL_QUEUE, STEPS_QUEUE, CelerySettings, load_settings
+from worker.settings import CONTROL_QUEUE, STEPS_QUEUE, TRIGGERS, CelerySettings, load_settings
 from worker.settings_sources import load
 
 
@@ -42,15 +42,13 @@ accept_content = ["json"]
 
 broker_url = _s.CELERY_BROKER_URL or None
 result_backend = _s.result_backend
-# None where no results are kept: beat would send Celery's own task that deletes them, and workers drop what is not ours.
-result_expires = 7 * 24 * 3600 if result_backend else None
+# Redis forgets results by itself. For any other backend beat would send Celery's own task, which our workers drop.
+result_expires = 7 * 24 * 3600 if (result_backend or "").startswith("redis") else None
 result_extended = True
 imports = ["tasks"]
 task_default_queue = STEPS_QUEUE
 # What starts runs has a queue and a process of its own (tasks/control.py), for all others may be in a step.
-task_routes = {
-    f"license_expiry.{trigger}": {"queue": CONTROL_QUEUE} for trigger in ("run_nightly", "run_enterprise", "reconcile")
-}
+task_routes = {trigger: {"queue": CONTROL_QUEUE} for trigger in TRIGGERS}
 timezone = _s.TIME_ZONE
 enable_utc = True
 

@@ -82,10 +82,13 @@ def _everything(processes: Processes, once: bool, database: str | None, broker: 
     command = [PYTHON, "-m", "simulator", "serve", "--port", str(lms_port), "--latency", "0.1"]
     command += ["--client-id", LMS_KEY, "--client-secret", LMS_SECRET, "--database", settings.DATABASE_URL]
     processes.start("lms", command, lambda: listens(lms_port))
-    flower = _start_celery(processes)
+    flower_port, pages_port = free_port(5555), free_port(8001)
+    flower, pages = (f"http://127.0.0.1:{port}" for port in (flower_port, pages_port))
+    os.environ.update(FLOWER_URL=flower, SERVE_URL=pages)
+    _start_celery(processes, flower_port)
     status = _night(shown)
     if not once:
-        pages = _start_serve(processes)
+        processes.start("serve", [*COMMAND, "serve", f"--port={pages_port}"], lambda: listens(pages_port))
         prometheus = _start_prometheus(processes, pages, flower)
         _invite(flower, pages, prometheus)
         signal.pause()
@@ -138,26 +141,16 @@ def _prepare_database(settings: Settings) -> Demo:
     return shown
 
 
-def _start_celery(processes: Processes) -> str:
-    """Start worker, beat and Flower; return Flower's address."""
-    port = free_port(5555)
+def _start_celery(processes: Processes, port: int) -> None:
+    """Start worker, beat and, on this port, Flower."""
     celery = [*SEALED, "celery", "-A", "worker"]
     out.print("Starting worker, beat and Flower ...")
     flower = ["flower", "--address=127.0.0.1", f"--port={port}"]
-    address = f"http://127.0.0.1:{port}"
     processes.start("flower", [*celery, *flower], lambda: listens(port))
     worker = ["worker", "--loglevel=INFO", "--concurrency=2"]
     processes.start("worker", [*celery, *worker], lambda: " ready." in processes.log("worker"))
     schedule = f"--schedule={FOLDER.absolute()}/celerybeat-schedule"
     processes.start("beat", [*celery, "beat", "--loglevel=INFO", schedule])
-    return address
-
-
-def _start_serve(processes: Processes) -> str:
-    """Start license-expiry serve; return its address."""
-    port = free_port(8001)
-    processes.start("serve", [*COMMAND, "serve", f"--port={port}"], lambda: listens(port))
-    return f"http://127.0.0.1:{port}"
 
 
 def _start_prometheus(processes: Processes, pages: str, flower: str) -> str | None:

@@ -78,12 +78,18 @@ def _signature(step: Step, enterprise: UUID, run_id: UUID, number: int | None, l
 
 @shared_task(name="license_expiry.run_nightly", bind=True, **TRIGGER)
 def run_nightly(
-    self: Task[Any, Any], dry_run: bool = False, reason: str | None = None, triggered_by: str | None = None
+    self: Task[Any, Any],
+    dry_run: bool = False,
+    reason: str | None = None,
+    triggered_by: str | None = None,
+    judged_by: str | None = None,
 ) -> dict[str, Any]:
     """Open and publish a run for every enterprise with work due; return how many, and their ids.
 
-    Sent by beat, it starts the scheduled night, once; by anybody else, or with `dry_run`, one more pass.
+    Sent by beat, it starts the scheduled night, once; by anybody else, or with `dry_run`, one more pass. `judged_by` is
+    that of the settings of whoever has previewed it: a worker with others refuses.
     """
+    _check_settings(judged_by)
     request = parse_request(dry_run=dry_run, reason=reason, triggered_by=triggered_by)
     scheduled = bool((self.request.headers or {}).get("scheduled")) and not request.dry_run
     return _start(self, request, scheduled=scheduled)
@@ -101,8 +107,13 @@ def run_enterprise(
     reason: str | None = None,
     approve_unlinks: int | None = None,
     triggered_by: str | None = None,
+    judged_by: str | None = None,
 ) -> dict[str, Any]:
-    """Open and publish a run for one enterprise, if it has work due; or tell which live run has it."""
+    """Open and publish a run for one enterprise, if it has work due; or tell which live run has it.
+
+    `judged_by` is as `run_nightly` has it.
+    """
+    _check_settings(judged_by)
     enterprise = parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid)
     request = parse_request(
         dry_run=dry_run,
@@ -210,6 +221,14 @@ def _check_ledger(task: Task[Any, Any], deps: Deps, ledger: UUID) -> None:
     raise task.retry(exc=error, countdown=_OTHER_LEDGER_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311, jitter
 
 
+def _check_settings(judged_by: str | None) -> None:
+    """Raise BadArgument unless a preview was made with settings that say the same of who is due."""
+    if judged_by is not None and judged_by != get_deps().settings.judged_by:
+        names = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, UNLINK_AFTER_DAYS and UNLINK_LIMIT"
+        what = "nothing was started: the preview was made with other settings than this worker's"
+        raise BadArgument(what, f"give Flower and all workers the same {names}, and restart them")
+
+
 def _latest_night(deps: Deps, leeway: timedelta = timedelta()) -> datetime | None:
     return latest_night(current_app.conf.beat_schedule["nightly"]["schedule"], deps.database.now() + leeway)
 
@@ -231,11 +250,17 @@ def _start(task: Task[Any, Any], request: Request, *enterprises: UUID, scheduled
         return {"detail": f"the night of {moment} is noted, and begins later: {reason}", "runs": []}
     if started is None:
         return {"detail": f"the night of {moment} had begun before", "runs": []}
-    live = sum(not run.new for run in started)
+    repeated, new = sum(run.repeated for run in started), sum(run.new for run in started)
+    counts = {"published": new, "live already": len(started) - new - repeated, "opened by this task before": repeated}
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count or not what.startswith("opened"))
     return {
-        "detail": f"{len(started) - live} published, {live} live already" if started else "nothing is due",
+        "detail": told if started else "nothing is due",
         "runs": [
-            {"run_id": str(run.run_id), "enterprise_customer_uuid": str(run.enterprise), "already_live": not run.new}
+            {
+                "run_id": str(run.run_id),
+                "enterprise_customer_uuid": str(run.enterprise),
+                "already_live": not (run.new or run.repeated),
+            }
             for run in started
         ],
     }

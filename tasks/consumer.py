@@ -4,6 +4,8 @@ Celery and kombu take a message's headers and body for what they should be. Wher
 broker gives the message to the next one, and so on (https://github.com/celery/celery/issues/4308).
 """
 
+import logging
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -11,16 +13,16 @@ from celery.utils.time import maybe_iso8601
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import compression
 from kombu.message import Message
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from worker.ledger.order import STEPS
 from worker.logs import get_logger
+from worker.settings import TRIGGERS
 
 log = get_logger(__name__)
 
-MOST_BYTES = 64 * 1024  # ours have 2 kB
-_TRIGGERS = ("run_nightly", "run_enterprise", "reconcile")
-OURS = frozenset({*(step.task for step in STEPS), *(f"license_expiry.{name}" for name in _TRIGGERS)})
+MOST_BYTES = 256 * 1024  # ours have 2 kB, with a thousand plans 40
+OURS = frozenset({*(step.task for step in STEPS), *TRIGGERS})
 
 
 def _ours(name: str) -> str:
@@ -37,7 +39,9 @@ def _moment(value: str) -> str:
 Id = Annotated[str, Field(min_length=1, max_length=255)]
 Name = Annotated[str, AfterValidator(_ours)]
 Moment = Annotated[str, AfterValidator(_moment)]
-Limit = PositiveFloat | None
+Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+Count = Annotated[int, Field(ge=0, le=10**6)]
+Nothing = Annotated[list[Any], Field(max_length=0)] | None
 
 
 class _Shape(BaseModel):
@@ -52,17 +56,17 @@ class Headers(_Shape):
     root_id: Id | None = None
     parent_id: Id | None = None
     group: Id | None = None
-    group_index: NonNegativeInt | None = None
+    group_index: Count | None = None
     shadow: str | None = None
     origin: str | None = None
     argsrepr: str | None = None
     kwargsrepr: str | None = None
     eta: Moment | None = None
     expires: Moment | None = None
-    retries: NonNegativeInt | None = None
+    retries: Count | None = None
     timelimit: Annotated[list[Limit], Field(min_length=2, max_length=2)] | None = None
     ignore_result: bool | None = None
-    replaced_task_nesting: NonNegativeInt | None = None
+    replaced_task_nesting: Count | None = None
     stamped_headers: list[str] | None = None
     stamps: dict[str, Any] | None = None
     compression: None = None
@@ -81,9 +85,9 @@ class Next(_Shape):  # type: ignore[no-redef]  # the plugin gives __init__ a kwa
 class Embedded(_Shape):
     """What a message says of the tasks after it: a chain, and nothing else that Celery knows."""
 
-    callbacks: None = None
-    errbacks: None = None
-    chord: None = None
+    callbacks: Nothing = None
+    errbacks: Nothing = None
+    chord: Nothing = None
     chain: list[Next] | None = None
 
 
@@ -109,6 +113,14 @@ def complaint_about(message: Message) -> str | None:
     except Exception as error:  # a decoder's, of whatever kind
         return f"it cannot be decoded ({type(error).__name__})"
     return None
+
+
+def _names(message: Message) -> dict[str, str]:
+    """The task and the id of a message for the log, where they look as they should: others may hold anything."""
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    task, task_id = headers.get("task"), str(headers.get("id"))
+    named = {"name": task} if task in tuple(OURS) else {}
+    return named | ({"message": task_id} if re.fullmatch(r"[0-9a-f-]{36}", task_id) else {})
 
 
 class Consumer(CeleryConsumer):
@@ -137,7 +149,7 @@ class Consumer(CeleryConsumer):
         self._drop(message, f"it cannot be decoded ({type(exc).__name__})")
 
     def _drop(self, message: Message, complaint: str) -> None:
-        log.error("message dropped: not a task of ours", complaint=complaint)
-        message.ack_log_error(log, self.connection_errors)
+        log.error("message dropped: not a task of ours", complaint=complaint, **_names(message))
+        message.ack_log_error(logging.getLogger(__name__), self.connection_errors)
         if self.event_dispatcher:
             self.event_dispatcher.send("task-rejected", uuid="")  # Flower's /metrics counts it

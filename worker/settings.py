@@ -1,6 +1,8 @@
 """Typed settings. Importing this module reads nothing; `load_settings` reports all wrong settings at once."""
 
+import json
 from collections.abc import Sequence
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +20,7 @@ from worker.settings_sources import Sourced, WrongValue, load, setting
 CONNECT_SECONDS = 10
 STEPS_QUEUE = "license_expiry"
 CONTROL_QUEUE = "license_expiry.control"
+TRIGGERS = ("license_expiry.run_nightly", "license_expiry.run_enterprise", "license_expiry.reconcile")
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -148,6 +151,16 @@ class DatabaseSettings(CelerySettings):
     """Flower's address for operators' browsers; serve's pages then link to it to start a run again"""
     SERVE_URL: str = setting("http://license-expiry:8001", "")
     """The address of license-expiry serve for operators' browsers; Flower's pages of runs then link to it"""
+
+    @property
+    def judged_by(self) -> str:
+        """What these settings say of who is due, as a short text that is another when one of them is.
+
+        A preview that was made with other settings than a worker's is not what that worker would do.
+        """
+        listed = sorted(map(str, self.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED))
+        known = json.dumps([listed, self.UNLINK_AFTER_DAYS, self.UNLINK_LIMIT])
+        return sha256(known.encode()).hexdigest()[:16]
 
     @field_validator("DATABASE_URL")
     @classmethod

@@ -38,6 +38,8 @@ ELSEWHERE = {
     "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "real-secret",
     "BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE": "/real/secret",
     "FLOWER_BASIC_AUTH": "real:real",
+    "FLOWER_URL": "http://127.0.0.1:PORT",
+    "SERVE_URL": "http://127.0.0.1:PORT",
     "FLOWER_BROKER_API": "http://127.0.0.1:PORT/api/",
     "SEGMENT_KEY": "real-key",
     "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED": "",

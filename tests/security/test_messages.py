@@ -32,6 +32,7 @@ def received(raw: dict[str, Any]) -> Message:
 def test_what_celery_writes_for_us_is_ours() -> None:
     assert complaint_about(received(message())) is None
     following = {"task": "license_expiry.unlink_learners", "args": [], "kwargs": {}, "options": {}, "immutable": True}
+    assert complaint_about(received(message(plain(callbacks=[], errbacks=[]), {"timelimit": [0, None]}))) is None
     later = {"eta": "2026-12-01T20:00:00.123456+00:00", "expires": "2026-12-01T20:00:00Z", "scheduled": True}
     assert complaint_about(received(message(plain(chain=[following]), later | {"timelimit": [1.5, None]}))) is None
 
@@ -53,10 +54,9 @@ ANYTHING = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.sampled_from(sorted(message()["headers"])), value=ANYTHING, body=ANYTHING | st.binary())
-def test_whatever_stands_in_a_message_it_is_judged(name: str, value: Any, body: Any) -> None:
-    for raw in (message(headers={name: value}), message(body if body is not None else 5)):
-        complaint = complaint_about(received(raw))
-        assert complaint is None or complaint
+def test_a_message_is_judged_without_an_error_whatever_stands_in_it(name: str, value: Any, body: Any) -> None:
+    complaint_about(received(message(headers={name: value})))
+    assert complaint_about(received(message(body if body is not None else 5))), "nothing drawn is a body of ours"
 
 
 @WORKER_SQLITE
@@ -80,9 +80,11 @@ def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
 
     eventually(lambda: dropped() >= len(ODD), 60, what="a line for each")
     assert dropped() == len(ODD)
+    for headers in ({"id": "a\nb\x1b[31m"}, {"retries": 999}, {"timelimit": [1e-9, None]}, {"shadow": "<b>"}):
+        redis_server.lpush(CONTROL, json.dumps(message(headers=headers)))  # taken, though odd
     redis_server.lpush(CONTROL, json.dumps(message()))
     eventually(lambda: [run for run in runs(engine) if run.ended_at], what="the dry run that is ours")
     assert started.poll() is None
-    assert [run.dry_run for run in runs(engine)] == [True]
+    assert {run.dry_run for run in runs(engine)} == {True}
     assert lms.calls("downgrade") == lms.calls("unlink") == []
     assert redis_server.hlen("license_expiry:unacked") == 0

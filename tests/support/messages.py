@@ -60,14 +60,14 @@ BODIES += [
 ]
 BODIES += [plain(chain=[{"task": "celery.backend_cleanup"}]), plain(callbacks=[{"task": TASK}]), plain(errbacks={})]
 _OF_EACH: dict[str, list[Any]] = {
-    "timelimit": ["5m", 5, [1], [1, 2, 3], ["a", "b"], [None, "5m"], {}, [-1, -1], [0, 0]],
+    "timelimit": ["5m", 5, [1], [1, 2, 3], ["a", "b"], [None, "5m"], {}, [-1, -1], [float("inf"), None]],
     "id": [5, None, [], {}, "", "x" * 300, True],
     "task": [5, None, [], {}, "", "celery.map", "celery.chunks", "celery.backend_cleanup", "other"],
     "stamps": [5, "x", [1]],
     "stamped_headers": [5, {"a": 1}, "x"],
     "eta": [5, "tomorrow", [], {}],
     "expires": [5, "tomorrow", [], {}],
-    "retries": ["5", -1, 1.5, [], True],
+    "retries": ["5", -1, 1.5, [], True, 10**30],
     "replaced_task_nesting": ["x", -1],
     "compression": ["application/x-gzip", "gzip", "x", 5],
     "group_index": ["x"],
@@ -84,7 +84,7 @@ def odd() -> Iterator[dict[str, Any]]:
         yield message(body)
     for headers in HEADERS:
         yield message(headers=headers)
-    yield message([[], {"dry_run": True, "reason": "x" * 100_000}, {}])
+    yield message([[], {"dry_run": True, "reason": "x" * 300_000}, {}])
     bomb = zlib.compress(json.dumps([[], {"reason": "x" * 50_000_000}, {}]).encode())
     yield message(bomb, {"compression": "application/x-gzip"})
     for content_type in ("application/x-python-serialize", "application/x-yaml", "text/plain", "x"):

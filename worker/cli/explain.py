@@ -139,7 +139,7 @@ def _blocked(
         due = limit and any(one.unlink.state == "next" for one in theirs)
         too_many = explaining.unlinks_over_limit(session, of_it, limit) if due else 0
         runs = [run for run in newest_runs(session, enterprise) if not run.dry_run]
-        found[enterprise] = Blocked(pause, runs[0] if runs else None, too_many, limit)
+        found[enterprise] = Blocked(enterprise, pause, runs[0] if runs else None, too_many, limit)
     return found
 
 

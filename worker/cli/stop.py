@@ -11,7 +11,10 @@ from worker.errors import BadArgument
 from worker.ledger import waits
 from worker.ledger.order import ENDED, Phase
 from worker.ledger.runs import stop_live_runs, stop_run
+from worker.logs import get_logger
 from worker.runs.request import parse_reason
+
+log = get_logger(__name__)
 
 ENDING = "The runs end after their calls in flight"
 
@@ -98,6 +101,7 @@ def resume(as_json: bool) -> int:
     """
     _, database = open_database()
     ended = waits.resume(database)
+    log.warning("pause ended", by=operator(), pause=ended and waits.told_of_pause(ended))
     if as_json:
         tables.show_json({"paused": None, "ended": ended and tables.describe_pause(ended)})
     elif ended:

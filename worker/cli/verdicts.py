@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from worker.db.ledger_tables import Run, Wait
 from worker.due.explain import Explained, Outcome
@@ -29,6 +30,7 @@ class Blocked:
     The pause that stands, its newest run, and how many unlinks are due where these are more than `limit`.
     """
 
+    enterprise: UUID
     pause: Wait | None
     newest: Run | None
     too_many: int
@@ -50,11 +52,11 @@ class Blocked:
             if run.phase not in ENDED:
                 yield f"run {run.id} is {run.phase} since {in_utc(run.opened_at)}{stopped}; it may do so now"
             elif run.phase != Phase.FINISHED:
-                yield f"its newest run {run.id} is {run.phase}: {run.error}"
+                yield f"its newest run {run.id} is {run.phase}: {run.error or 'no reason was kept'}"
         if self.too_many:
             yield (
                 f"{self.too_many} learners are due to be unlinked, UNLINK_LIMIT is {self.limit}: license-expiry run "
-                f"--enterprise UUID --approve-unlinks {self.too_many} --reason TEXT"
+                f"--enterprise {self.enterprise} --approve-unlinks {self.too_many} --reason TEXT"
             )
 
 

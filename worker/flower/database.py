@@ -50,9 +50,13 @@ class Names:
     def of(self, customer: UUID) -> str:
         """The name as it was last read; the UUID when there is none, or none is known yet."""
         if time.monotonic() - self._asked_at > NAMES_SECONDS:
-            self._asked_at = time.monotonic()
-            Thread(target=self._read, name="names", daemon=True).start()
+            self.read()
         return self._known.get(customer) or str(customer)
+
+    def read(self) -> None:
+        """Begin to read them; come back at once."""
+        self._asked_at = time.monotonic()
+        Thread(target=self._read, name="names", daemon=True).start()
 
     def _read(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 
 from worker.db.ledger_tables import HeldLicense, Run, Wait
 from worker.db.license_manager_tables import CustomerAgreement as Agreement, SubscriptionPlan as Plan
-from worker.db.sql import DatabaseNow
+from worker.db.sql import DatabaseNow, OneOf
 from worker.db.transactions import Database
 from worker.due import conditions, forecast
-from worker.due.enterprises import find_due_enterprises
+from worker.due.enterprises import names_of
 from worker.due.scope import scope_of
+from worker.errors import BadArgument
 from worker.flower.database import customers
 from worker.ledger import runs, waits
 from worker.runs.request import Request, check_against_database, parse_request
@@ -26,6 +27,8 @@ TEXTS = ("expired_after", "expired_before", "reason", "approve_unlinks")
 FLAGS = ("dry_run", "force")
 COUNTS = ("downgrades", "unlinks", "protected", "protected_by_user_email", "protected_by_lms_user_id", "waiting")
 MOST_PLANS = 200
+MOST_DIGITS = 10
+OF_A_NIGHT = {"dry_run", "reason", "triggered_by"}  # what may be asked for
 
 
 @dataclass
@@ -41,15 +44,19 @@ class Form:
         """What it asks for. Raises BadArgument, with a complaint for each wrong field."""
         given: dict[str, Any] = {name: text.strip() or None for name, text in self.texts.items()}
         approved = given.get("approve_unlinks")
-        if approved and approved.isdecimal():
+        if approved and approved.isdecimal() and len(approved) <= MOST_DIGITS:
             given["approve_unlinks"] = int(approved)
         flags = {name: name in self.flags for name in FLAGS}
-        return parse_request(**given, **flags, plan_uuids=self.plans or None, triggered_by=triggered_by)
+        request = parse_request(**given, **flags, plan_uuids=self.plans or None, triggered_by=triggered_by)
+        more = request.model_dump(exclude_defaults=True).keys() - OF_A_NIGHT
+        if self.enterprise is None and more:
+            raise BadArgument(f"the whole night takes no {', '.join(sorted(more))}", "choose an enterprise")
+        return request
 
 
 def form_of(run: Run) -> Form:
-    """The form that asks for what this run did."""
-    texts = {name: getattr(run, name) for name in TEXTS}
+    """The form that asks for what this run did; not for its approval, which was given for one number at one time."""
+    texts = {name: getattr(run, name) for name in TEXTS if name != "approve_unlinks"}
     moments = {name: value and value.isoformat() for name, value in texts.items() if name.startswith("expired")}
     said = {name: str(value) for name, value in (texts | moments).items() if value is not None}
     flags = {name for name in FLAGS if getattr(run, name)}
@@ -64,21 +71,29 @@ def arguments(enterprise: UUID | None, request: Request) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would do now: `rows` are its plans, or `customers` the enterprises of a night, with their names.
+    """What a run would do now, by plan; of a night, `customers` has the sums of each enterprise, else none.
 
-    `held` licenses are on the list of those that the LMS refuses; `live` is the run that the enterprise has; `waits` is
-    what all runs wait for. `digest` changes with what is due.
+    `titles` are those of the plans, or the names of these enterprises, by UUID. `held` licenses are on the list of
+    those that the LMS refuses; `live` is the run that the enterprise has; `waits` is what all runs wait for.
+    `unlinking` says by which settings learners are unlinked, as this process has them. `digest` changes with what is
+    due.
     """
 
     name: str
     rows: Sequence[forecast.PlanRow]
+    customers: Sequence[dict[str, Any]]
     titles: Mapping[str, str]
-    customers: Mapping[UUID, str]
+    unlinking: str
     held: int
     live: Run | None
     waits: Sequence[Wait]
     unlink_limit: int
     digest: str
+
+    @property
+    def shown(self) -> Sequence[forecast.PlanRow]:
+        """The plans that something is to be said of."""
+        return [row for row in self.rows if row.work or row.state in ("waiting", "held")]
 
     def total(self, count: str) -> int:
         """The sum of one of COUNTS over all plans."""
@@ -90,21 +105,21 @@ def preview(database: Database, settings: DatabaseSettings, enterprise: UUID | N
     as_of = database.now()
     check_against_database(database, request, frozenset([enterprise] if enterprise else ()), as_of)
     scope = replace(scope_of(database, settings, as_of, request), enterprise=enterprise)
-    rows = forecast.plan_rows(database, scope) if enterprise else []
-    night = () if enterprise else database.transact(lambda session: find_due_enterprises(session, scope))
-    concerned = [asdict(row) for row in rows if row.work or row.state in ("waiting", "held")]
-    counted = [{name: row[name] for name in ("plan_uuid", "state", *COUNTS)} for row in concerned]
-    due = [request.model_dump(mode="json"), counted, sorted(map(str, night))]
+    rows = forecast.plan_rows(database, scope, detailed=enterprise is not None)
+    counted = [[row.plan_uuid, row.state, *(getattr(row, name) for name in COUNTS)] for row in rows]
+    due = [request.model_dump(mode="json"), settings.judged_by, counted]
+    night = [] if enterprise else forecast.due_rows(rows)
 
     def work(session: Session) -> Preview:
-        titles = select(Plan.uuid, Plan.title).where(Plan.uuid.in_([UUID(row["plan_uuid"]) for row in concerned]))
         held = select(func.count()).where(HeldLicense.enterprise_customer_uuid == enterprise)
-        names = customers(session)
+        named = [enterprise] if enterprise else [UUID(row["enterprise_customer_uuid"]) for row in night]
+        names = {str(one): name for one, name in names_of(session, named).items()}
         return Preview(
-            name=names.get(enterprise, "") if enterprise else "",
-            rows=[row for row in rows if row.work or row.state in ("waiting", "held")],
-            titles={str(plan): title for plan, title in session.execute(titles)},
-            customers={one: names.get(one, "") for one in night},
+            name=names.get(str(enterprise), ""),
+            rows=rows,
+            customers=night,
+            titles=_titles(session, rows) if enterprise else names,
+            unlinking=_unlinking(settings, enterprise),
             held=session.scalar(held) or 0,
             live=session.scalar(select(Run).where(Run.live == enterprise)) if enterprise else None,
             waits=[wait for wait, _ in waits.standing(session)],
@@ -113,6 +128,20 @@ def preview(database: Database, settings: DatabaseSettings, enterprise: UUID | N
         )
 
     return database.transact(work)
+
+
+def _titles(session: Session, rows: Sequence[forecast.PlanRow]) -> dict[str, str]:
+    named = select(Plan.uuid, Plan.title).where(OneOf(Plan.uuid, "plans", [UUID(row.plan_uuid) for row in rows]))
+    return {str(plan): title for plan, title in session.execute(named)}
+
+
+def _unlinking(settings: DatabaseSettings, enterprise: UUID | None) -> str:
+    listed = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
+    days = f"more than {settings.UNLINK_AFTER_DAYS} days after a plan expired"
+    if enterprise is None:
+        return f"Learners are unlinked {days}, of the {len(listed)} enterprises on the unlink list."
+    where = "is on the unlink list" if enterprise in listed else "is not on the unlink list: nobody of it is unlinked"
+    return f"This enterprise {where}{f'. Learners are unlinked {days}' if enterprise in listed else ''}."
 
 
 def expired_plans(session: Session, enterprise: UUID) -> Sequence[Any]:

@@ -10,6 +10,7 @@ from tornado.template import Loader, Template
 
 from worker.flower import task_list
 from worker.flower.pages import HANDLERS, who
+from worker.settings import TRIGGERS
 
 _OURS = Path(__file__).parent / "templates"
 # Where a template of Flower's has this, what stands in ours goes before it, or else behind it.
@@ -17,7 +18,6 @@ _INSERTED = {
     "navbar.html": ("      </ul>", "runs_link.html", True),
     "task.html": ("  </header>\n", "runs_of_task.html", False),
 }
-_TRIGGERS = ("license_expiry.run_nightly", "license_expiry.run_enterprise")
 
 
 class Templates(Loader):
@@ -44,7 +44,7 @@ def mount() -> None:
 
     def with_who(handler: Any) -> Any:
         args, kwargs, options = given(handler)
-        if handler.path_args[:1] and handler.path_args[0] in _TRIGGERS and isinstance(kwargs, dict):
+        if handler.path_args[:1] and handler.path_args[0] in TRIGGERS[:2] and isinstance(kwargs, dict):
             kwargs.setdefault("triggered_by", who(handler))
         return args, kwargs, options
 

@@ -2,7 +2,9 @@
 
 from base64 import b64decode
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 from flower.views import BaseHandler  # type: ignore[import-untyped]
@@ -20,8 +22,11 @@ from worker.flower import forms
 from worker.flower.database import customers, opened
 from worker.flower.forms import FLAGS, TEXTS, Form
 from worker.ledger import order, runs, waits
+from worker.logs import get_logger
 from worker.runs.request import Request, parse_reason, parse_uuid
 from worker.web.lines import note_of
+
+log = get_logger(__name__)
 
 MOST_SHOWN = 50  # customers found, and live runs
 COMPLETED = 1000  # customers whose names the browser completes
@@ -173,7 +178,7 @@ class Start(Page):
             settings, database = await self.in_thread(opened)
             trigger = str(parse_uuid("trigger", self.typed("trigger") or uuid4()))
             if await self.read(lambda session: forms.started(session, trigger, form.enterprise)):
-                self.to_started(trigger, form)  # the button was pressed twice
+                self.to_started(trigger, form, again=True)  # the button was pressed twice, or the preview is an old one
                 return
             shown = await self.in_thread(lambda: forms.preview(database, settings, form.enterprise, request))
         except BadArgument as error:
@@ -190,17 +195,18 @@ class Start(Page):
     def send(self, trigger: str, enterprise: UUID | None, request: Request) -> None:
         """Send the task, whose id is this trigger. Raises Away when the broker does not answer."""
         name = "license_expiry.run_nightly" if enterprise is None else "license_expiry.run_enterprise"
-        given = forms.arguments(enterprise, request)
+        given = forms.arguments(enterprise, request) | {"judged_by": opened()[0].judged_by}
         try:
             self.capp.send_task(name, kwargs=given, task_id=trigger)
         except OperationalError as error:
             what = f"nothing was started: the broker does not answer ({type(error.__cause__ or error).__name__})"
             raise Away(what, "look at the broker, then go back and start it again") from None
 
-    def to_started(self, trigger: str, form: Form) -> None:
-        """Send the browser on, so that a reload starts nothing."""
-        of = f"?enterprise={form.enterprise}" if form.enterprise else ""
-        self.redirect(f"{self.reverse_url('runs_started', trigger)}{of}", status=303)
+    def to_started(self, trigger: str, form: Form, *, again: bool = False) -> None:
+        """Send the browser on, so that a reload starts nothing; `again` if this preview was started before."""
+        of = {"enterprise": str(form.enterprise)} if form.enterprise else {}
+        asked = urlencode(of | ({"again": "yes"} if again else {}))
+        self.redirect(f"{self.reverse_url('runs_started', trigger)}?{asked}", status=303)
 
 
 class Started(Page):
@@ -224,7 +230,9 @@ class Started(Page):
             }
 
         task = self.application.events.state.tasks.get(trigger)
-        self.show("runs_started.html", task=task, trigger=trigger, enterprise=enterprise, **await self.read(work))
+        again = bool(self.get_query_argument("again", ""))
+        known = {"task": task, "trigger": trigger, "enterprise": enterprise, "again": again}
+        self.show("runs_started.html", **known, **await self.read(work))
 
 
 class Stop(Page):
@@ -269,10 +277,16 @@ class Pause(Page):
     @authenticated
     async def post(self) -> None:
         """Do what the button says, and go back."""
+        by = who(self)
         if self.typed("resume"):
-            await self.in_thread(lambda: waits.resume(opened()[1]))
+            try:
+                since = datetime.fromisoformat(self.typed("resume"))
+            except ValueError:
+                raise BadArgument("resume must be the moment of the pause", "go back, and press the button") from None
+            ended = await self.in_thread(lambda: waits.resume(opened()[1], since))
+            log.warning("pause ended", by=by, pause=ended and waits.told_of_pause(ended))
         else:
-            reason, by = parse_reason(self.typed("reason")), who(self)
+            reason = parse_reason(self.typed("reason"))
             await self.in_thread(lambda: waits.pause(opened()[1], by, reason))
         self.redirect(self.reverse_url("runs"), status=303)
 

@@ -43,6 +43,7 @@ def prepare(options: Any) -> None:
         options.tasks_columns = _COLUMNS
     options.format_task = options.format_task or in_short
     State.Task = Retried
+    names.read()
 
 
 def in_short(task: Any) -> Any:

@@ -5,6 +5,7 @@ call or when it is given back, whichever is first; should its worker be lost, `s
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -29,11 +30,16 @@ COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_u
 
 @dataclass(frozen=True)
 class Opened:
-    """What became of opening a run: the id of the enterprise's live run, and whether it is a new one."""
+    """What became of opening a run: the id of the enterprise's run, and whether it is new.
+
+    `repeated` is one that the same trigger has opened before, whatever became of it; any other is the live run that the
+    enterprise had already.
+    """
 
     enterprise: UUID
     run_id: UUID
     new: bool
+    repeated: bool = False
 
 
 def run_id_of(enterprise: UUID, trigger: str) -> UUID:
@@ -75,7 +81,7 @@ def open_runs(
     for rest in range(5, -1, -1):
         try:
             opened = database.transact(work)
-            return [Opened(enterprise, run_id, run_id in inserted) for enterprise, run_id in opened.items()]
+            return [Opened(e, r, r in inserted, r == ids[e] and r not in inserted) for e, r in opened.items()]
         except IntegrityError:  # a rival has one of them; or had it, when it is gone by now
             if not rest:
                 raise
@@ -102,15 +108,24 @@ def _live_runs(session: Session, ids: dict[UUID, UUID], night: datetime | None) 
 
 
 def record_refusal(
-    database: Database, enterprise: UUID, triggered_at: datetime, error: str, scheduled_for: datetime | None = None
+    database: Database,
+    enterprise: UUID,
+    triggered_at: datetime,
+    error: str,
+    scheduled_for: datetime | None = None,
+    trigger: str | None = None,
 ) -> UUID:
-    """Record a run that could not even begin as failed, with the reason; return its id."""
-    run_id = uuid4()
+    """Record a run that could not even begin as failed, with the reason; return its id.
+
+    Once for each `trigger`, as `open_runs` has it.
+    """
+    run_id = run_id_of(enterprise, trigger) if trigger else uuid4()
     row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "error": error}
     row |= {"triggered_at": triggered_at, "as_of": triggered_at}
     row |= {"phase": Phase.FAILED, "scheduled_for": scheduled_for, "dry_run": False, "force": False}
     row |= {"opened_at": DatabaseNow(), "ended_at": DatabaseNow()}
-    database.transact(lambda session: session.execute(insert(Run).values(row)))
+    with suppress(IntegrityError):  # the trigger came before
+        database.transact(lambda session: session.execute(insert(Run).values(row)))
     return run_id
 
 

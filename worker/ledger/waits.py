@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from worker.db.ledger_tables import Retry, Run, Wait
 from worker.db.sql import DatabaseNow, changed
 from worker.db.transactions import Database
-from worker.errors import Paused, Postponed, Unavailable
+from worker.errors import BadArgument, Paused, Postponed, Unavailable
 from worker.ledger.order import Step
 from worker.ledger.stalled import MAX_RUN_AGE, is_newest, queued
 
@@ -86,9 +86,20 @@ def told_of_pause(wait: Wait) -> str:
     return f"everything is paused since {wait.since:%Y-%m-%d %H:%M:%S} UTC by {wait.set_by}: {wait.reason}"
 
 
-def resume(database: Database) -> Wait | None:
-    """Hold nothing any more; return the pause that stood."""
-    return _end(database, PAUSE)
+def resume(database: Database, since: datetime | None = None) -> Wait | None:
+    """Hold nothing any more; return the pause that stood.
+
+    Raises BadArgument when another pause stands than that of `since`.
+    """
+
+    def work(session: Session) -> Wait | None:
+        wait = session.get(Wait, PAUSE, with_for_update=True)
+        if wait and since and wait.since != since:
+            raise BadArgument(f"nothing was resumed: {told_of_pause(wait)}", "look again, and resume that one")
+        session.execute(delete(Wait).where(Wait.kind == PAUSE))
+        return wait
+
+    return database.transact(work)
 
 
 def take_probe(database: Database, seconds: int) -> bool:
@@ -131,13 +142,10 @@ def prolong_outage(database: Database, error: Unavailable, seconds: int) -> None
 
 def end_outage(database: Database) -> Wait | None:
     """Let no run wait for the LMS any more; return the outage that stood."""
-    return _end(database, OUTAGE)
 
-
-def _end(database: Database, kind: str) -> Wait | None:
     def work(session: Session) -> Wait | None:
-        wait = session.get(Wait, kind)
-        session.execute(delete(Wait).where(Wait.kind == kind))
+        wait = session.get(Wait, OUTAGE)
+        session.execute(delete(Wait).where(Wait.kind == OUTAGE))
         return wait
 
     return database.transact(work)

@@ -163,7 +163,7 @@ class Transport:
             if content is None:
                 raise _NothingToSend
             data = json.dumps(content.body).encode()
-            until = guard() - self._timeouts[kind]
+            until = guard() - self._timeout(kind)
             return {
                 "data": TimedBody(data, until, content.fresh_until),
                 "headers": {"Content-Type": "application/json"},
@@ -187,13 +187,19 @@ class Transport:
         return answer.body
 
     @contextmanager
-    def named(self, name: str) -> Iterator[None]:
-        """Let the id of each request that this thread sends meanwhile begin with this name, of a run and a batch."""
-        self._local.name, self._local.number = name, 0
+    def named(self, name: str, most: float = inf) -> Iterator[None]:
+        """Let the id of each request that this thread sends meanwhile begin with this name, of a run and a batch.
+
+        None of them has a time-out of more than `most` seconds.
+        """
+        self._local.name, self._local.number, self._local.most = name, 0, most
         try:
             yield
         finally:
-            self._local.name = ""
+            self._local.name, self._local.most = "", inf
+
+    def _timeout(self, kind: str) -> float:
+        return min(self._timeouts[kind], getattr(self._local, "most", inf))
 
     def lms_now(self) -> datetime | None:
         """The LMS's clock, to a second, by what it told with the last token; None if it told none.
@@ -233,7 +239,7 @@ class Transport:
         options["headers"] = {**options.get("headers", {}), REQUEST_ID: request_id}
         try:
             most = MOST_BYTES_OF_LEARNERS if kind == "learners" else MOST_BYTES
-            response = self._session().call(method, url, self._timeouts[kind], most, **options)
+            response = self._session().call(method, url, self._timeout(kind), most, **options)
             outcome = f"http_{response.status_code}"
             if response.ok and len(response.content) > most:
                 raise too_large(Answer(response.status_code, response.headers, response.content), most, setting)

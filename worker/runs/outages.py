@@ -1,14 +1,18 @@
 """An outage of the LMS is met once and probed once: what one run meets, all runs wait for."""
 
 from math import ceil, inf
+from uuid import uuid4
 
 from worker.deps import Deps
 from worker.errors import Postponed, RunRefused, Unavailable
 from worker.ledger import waits
 from worker.lms.outcomes import THROTTLED, is_outage, was_asked
 from worker.logs import get_logger
+from worker.settings import CONNECT_SECONDS
 
 log = get_logger(__name__)
+
+LEAST_PROBE_SECONDS = 5
 
 
 def look(deps: Deps) -> Postponed | None:
@@ -17,11 +21,13 @@ def look(deps: Deps) -> Postponed | None:
     The probe is a call that concerns nobody. Raises Stopping.
     """
     wait = deps.database.transact(waits.postponement)
-    # Whoever looks during the probe waits for the next one: no longer than that, though a call may take longer.
-    if wait is None or not waits.take_probe(deps.database, deps.settings.TASK_RETRY_SECONDS):
+    # A run that looks during the probe waits until it must have ended: so it ends within an interval.
+    seconds = max(LEAST_PROBE_SECONDS, deps.settings.TASK_RETRY_SECONDS - CONNECT_SECONDS)
+    if wait is None or not waits.take_probe(deps.database, seconds + CONNECT_SECONDS):
         return wait
     try:
-        deps.lms.check_downgrades(lambda: inf, tries=1)
+        with deps.lms.named(f"probe-{uuid4()}", seconds):
+            deps.lms.check_downgrades(lambda: inf, tries=1)
     except RunRefused:
         pass  # it answers; what it refuses is for each run to meet
     except Unavailable as error:

@@ -29,8 +29,8 @@ def one_line(text: str) -> str:
 
     Raises ValueError.
     """
-    # "Cs" is half of a character that is not UTF-8.
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+    # Controls, half of a character that is not UTF-8, what turns the direction of a line round, and ends of lines.
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Cf", "Zl", "Zp") for letter in text):
         raise ValueError("must be one line of text without control characters")
     return text
 
@@ -49,7 +49,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dry_run: StrictBool = False
-    plan_uuids: tuple[UUID, ...] | None = Field(None, min_length=1)
+    plan_uuids: tuple[UUID, ...] | None = Field(None, min_length=1, max_length=1000)
     expired_after: datetime | None = None
     expired_before: datetime | None = None
     force: StrictBool = False
@@ -112,9 +112,9 @@ def parse_reason(text: str) -> str:
     try:
         text = one_line(text).strip()
     except ValueError as error:
-        raise BadArgument(str(error)) from None
+        raise BadArgument(f"the reason {error}") from None
     if not 1 <= len(text) <= REASON_LENGTH:
-        raise BadArgument(f"must have 1 to {REASON_LENGTH} characters")
+        raise BadArgument(f"the reason must have 1 to {REASON_LENGTH} characters")
     return text
 
 

@@ -73,7 +73,7 @@ def _start_runs(
         started += opened
     if not named and request.as_every_night:
         for enterprise, error in unknown_enterprises(deps.settings, deps.database).items():
-            run_id = runs.record_refusal(deps.database, enterprise, triggered_at, str(error), scheduled_for)
+            run_id = runs.record_refusal(deps.database, enterprise, triggered_at, str(error), scheduled_for, trigger)
             started.append(runs.Opened(enterprise, run_id, new=True))
     return started
 
@@ -124,7 +124,8 @@ def _publish(database: Database, publish: Publish, opened: Sequence[runs.Opened]
             if run.new:
                 publish(run.enterprise, run.run_id, 1)
                 left.remove(run.run_id)
-            log.info("run opened" if run.new else "has a live run already", enterprise=run.enterprise, run=run.run_id)
+            what = "run opened" if run.new else "opened before" if run.repeated else "has a live run already"
+            log.info(what, enterprise=run.enterprise, run=run.run_id)
     except Exception:
         with suppress(LicenseExpiryError):  # else they are published when they have waited for long
             runs.let_lapse(database, left)

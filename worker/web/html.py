@@ -116,9 +116,10 @@ def licenses_page(database: Database, run_id: str, done: str, after: str = "") -
 def enterprise_page(database: Database, next_night: NextNight, enterprise: str, flower_url: str = "") -> str:
     """The page of one enterprise: its runs over time, what is held, the next night. Raises as `run_page` does."""
     try:
-        seen = enterprises.one_enterprise(database, UUID(enterprise))
+        named = UUID(enterprise)
     except ValueError:
         raise BadArgument("An enterprise is named by its UUID", "start from the grid of enterprises") from None
+    seen = enterprises.one_enterprise(database, named)
     shown = [
         lines.line_of(run, seen.name, seen.retries.get(run.id, ()), timeline.axis_of([run], seen.now), seen.now)
         for run in seen.runs

@@ -94,7 +94,7 @@ class Overview:
 
     @property
     def is_bad(self) -> bool:
-        """Is anything wrong that somebody is to mend?"""
+        """Does anything need fixing?"""
         return bool(self.silent or self.outage or self.failed_runs)
 
     @property

@@ -184,6 +184,8 @@ def test_a_run_is_described_in_json(database: Database) -> None:
         "enterprise_customer_uuid": str(run.enterprise_customer_uuid),
         "phase": Phase.QUEUED.value,
         "dry_run": True,
+        "triggered_by": None,
+        "reason": None,
         "plans_processed": 0,
         "licenses_downgraded": 0,
         "licenses_held": 0,

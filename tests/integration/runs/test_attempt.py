@@ -4,6 +4,7 @@ import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -330,6 +331,7 @@ class BrokenClient:
         raise ZeroDivisionError("secret@x.example")
 
     unlink = downgrade
+    named = nullcontext
 
 
 @ON_SQLITE

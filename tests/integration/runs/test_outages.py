@@ -242,19 +242,37 @@ def test_a_prober_that_died_holds_nobody_up_for_ever(lms: Simulator, make_test_d
 def test_who_looks_during_a_probe_waits_one_interval_and_no_longer(lms: Simulator, make_test_deps: Make) -> None:
     """It waited for as long as a call may take, 130 s, though the LMS was back after one."""
     laid = lay(lms, licenses=2)
-    deps = make_test_deps(TASK_RETRY_SECONDS=10)
+    deps = make_test_deps(TASK_RETRY_SECONDS=20)
     run_id = open_one(deps, laid.enterprise)
     waits.begin_outage(deps.database, Unavailable("http_503", "away"), 60)
     let_waits_pass(deps.database)
     lms.faults(Fault(delay=60))
     with in_background(lms, lambda: outages.look(deps)) as probing:
         meet(lms, probing, lambda: bool(lms.calls()))
-        assert comes_again(deps, laid, run_id).seconds <= 13, "with its jitter"
+        assert comes_again(deps, laid, run_id).seconds <= 25, "with its jitter"
         lms.faults()
         lms.release()
         assert probing.result() is None
     let_waits_pass(deps.database)
     assert finish(deps, laid.enterprise, run_id).phase == Phase.FINISHED
+
+
+@ON_SQLITE
+def test_a_probe_of_an_lms_that_never_answers_ends_before_the_next(
+    lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(lms, licenses=2)
+    monkeypatch.setattr("worker.runs.outages.LEAST_PROBE_SECONDS", 0.5)
+    deps = make_test_deps(TASK_RETRY_SECONDS=1, BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS=120)
+    waits.begin_outage(deps.database, Unavailable("http_503", "away"), 60)
+    let_waits_pass(deps.database)
+    lms.faults(Fault(kind="downgrade", delay=60))
+    wait = outages.look(deps)  # or the test's own time-out ends it
+    lms.faults()
+    lms.release()
+    assert wait is not None
+    assert wait.reason == "timeout"
+    assert len(lms.calls("downgrade")) == 1
 
 
 @ON_SQLITE
