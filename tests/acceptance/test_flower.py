@@ -87,6 +87,14 @@ def trigger(flower: str, task: str, **names: Any) -> dict[str, Any]:
 
 def chains_in_order(page: Page, engine: Engine) -> str:
     """The list of tasks, which says of each run that its downgrade came before its unlink."""
+    names = [name_of(engine, run.enterprise_customer_uuid) for run in runs(engine)]
+
+    def named() -> bool:
+        page.reload()
+        expect(page.locator("#tasks-table tbody tr")).to_have_count(15)  # of its first page
+        return any(f"{name}/" in page.locator("#tasks-table tbody").inner_text() for name in names)
+
+    eventually(named, what="the names, which are read in a thread")
     page.get_by_role("columnheader", name="Received").first.click()  # of two: the table scrolls under a copy
     page.locator("#tasks-table_length select").select_option("50")
     expect(page.locator("#tasks-table tbody tr")).to_have_count(17)

@@ -87,4 +87,4 @@ def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
     assert started.poll() is None
     assert {run.dry_run for run in runs(engine)} == {True}
     assert lms.calls("downgrade") == lms.calls("unlink") == []
-    assert redis_server.hlen("license_expiry:unacked") == 0
+    eventually(lambda: redis_server.hlen("license_expiry:unacked") == 0, what="an end of what was begun")

@@ -17,6 +17,7 @@ from worker.settings import DatabaseSettings
 from worker.settings_sources import load
 
 NAMES_SECONDS = 60
+UNKNOWN_SECONDS = 5
 
 log = get_logger(__name__)
 
@@ -40,7 +41,8 @@ def customers(session: Session) -> dict[UUID, str]:
 class Names:
     """The customers' names for Flower's own pages, whose event loop must not wait for a database.
 
-    They are read in a thread, again when they are asked for and NAMES_SECONDS have passed.
+    They are read in a thread, again when one is asked for and NAMES_SECONDS have passed, or, if it is not known,
+    UNKNOWN_SECONDS.
     """
 
     def __init__(self) -> None:
@@ -49,7 +51,7 @@ class Names:
 
     def of(self, customer: UUID) -> str:
         """The name as it was last read; the UUID when there is none, or none is known yet."""
-        if time.monotonic() - self._asked_at > NAMES_SECONDS:
+        if time.monotonic() - self._asked_at > (NAMES_SECONDS if customer in self._known else UNKNOWN_SECONDS):
             self.read()
         return self._known.get(customer) or str(customer)
 
