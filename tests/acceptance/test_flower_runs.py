@@ -248,6 +248,9 @@ def test_a_run_is_stopped_and_everything_paused_and_resumed(
     page.get_by_role("button", name="Pause everything").click()
     expect(page.get_by_text("Everything is paused since")).to_contain_text("operator in Flower: the LMS is upgraded")
     seen(page, "runs-paused")
+    another = post_form(flower, "pause", {"resume": "2026-01-31T00:00:00+00:00"})
+    assert (another.status_code, "nothing was resumed: everything is paused" in another.text) == (400, True)
+    assert rows(engine, Wait), "an old page ends no pause that it did not show"
     lms.faults()
     page.get_by_role("button", name="End the pause of operator in Flower: the LMS is upgraded").click()
     expect(page.get_by_text("Everything is paused")).to_have_count(0)

@@ -389,3 +389,19 @@ def test_whether_segment_gets_the_email_is_yes_or_no(env: Env, yaml: Yaml, conte
 def test_whether_segment_gets_the_email_is_nothing_else(env: Env) -> None:
     env(SEGMENT_INCLUDE_EMAIL="perhaps")
     assert list(complaints(refused())) == ["SEGMENT_INCLUDE_EMAIL"]
+
+
+def test_what_judges_who_is_due_is_known_by_one_mark(env: Env) -> None:
+    marks = []
+    for more in (
+        {},
+        {UNLINKING: ONE},
+        {UNLINKING: f"{ONE},{OTHER}"},
+        {"UNLINK_AFTER_DAYS": "91"},
+        {"UNLINK_LIMIT": "0"},
+    ):
+        env(**GOOD, **more)
+        marks.append(load_settings().judged_by)
+    assert len(set(marks)) == 5
+    env(**GOOD, **{UNLINKING: f"{OTHER},{ONE}", "TASK_RETRY_SECONDS": "30"})
+    assert load_settings().judged_by == marks[2], "neither the order nor another setting matters"

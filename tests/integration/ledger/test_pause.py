@@ -11,7 +11,7 @@ from simulator.lms.server import Simulator
 from worker.db.ledger_tables import Night, Run, Wait
 from worker.db.transactions import Database
 from worker.deps import Deps
-from worker.errors import Paused, Postponed
+from worker.errors import BadArgument, Paused, Postponed
 from worker.ledger import nights, waits
 from worker.ledger.nights import PASSED_OVER
 from worker.runs import reconcile, start
@@ -43,6 +43,18 @@ def test_a_pause_is_set_once_and_ended_once(database: Database, engine: Engine) 
     assert ended is not None
     assert (ended.set_by, ended.reason) == ("ops on host", "an upgrade")
     assert (waits.resume(database), rows(engine, Wait)) == (None, [])
+
+
+@ON_EACH
+def test_who_ends_the_pause_that_was_seen_ends_no_other(database: Database, engine: Engine) -> None:
+    seen = pause(database).since
+    waits.resume(database, seen)
+    standing = pause(database, "another")
+    with pytest.raises(BadArgument, match=r"^nothing was resumed: everything is paused since .* by another"):
+        waits.resume(database, seen)
+    assert rows(engine, Wait)
+    assert waits.resume(database, standing.since) is not None
+    assert rows(engine, Wait) == []
 
 
 @ON_EACH

@@ -242,6 +242,23 @@ def test_who_asked_and_why_are_kept(
     )
 
 
+@pytest.mark.parametrize("task", [tasks.run_nightly, tasks.run_enterprise], ids=lambda task: task.name)
+def test_what_was_previewed_with_other_settings_is_not_started(
+    task: Any, queue: Queue, lms: Simulator, wired: Make
+) -> None:
+    laid = lay(lms, licenses=2)
+    deps = wired(**unlinking(laid.enterprise))
+    asked = {"enterprise_customer_uuid": str(laid.enterprise)} if task is tasks.run_enterprise else {}
+    task.apply_async(kwargs=asked | {"judged_by": deps.settings.model_copy(update={"UNLINK_AFTER_DAYS": 91}).judged_by})
+    told = queue.next()
+    assert told.state == "FAILURE"
+    assert "the preview was made with other settings than this worker's" in str(told.result)
+    assert rows(deps.database.engine, Run) == []
+    task.apply_async(kwargs=asked | {"judged_by": deps.settings.judged_by})
+    queue.next()
+    assert len(rows(deps.database.engine, Run)) == 1
+
+
 def test_a_scheduled_night_was_triggered_by_beat(queue: Queue, lms: Simulator, wired: Make) -> None:
     lay(lms, licenses=2)
     deps = wired()
