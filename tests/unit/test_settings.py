@@ -395,7 +395,7 @@ def test_what_judges_who_is_due_is_known_by_one_mark(env: Env) -> None:
     marks = []
     for more in (
         {},
-        {UNLINKING: ONE},
+        {UNLINKING: str(ONE)},
         {UNLINKING: f"{ONE},{OTHER}"},
         {"UNLINK_AFTER_DAYS": "91"},
         {"UNLINK_LIMIT": "0"},
