@@ -23,6 +23,7 @@ from worker.runs import reconcile as reconciling
 from worker.runs.attempt import Retry, attempt
 from worker.runs.request import Request, parse_request, parse_uuid
 from worker.runs.start import start_runs, start_scheduled_night
+from worker.settings import RUN_ENTERPRISE, RUN_NIGHTLY
 
 log = get_logger(__name__)
 
@@ -76,7 +77,7 @@ def _signature(step: Step, enterprise: UUID, run_id: UUID, number: int | None, l
     return current_app.signature(step.task, kwargs=names, immutable=True)
 
 
-@shared_task(name="license_expiry.run_nightly", bind=True, **TRIGGER)
+@shared_task(name=RUN_NIGHTLY, bind=True, **TRIGGER)
 def run_nightly(
     self: Task[Any, Any],
     dry_run: bool = False,
@@ -95,7 +96,7 @@ def run_nightly(
     return _start(self, request, scheduled=scheduled)
 
 
-@shared_task(name="license_expiry.run_enterprise", bind=True, **TRIGGER)
+@shared_task(name=RUN_ENTERPRISE, bind=True, **TRIGGER)
 def run_enterprise(
     self: Task[Any, Any],
     enterprise_customer_uuid: str,

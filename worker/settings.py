@@ -20,7 +20,8 @@ from worker.settings_sources import Sourced, WrongValue, load, setting
 CONNECT_SECONDS = 10
 STEPS_QUEUE = "license_expiry"
 CONTROL_QUEUE = "license_expiry.control"
-TRIGGERS = ("license_expiry.run_nightly", "license_expiry.run_enterprise", "license_expiry.reconcile")
+RUN_NIGHTLY, RUN_ENTERPRISE = "license_expiry.run_nightly", "license_expiry.run_enterprise"
+TRIGGERS = (RUN_NIGHTLY, RUN_ENTERPRISE, "license_expiry.reconcile")
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",

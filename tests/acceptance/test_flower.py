@@ -9,7 +9,7 @@ import redis
 import requests
 from playwright.sync_api import Error, Page, expect
 from sqlalchemy import Engine
-from support.browser import chromium, screenshot
+from support.browser import chromium, operators_page, screenshot
 from support.eventually import eventually
 from support.processes import OPERATOR, WORKER_SQLITE, lay, listed, read, runs
 from support.runs import rows as read_rows, scan, sent
@@ -58,9 +58,7 @@ def test_a_night_is_started_from_flower_and_seen_in_a_browser(
     with chromium() as browser:
         with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
             browser.new_page().goto(f"{flower}/tasks")
-        credentials: Any = dict(zip(("username", "password"), OPERATOR, strict=True))
-        context = browser.new_context(http_credentials=credentials, viewport={"width": 1280, "height": 900})
-        page = context.new_page()
+        page = operators_page(browser)
         page.goto(f"{flower}/tasks")
         shown["tasks"] = chains_in_order(page, engine)
         shown["retry"] = a_retried_task(page, flower, retried, name_of(engine, away))

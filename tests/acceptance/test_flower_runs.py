@@ -11,7 +11,7 @@ import pytest
 import requests
 from playwright.sync_api import Page, expect
 from sqlalchemy import Engine
-from support.browser import chromium, screenshot, violations
+from support.browser import chromium, operators_page, screenshot, violations
 from support.eventually import eventually
 from support.processes import CELERY, OPERATOR, WORKER_SQLITE, ended, listed, read, runs
 from support.runs import rows, sent, times_sent
@@ -25,14 +25,13 @@ from worker.db.ledger_tables import Wait
 from worker.ledger.order import Phase
 
 pytestmark = WORKER_SQLITE
-CREDENTIALS: Any = dict(zip(("username", "password"), OPERATOR, strict=True))
 
 
 @pytest.fixture
 def page() -> Iterator[Page]:
     """A page of a browser that knows the operator's password."""
     with chromium() as browser:
-        yield browser.new_context(http_credentials=CREDENTIALS, viewport={"width": 1280, "height": 900}).new_page()
+        yield operators_page(browser)
 
 
 def seen(page: Page, name: str, within: str = ".runs") -> None:
@@ -318,9 +317,7 @@ def test_it_works_under_a_prefix_without_javascript_on_a_telephone_and_by_keyboa
     flower = start_flower(processes, "--url_prefix=tools/flower") + "/tools/flower"
     worker(app="support.fast_app")
     with chromium() as browser:
-        page = browser.new_context(
-            http_credentials=CREDENTIALS, viewport={"width": 360, "height": 740}, java_script_enabled=False
-        ).new_page()
+        page = operators_page(browser, 360, 740, java_script_enabled=False)
         page.goto(f"{flower}/license-expiry?find={acme.hex[:9]}")
         assert page.url == f"{flower}/license-expiry/start?enterprise={acme}", "only one matches"
         page.get_by_label("Dry run").focus()

@@ -5,9 +5,9 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 from sqlalchemy import Engine
-from support.browser import chromium, screenshot
+from support.browser import chromium, operators_page, screenshot
 from support.eventually import eventually
-from support.processes import COMMAND, OPERATOR, WORKER_SQLITE, ended, listed, runs
+from support.processes import COMMAND, WORKER_SQLITE, ended, listed, runs
 from support.runs import sent
 
 from simulator.data.rows import DAY, Data
@@ -15,8 +15,6 @@ from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
 from worker.ledger.order import Phase
-
-CREDENTIALS: Any = dict(zip(("username", "password"), OPERATOR, strict=True))
 
 
 @WORKER_SQLITE
@@ -50,7 +48,7 @@ def test_an_outage_an_approval_a_forced_run_and_a_mistake(
     worker(app="support.fast_app")
     beat()
     with chromium() as browser:
-        page = browser.new_context(http_credentials=CREDENTIALS, viewport={"width": 1280, "height": 900}).new_page()
+        page = operators_page(browser)
         start_the_night(page, flower)
         eventually(lambda: len(runs(engine)) == 3 and all(run.waits_for for run in runs(engine)), what="the outage")
         an_outage_is_seen(page, serve)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from support.processes import OPERATOR
 from support.services import missing
 
 _QUIET = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
@@ -34,6 +36,14 @@ def violations(page: Page, within: str = "html") -> list[str]:
     page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text("utf-8"))
     found = page.evaluate("within => axe.run(within)", within)["violations"]
     return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
+
+
+def operators_page(browser: Browser, width: int = 1280, height: int = 900, **options: Any) -> Page:
+    """A page of a browser of this size that knows the operator's password for Flower."""
+    login: Any = dict(zip(("username", "password"), OPERATOR, strict=True))
+    return browser.new_context(
+        http_credentials=login, viewport={"width": width, "height": height}, **options
+    ).new_page()
 
 
 def screenshot(page: Page, name: str) -> Path:

@@ -68,6 +68,11 @@ def names_of(session: Session, enterprises: Iterable[UUID]) -> dict[UUID, str]:
     return {enterprise: called for enterprise, called in session.execute(named) if called}
 
 
+def name_of(session: Session, enterprise: UUID) -> str:
+    """The name of this enterprise customer; "" when it has none."""
+    return names_of(session, [enterprise]).get(enterprise, "")
+
+
 def known_enterprises(enterprises: frozenset[UUID]) -> Rows:
     """Which of these enterprise customers have a customer agreement?"""
     customer = Agreement.enterprise_customer_uuid

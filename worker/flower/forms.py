@@ -155,15 +155,15 @@ def expired_plans(session: Session, enterprise: UUID) -> Sequence[Any]:
     return session.execute(theirs.order_by(Plan.expiration_date.desc()).limit(MOST_PLANS)).all()
 
 
-def matching(session: Session, text: str) -> dict[UUID, str]:
-    """The customers whose name holds this text, or whose UUID begins with it."""
+def matching(named: Mapping[UUID, str], text: str) -> dict[UUID, str]:
+    """Those of these customers, with their names, whose name holds this text, or whose UUID begins with it."""
     wanted = text.strip().casefold()
     digits = wanted.replace("-", "")
 
     def matches(customer: UUID, name: str) -> bool:
         return wanted in name.casefold() or customer.hex.startswith(digits or "-")
 
-    return {customer: name for customer, name in customers(session).items() if matches(customer, name)}
+    return {customer: name for customer, name in named.items() if matches(customer, name)}
 
 
 def started(session: Session, trigger: str, enterprise: UUID | None) -> Sequence[Run]:

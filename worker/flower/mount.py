@@ -9,8 +9,9 @@ from flower.views.tasks import TasksDataTable  # type: ignore[import-untyped]
 from tornado.template import Loader, Template
 
 from worker.flower import task_list
-from worker.flower.pages import HANDLERS, who
-from worker.settings import TRIGGERS
+from worker.flower.page import who
+from worker.flower.pages import HANDLERS
+from worker.settings import RUN_ENTERPRISE, RUN_NIGHTLY
 
 _OURS = Path(__file__).parent / "templates"
 # Where a template of Flower's has this, what stands in ours goes before it, or else behind it.
@@ -44,7 +45,7 @@ def mount() -> None:
 
     def with_who(handler: Any) -> Any:
         args, kwargs, options = given(handler)
-        if handler.path_args[:1] and handler.path_args[0] in TRIGGERS[:2] and isinstance(kwargs, dict):
+        if handler.path_args[:1] and handler.path_args[0] in (RUN_NIGHTLY, RUN_ENTERPRISE) and isinstance(kwargs, dict):
             kwargs.setdefault("triggered_by", who(handler))
         return args, kwargs, options
 

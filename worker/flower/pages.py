@@ -1,29 +1,27 @@
 """The pages in Flower that start, stop and pause runs, behind Flower's own login."""
 
-from base64 import b64decode
-from collections.abc import Callable
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
-from flower.views import BaseHandler  # type: ignore[import-untyped]
 from kombu.exceptions import OperationalError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from tornado.ioloop import IOLoop
-from tornado.web import HTTPError, authenticated, url
+from tornado.web import authenticated, url
 
 from worker.db.ledger_tables import Retry, Run
-from worker.db.sql import DatabaseNow
-from worker.due.enterprises import names_of
-from worker.errors import Away, BadArgument, LicenseExpiryError
+from worker.due.enterprises import name_of
+from worker.errors import Away, BadArgument
 from worker.flower import forms
 from worker.flower.database import customers, opened
 from worker.flower.forms import FLAGS, TEXTS, Form
-from worker.ledger import order, runs, waits
+from worker.flower.page import Page, who
+from worker.ledger import runs, waits
 from worker.logs import get_logger
 from worker.runs.request import Request, parse_reason, parse_uuid
+from worker.settings import RUN_ENTERPRISE, RUN_NIGHTLY
+from worker.web.history import read_now
 from worker.web.lines import note_of
 
 log = get_logger(__name__)
@@ -31,83 +29,11 @@ log = get_logger(__name__)
 MOST_SHOWN = 50  # customers found, and live runs
 COMPLETED = 1000  # customers whose names the browser completes
 
-T = TypeVar("T")
-
-
-def who(handler: Any) -> str:
-    """Who uses Flower, for the ledger: the login's name; of an e-mail address only what is before the @."""
-    name = handler.current_user
-    if name is True:  # with basic auth Flower knows no more
-        _, _, credentials = handler.request.headers.get("Authorization", "").partition(" ")
-        name = b64decode(credentials).decode().partition(":")[0]
-    return f"{str(name).partition('@')[0]} in Flower"
-
 
 def note(session: Session, run: Run) -> str:
     """What is to be read of a run as it is now, in the words of its page in `license-expiry serve`."""
     retries = session.scalars(select(Retry).where(Retry.run_id == run.id).order_by(Retry.at)).all()
-    return note_of(run, retries, session.execute(select(DatabaseNow())).scalar_one())
-
-
-class Page(BaseHandler):  # type: ignore[misc]
-    """Base of our pages: reads in threads, shows errors in words, and is framed by nobody."""
-
-    def set_default_headers(self) -> None:
-        """Set the headers of each answer (tornado's hook)."""
-        super().set_default_headers()
-        self.set_header("Content-Security-Policy", "frame-ancestors 'none'; form-action 'self'; base-uri 'none'")
-        self.set_header("Referrer-Policy", "same-origin")
-        self.set_header("Cache-Control", "no-store")
-
-    def prepare(self) -> None:
-        """Refuse what would change anything while Flower is read-only (tornado's hook)."""
-        if self.request.method == "POST" and self.read_only and self.current_user:
-            raise HTTPError(403, "Flower is in read-only mode: nothing can be started or stopped here")
-
-    @property
-    def read_only(self) -> bool:
-        """Was Flower started with --read_only?"""
-        return bool(self.application.options.read_only)
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Do what blocks, the database's work or the broker's, beside Flower's event loop."""
-        return await IOLoop.current().run_in_executor(None, work)
-
-    async def read(self, work: Callable[[Session], T]) -> T:
-        """Read the database in one transaction, beside Flower's event loop."""
-        return await self.in_thread(lambda: opened()[1].transact(work))
-
-    def show(self, template: str, **values: Any) -> None:
-        """Answer with one of our templates; `serve` is the address of `license-expiry serve`, if that is known."""
-        serve = opened()[0].SERVE_URL if "error" not in values else ""
-        self.render(template, read_only=self.read_only, order=order, serve=serve, **values)
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Show an error of ours as a sentence (tornado's hook)."""
-        error = kwargs.get("exc_info", (None, None))[1]
-        if not hasattr(self, "_current_user"):
-            self.current_user = None  # or the page would ask again who this is
-        if isinstance(error, LicenseExpiryError):
-            self.set_status(400 if isinstance(error, BadArgument) else 503)
-            self.show("runs_error.html", error=error)
-        elif isinstance(error, HTTPError) and status_code == 403:
-            self.show("runs_error.html", error=error.log_message or "Refused")
-        else:
-            super().write_error(status_code, **kwargs)
-
-    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Log no traceback for an error that is shown in words (tornado's hook)."""
-        if not isinstance(value, LicenseExpiryError):
-            super().log_exception(typ, value, tb)
-
-    def typed(self, name: str) -> str:
-        """What was typed into a field of the form, unescaped."""
-        value: str = self.get_body_argument(name, "")
-        return value
-
-    def enterprise(self, value: str) -> UUID | None:
-        """The enterprise of this text; None, the whole night, when it is empty. Raises BadArgument."""
-        return parse_uuid("enterprise", value) if value else None
+    return note_of(run, retries, read_now(session))
 
 
 class Choose(Page):
@@ -122,7 +48,7 @@ class Choose(Page):
             live = select(Run).where(Run.live.is_not(None)).order_by(Run.opened_at.desc()).limit(MOST_SHOWN)
             named = customers(session)
             return {
-                "found": forms.matching(session, find) if find else {},
+                "found": forms.matching(named, find) if find else {},
                 "names": named,
                 "live": session.scalars(live).all(),
                 "waits": [wait for wait, _ in waits.standing(session)],
@@ -194,7 +120,7 @@ class Start(Page):
 
     def send(self, trigger: str, enterprise: UUID | None, request: Request) -> None:
         """Send the task, whose id is this trigger. Raises Away when the broker does not answer."""
-        name = "license_expiry.run_nightly" if enterprise is None else "license_expiry.run_enterprise"
+        name = RUN_NIGHTLY if enterprise is None else RUN_ENTERPRISE
         given = forms.arguments(enterprise, request) | {"judged_by": opened()[0].judged_by}
         try:
             self.capp.send_task(name, kwargs=given, task_id=trigger)
@@ -225,7 +151,7 @@ class Started(Page):
             return {
                 "runs": found,
                 "others": list(live),
-                "name": names_of(session, [enterprise]).get(enterprise, str(enterprise)) if enterprise else "",
+                "name": name_of(session, enterprise) or str(enterprise) if enterprise else "",
                 "note": one and note(session, one),
             }
 
@@ -251,8 +177,8 @@ class Stop(Page):
             run = session.get(Run, wanted)
             if run is None:
                 raise BadArgument(f"The ledger has no run {wanted}", "choose one of the live runs")
-            name = names_of(session, [run.enterprise_customer_uuid]).get(run.enterprise_customer_uuid)
-            return {"run": run, "name": name or str(run.enterprise_customer_uuid), "note": note(session, run)}
+            enterprise = run.enterprise_customer_uuid
+            return {"run": run, "name": name_of(session, enterprise) or str(enterprise), "note": note(session, run)}
 
         self.show("runs_stop.html", complaint=complaint, reason=reason, **await self.read(work))
 

@@ -103,8 +103,11 @@ def _live_runs(session: Session, ids: dict[UUID, UUID], night: datetime | None) 
         stopped = (Run.scheduled_for == night, Run.phase == Phase.STOPPED)
         taken |= and_(Run.enterprise_customer_uuid.in_(ids), *stopped)
     found = session.execute(select(Run.enterprise_customer_uuid, Run.id).where(taken))
-    of_each = sorted(((row.enterprise_customer_uuid, row.id) for row in found), key=lambda it: it[1] in ids.values())
-    return dict(of_each)
+    of_each: dict[UUID, UUID] = {}
+    for enterprise, run_id in found:
+        if of_each.get(enterprise) != ids[enterprise]:  # else our own is known, and goes before another
+            of_each[enterprise] = run_id
+    return of_each
 
 
 def record_refusal(

@@ -11,15 +11,15 @@ from sqlalchemy.orm import Session
 
 from worker.db.ledger_tables import HeldLicense, Night, Retry, Run
 from worker.db.transactions import Database
-from worker.due.enterprises import names_of
+from worker.due.enterprises import name_of, names_of
 from worker.errors import BadArgument
 from worker.ledger import order
 from worker.ledger.runs import newest_runs
-from worker.web.history import read_now, read_once
+from worker.web.history import read_now, read_once, retries_by_run
 from worker.web.matters import Failed, failed_enterprises
+from worker.web.runs import held_licenses
 
 MOST_RUNS = 60
-MOST_HELD = 200
 GRID_NIGHTS = 14
 
 
@@ -74,17 +74,13 @@ def one_enterprise(database: Database, enterprise: UUID) -> OneEnterprise:
     """
 
     def work(session: Session) -> OneEnterprise:
-        name = names_of(session, [enterprise]).get(enterprise, "")
+        name = name_of(session, enterprise)
         runs = newest_runs(session, enterprise, MOST_RUNS)
         if not runs and not name:
             raise BadArgument("There is no enterprise of this UUID", "start from the grid of enterprises")
-        retries: dict[UUID, list[Retry]] = {}
-        of_runs = select(Retry).where(Retry.run_id.in_([run.id for run in runs])).order_by(Retry.at)
-        for retry in session.scalars(of_runs):
-            retries.setdefault(retry.run_id, []).append(retry)
-        held = select(HeldLicense).where(HeldLicense.enterprise_customer_uuid == enterprise)
-        held = held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD + 1)
-        return OneEnterprise(read_now(session), enterprise, name, runs, retries, session.scalars(held).all())
+        retries = retries_by_run(session, select(Retry).where(Retry.run_id.in_([run.id for run in runs])))
+        held = held_licenses(session, enterprise)
+        return OneEnterprise(read_now(session), enterprise, name, runs, retries, held)
 
     return read_once(database, work)
 

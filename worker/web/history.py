@@ -104,9 +104,7 @@ def one_night(database: Database, key: str | None) -> OneNight:
         night = session.get(Night, of)
         if not runs and not (night and night.tries > 0):
             raise BadArgument("The ledger has no night of this moment", START_FROM_THE_LIST)
-        retries: dict[UUID, list[Retry]] = {}
-        for retry in session.scalars(_of_night(select(Retry).join(Run, Run.id == Retry.run_id), of).order_by(Retry.at)):
-            retries.setdefault(retry.run_id, []).append(retry)
+        retries = retries_by_run(session, _of_night(select(Retry).join(Run, Run.id == Retry.run_id), of))
         names = names_of(session, [run.enterprise_customer_uuid for run in runs])
         return OneNight(read_now(session), of, night, runs, retries, names)
 
@@ -128,6 +126,14 @@ def read_once(database: Database, work: Callable[[Session], T]) -> T:
             database.require_schema()  # names what it lacks
             raise Unavailable("database", *cannot_be_used(database.engine, error)) from error
     raise AssertionError("unreachable")
+
+
+def retries_by_run(session: Session, which: Select[Retry]) -> dict[UUID, list[Retry]]:
+    """These retries by the runs that they are of, in order."""
+    found: dict[UUID, list[Retry]] = {}
+    for retry in session.scalars(which.order_by(Retry.at)):
+        found.setdefault(retry.run_id, []).append(retry)
+    return found
 
 
 def read_now(session: Session) -> datetime:

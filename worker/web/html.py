@@ -178,8 +178,7 @@ def _sums(of: Sequence[Run]) -> dict[str, int]:
         "stopped": phases.count(order.Phase.STOPPED),
         "live": sum(phase not in ENDED for phase in phases),
     }
-    columns = ("licenses_downgraded", "learners_unlinked", "learners_protected", "licenses_held", "retries")
-    return counted | {name.rpartition("_")[2]: sum(map(attrgetter(name), of)) for name in columns}
+    return counted | {name.rpartition("_")[2]: sum(map(attrgetter(name), of)) for name in history.SUMMED}
 
 
 def _cell(run: Any) -> tuple[str, str, str]:

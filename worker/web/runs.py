@@ -26,7 +26,7 @@ from worker.db.license_manager_tables import (
 from worker.db.sql import Digits, OneOf
 from worker.db.transactions import Database
 from worker.due import conditions
-from worker.due.enterprises import names_of
+from worker.due.enterprises import name_of
 from worker.errors import BadArgument
 from worker.ledger import runs
 from worker.web.history import read_now, read_once
@@ -82,16 +82,15 @@ def one_run(database: Database, run_id: UUID) -> OneRun:
 
     def work(session: Session) -> OneRun:
         run, now = _run(session, run_id), read_now(session)
-        enterprise, held = run.enterprise_customer_uuid, select(HeldLicense)
-        held = held.where(HeldLicense.run_id == run_id, HeldLicense.enterprise_customer_uuid == enterprise)
+        enterprise = run.enterprise_customer_uuid
         calls = select(LmsCall.step, LmsCall.outcome, func.sum(LmsCall.calls), func.sum(LmsCall.seconds))
         calls = calls.where(LmsCall.run_id == run_id).group_by(LmsCall.step, LmsCall.outcome)
         return OneRun(
             now=now,
             run=run,
-            name=names_of(session, [enterprise]).get(enterprise, ""),
+            name=name_of(session, enterprise),
             retries=session.scalars(select(Retry).where(Retry.run_id == run_id).order_by(Retry.at)).all(),
-            held=session.scalars(held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD)).all(),
+            held=held_licenses(session, enterprise, HeldLicense.run_id == run_id),
             calls=session.execute(calls.order_by(LmsCall.step, LmsCall.outcome)).all(),
             others=[other for other in runs.newest_runs(session, enterprise, OTHER_RUNS) if other.id != run_id],
             plans=_plans(session, run, now),
@@ -112,10 +111,16 @@ def licenses(database: Database, run_id: UUID, done: str, after: UUID | None) ->
         found = conditions.licenses(License.uuid, Plan.title).where(_of_enterprise(run), which)
         page = conditions.first_after(found, MOST_LISTED + 1, after)
         rows = session.execute(page, {"after": after} if after else {}).all()
-        name = names_of(session, [run.enterprise_customer_uuid]).get(run.enterprise_customer_uuid, "")
+        name = name_of(session, run.enterprise_customer_uuid)
         return Listed(now, run, name, rows[:MOST_LISTED], len(rows) > MOST_LISTED)
 
     return read_once(database, work)
+
+
+def held_licenses(session: Session, enterprise: UUID, *which: ColumnElement[bool]) -> Sequence[HeldLicense]:
+    """The held licenses of an enterprise, those for `which` this is true; one more than MOST_HELD where there are."""
+    held = select(HeldLicense).where(HeldLicense.enterprise_customer_uuid == enterprise, *which)
+    return session.scalars(held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD + 1)).all()
 
 
 def _run(session: Session, run_id: UUID) -> Run:
