@@ -2,16 +2,17 @@
 
 import re
 from html import unescape
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, insert, update
 from support.runs import ON_EACH, ON_SQLITE, Make, attempt, finish, lay, open_one, ready, unlinking
 
 from simulator.data.rows import DAY, Data
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.db.ledger_tables import Run
+from worker.db.ledger_tables import HeldLicense, Run
 from worker.errors import BadArgument
 from worker.ledger.order import DOWNGRADE
 from worker.web import html as pages, runs
@@ -125,3 +126,19 @@ def test_a_run_that_waits_tells_the_tries_made_and_left(engine: Engine, lms: Sim
     assert re.search(r"<dt>Tries</dt><dd>2 failed tries, 3 left; given up 20\S+ \S+ UTC if nothing changes</dd>", page)
     assert 'data-again="yes"' in page
     assert "They are counted once the run has ended." in page
+
+
+@ON_SQLITE
+def test_more_held_licenses_than_a_page_shows_are_said_to_be_more(lms: Simulator, make_test_deps: Make) -> None:
+    laid = lay(lms, licenses=1)
+    deps = make_test_deps()
+    run_id = open_one(deps, laid.enterprise)
+    held: dict[str, Any] = {"enterprise_customer_uuid": laid.enterprise, "run_id": run_id, "step": "unlink", "tries": 1}
+    held |= {"reason": "http_400", "first_held_at": deps.database.now(), "as_of": deps.database.now()}
+    for number, more in ((runs.MOST_HELD, False), (1, True)):
+        rows = [{"license_uuid": uuid4(), **held} for _ in range(number)]
+        with deps.database.engine.begin() as connection:
+            connection.execute(insert(HeldLicense), rows)
+        said = [pages.run_page(deps.database, str(run_id))]
+        said.append(pages.enterprise_page(deps.database, lambda _: None, str(laid.enterprise)))
+        assert ["There are more" in page for page in said] == [more] * 2
