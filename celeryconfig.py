@@ -7,7 +7,7 @@ from celery.schedules import ParseException, crontab
 
 from worker.errors import Unusable, WrongSetting
 from worker.settings import CONTROL_QUEUE, STEPS_QUEUE, TRIGGERS, CelerySettings, load_settings
-from worker.settings_sources import load
+from worker.settings.sources import load
 
 
 def _refuse(error: Unusable) -> NoReturn:
@@ -72,6 +72,8 @@ _redis: dict[str, Any] = {
     "health_check_interval": 25,
 }
 _options = {"redis": _redis, "rediss": _redis, "amqp": {"confirm_publish": True}, "amqps": {"confirm_publish": True}}
+# py-amqp checks the certificate by itself, but the host's name only when told which: None is that of the URL.
+broker_use_ssl = {"server_hostname": None} if _s.CELERY_BROKER_URL.startswith("amqps:") else None
 broker_transport_options = _options.get(_s.CELERY_BROKER_URL.partition(":")[0], {})
 result_backend_transport_options = _redis
 redis_socket_timeout = _redis["socket_timeout"]

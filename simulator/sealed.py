@@ -7,7 +7,7 @@ files in /run/secrets shut out; what they have in their environment was left to 
 import sys
 from collections.abc import Mapping
 
-from worker import settings_sources
+from worker.settings import sources
 
 # An allowlist: a proxy, PGHOST or CELERY_BROKER_READ_URL leads to real places as well as a setting of ours does.
 HARMLESS = (
@@ -23,7 +23,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 def close_secrets() -> None:
     """Let this process and its children read no setting from /run/secrets."""
-    settings_sources.SECRETS_FOLDER = settings_sources.SECRETS_FOLDER / "not for the demo"
+    sources.SECRETS_FOLDER = sources.SECRETS_FOLDER / "not for the demo"
 
 
 def main() -> None:

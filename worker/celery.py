@@ -14,7 +14,8 @@ from worker.deps import SHUTDOWN
 from worker.errors import Away, Unusable
 from worker.flower import guard
 from worker.settings import CelerySettings, load_settings
-from worker.settings_sources import load
+from worker.settings.network import exposed
+from worker.settings.sources import load
 
 SHUTDOWN_SECONDS = 20
 
@@ -59,6 +60,8 @@ def refuse_to_start(signal: Any, **_: Any) -> None:
         given = load_settings(broker=True)
         if worker:
             logs.configure(given.LOG_FORMAT)  # which Celery asks for only later, and beat has asked for
+        for what, remedy in exposed(dict(given)):
+            log.warning(what, remedy=remedy)
         try:
             check_answers(make_engine(given.DATABASE_URL))  # its driver is imported once, for all processes
         except Away as error:

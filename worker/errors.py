@@ -15,6 +15,7 @@
     ├── Paused                 an operator has paused everything: start nothing
     ├── Stopping               this worker is shutting down: hand the run back
     ├── Stopped                an operator has stopped the run: end it
+    ├── Unexpected             an error of our own: its type alone is shown, the worker's log has the places
     └── LeaseLost              another worker took the run over: send nothing, record nothing
 
 The reason codes: `http_<status>`, `connection_error`, `timeout`, `throttled`, `token_http_<status>`, `bad_token`,
@@ -24,21 +25,24 @@ The reason codes: `http_<status>`, `connection_error`, `timeout`, `throttled`, `
 
 from collections.abc import Mapping, Sequence
 
+from worker.masking import mask
+
 
 class LicenseExpiryError(Exception):
     """Base of every error that this package raises on purpose.
 
     `what` says what happened, `remedy` what to do about it; neither ends with a full stop. The errors that only steer a
     worker (NotClaimed, Stopping, Stopped, LeaseLost, BatchRefused) have no remedy: nobody needs to do anything. `args`
-    are plain, because Celery may pickle an error or write it as JSON.
+    are plain, because Celery may pickle an error or write it as JSON. Passwords of URLs and e-mail addresses are masked
+    here: the ledger, pages, results, reports and the command show these texts.
     """
 
     joint = ": "
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(what, remedy)
-        self.what = what
-        self.remedy = remedy
+        self.what = mask(what)
+        self.remedy = mask(remedy)
+        super().__init__(self.what, self.remedy)
 
     def __str__(self) -> str:
         return self.joint.join(part for part in (self.what, self.remedy) if part)
@@ -71,7 +75,7 @@ class SeveralWrong(Unusable):
     def __init__(self, what: str, parts: Sequence[Unusable | Sequence[str]]) -> None:
         super().__init__(what)
         self.parts = [part if isinstance(part, Unusable) else Unusable(*part) for part in parts]
-        self.args = (what, [(part.what, part.remedy) for part in self.parts])
+        self.args = (self.what, [(part.what, part.remedy) for part in self.parts])
 
     def __str__(self) -> str:
         return "\n".join([f"{self.what}:", *(f"  {part}" for part in self.parts)])
@@ -82,7 +86,7 @@ class BadArgument(LicenseExpiryError):
 
     def __init__(self, what: str, remedy: str = "", complaints: Mapping[str, str] | None = None) -> None:
         super().__init__(what, remedy)
-        self.complaints = complaints or {}
+        self.complaints = {name: mask(complaint) for name, complaint in (complaints or {}).items()}
 
 
 class NotClaimed(LicenseExpiryError):
@@ -105,6 +109,10 @@ class Stopped(LicenseExpiryError):
     """An operator has stopped this run; nothing more is begun."""
 
 
+class Unexpected(LicenseExpiryError):
+    """An error of our own ended a task. Its text is shown nowhere: it may quote anything."""
+
+
 class ReasonedError(LicenseExpiryError):
     """An error with a stable `reason` code.
 
@@ -113,7 +121,7 @@ class ReasonedError(LicenseExpiryError):
 
     def __init__(self, reason: str, what: str, remedy: str = "", retry_after: float | None = None) -> None:
         super().__init__(what, remedy)
-        self.args = (reason, what, remedy, retry_after)
+        self.args = (reason, self.what, self.remedy, retry_after)
         self.reason = reason
         self.retry_after = retry_after
 

@@ -1,22 +1,45 @@
 """Log lines: one for each event, key=value for people or JSON for a log store, and what they carry."""
 
 import logging
+import traceback
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, ExcInfo, Processor
+
+from worker.errors import LicenseExpiryError
+from worker.masking import kind_of, mask_all
 
 _FIRST = ["timestamp", "level", "event", "enterprise", "run", "step"]
 # Celery tells of each message that it receives and of each result: at INFO the story of a night is ours alone.
 TALKATIVE = ("celery.worker.strategy", "celery.app.trace", "alembic")
 
 
+def places(exc_info: ExcInfo) -> str:
+    """A traceback without the texts of errors that are not ours: where it happened, and of what type each one is."""
+    lines = ["Traceback:\n"]
+    error: BaseException | None = exc_info[1]
+    known: set[int] = set()
+    while error is not None and id(error) not in known:
+        known.add(id(error))
+        said = f"{type(error).__name__}: {error}" if isinstance(error, LicenseExpiryError) else kind_of(error)
+        lines += [*traceback.format_tb(error.__traceback__), f"{said}\n"]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        lines += ["caused by\n"] if error else []
+    return "".join(lines).rstrip()
+
+
+def _mask(_: object, __: str, event: EventDict) -> EventDict:
+    masked: EventDict = mask_all(event)
+    return masked
+
+
 _SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
-    structlog.processors.format_exc_info,
+    structlog.processors.ExceptionRenderer(places),
 ]
 
 # Until `configure` is called, lines go where those of any library go.
@@ -42,7 +65,7 @@ def configure(log_format: str, level: int = logging.INFO, file: str | Path | Non
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_SHARED,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(log_format)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _mask, _renderer(log_format)],
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -16,7 +16,7 @@ from support.services import missing
 
 from worker.flower.guard import FlowerSettings
 from worker.settings import CelerySettings, DatabaseSettings, Settings
-from worker.settings_sources import CONFIG_FILE_VARIABLE
+from worker.settings.sources import CONFIG_FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))

@@ -127,7 +127,7 @@ def test_kustomize_gives_the_pods_their_config_and_secrets(rendered: Path) -> No
 def test_what_is_mounted_is_what_the_worker_reads(rendered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = rendered / "plugins/license-expiry"
     monkeypatch.setenv("LICENSE_EXPIRY_CFG", str(ours / "config.yml"))
-    monkeypatch.setattr("worker.settings_sources.SECRETS_FOLDER", ours / "secrets")
+    monkeypatch.setattr("worker.settings.sources.SECRETS_FOLDER", ours / "secrets")
     settings = Settings()
     assert settings.BACKEND_SERVICE_EDX_OAUTH2_SECRET == OAUTH2_SECRET
     assert settings.LMS_URL == "http://lms:8000"

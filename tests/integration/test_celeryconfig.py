@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from worker.settings import Settings
-from worker.settings_sources import CONFIG_FILE_VARIABLE
+from worker.settings.sources import CONFIG_FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 TASKS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from worker.settings import Settings
-from worker.settings_sources import CONFIG_FILE_VARIABLE
+from worker.settings.sources import CONFIG_FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 OURS = ("worker", "tasks", "simulator", "celeryconfig")
@@ -66,7 +66,7 @@ def test_what_a_module_does_not_load(module: str, unwanted: tuple[str, ...]) -> 
 
 def test_celery_settings_load_our_settings_and_errors_alone() -> None:
     modules = of(OURS, loaded_by("celeryconfig"))
-    assert modules == {"celeryconfig", "worker", "worker.settings", "worker.settings_sources", "worker.errors"}
+    assert modules == {"celeryconfig", "worker", "worker.settings", "worker.settings.sources", "worker.errors"}
 
 
 def test_what_is_due_and_the_client_know_nothing_of_each_other() -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from simulator.lms.server import Simulator
 from support.runs import Laid
 from worker.settings import Settings
-from worker.settings_sources import CONFIG_FILE_VARIABLE
+from worker.settings.sources import CONFIG_FILE_VARIABLE
 
 REQUIRED = ("DATABASE_URL", "LMS_URL", "BACKEND_SERVICE_EDX_OAUTH2_KEY", "BACKEND_SERVICE_EDX_OAUTH2_SECRET")
 SETTINGS = (*Settings.model_fields, CONFIG_FILE_VARIABLE)

@@ -19,7 +19,7 @@ from simulator.lms.server import Simulator
 from support.runs import ready
 from worker.cli import main
 from worker.settings import Settings
-from worker.settings_sources import CONFIG_FILE_VARIABLE
+from worker.settings.sources import CONFIG_FILE_VARIABLE
 
 COMMAND = Path(sys.executable).with_name("license-expiry")
 LIST = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"

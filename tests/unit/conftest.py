@@ -6,7 +6,7 @@ import pytest
 from support.settings import GOOD, Env, Yaml
 
 from worker.settings import Settings
-from worker.settings_sources import CONFIG_FILE_VARIABLE
+from worker.settings.sources import CONFIG_FILE_VARIABLE
 
 
 @pytest.fixture(autouse=True)

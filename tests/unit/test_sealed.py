@@ -12,7 +12,7 @@ def test_settings_in_run_secrets_reach_neither_a_process_of_the_demo_nor_its_chi
     """SEGMENT_KEY above all: with it the demo would report its invented learners to a real Segment."""
     (tmp_path / "SEGMENT_KEY").write_text("real-key")
     look = (
-        "import os, pathlib; from worker import settings_sources as sources\n"
+        "import os, pathlib; from worker.settings import sources\n"
         f"sources.SECRETS_FOLDER = pathlib.Path({str(tmp_path)!r})\n"
         "from simulator.sealed import close_secrets; from worker.settings import load_settings\n"
         "print(load_settings().SEGMENT_KEY)\n"
@@ -20,7 +20,7 @@ def test_settings_in_run_secrets_reach_neither_a_process_of_the_demo_nor_its_chi
         "os.fork() or (print(load_settings().SEGMENT_KEY or 'none', flush=True), os._exit(0)); os.wait()"
     )
     given = {name: "x" for name, field in Settings.model_fields.items() if field.is_required()}
-    given |= {"DATABASE_URL": "sqlite:///x", "LMS_URL": "http://x", "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "x"}
+    given |= {"DATABASE_URL": "sqlite:///x", "LMS_URL": "https://x", "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "x"}
     told = subprocess.run(
         [sys.executable, "-c", look],
         env={**os.environ, **given},

@@ -16,7 +16,8 @@ from worker.errors import Unusable
 from worker.ledger.identity import ledger_at
 from worker.lms.patience import Patience
 from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
-from worker.settings_sources import load
+from worker.settings.network import exposed
+from worker.settings.sources import load, origins
 
 NEEDED = ("settings", "database", "ledger", "rights", "broker")  # to know whose the workers on the broker are
 ANSWER_SECONDS = 2.0  # for workers, whose main process is in no step
@@ -40,6 +41,12 @@ def _settings() -> Iterator[Finding]:
         ends = (calls, settings.LEASE_SECONDS, settings.TASK_TIME_LIMIT_SECONDS, settings.VISIBILITY_TIMEOUT_SECONDS)
         in_order = "the time-outs of call, lease, task and message are in order: {} < {} < {} < {} s".format(*ends)
         yield Finding("settings", "ok", in_order)
+        *places, (_, defaults) = origins(Settings).items()
+        for place, names in places:
+            yield Finding("settings", "ok", f"from {place}: {', '.join(names) or 'none'}")
+        yield Finding("settings", "ok", f"not set, so at their defaults: {len(defaults)}")
+        for what, remedy in exposed(dict(settings)):
+            yield Finding("settings", "warning", what, remedy)
     except Unusable as error:
         yield from wrong("settings", error)
 

@@ -26,7 +26,8 @@ from worker.ledger.lms_address import set_lms
 from worker.ledger.runs import newest_runs
 from worker.runs.request import check_against_database, parse_request, unknown_enterprises
 from worker.runs.start import start_runs
-from worker.settings import http_address, load_settings
+from worker.settings import load_settings
+from worker.settings.urls import http as http_address
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

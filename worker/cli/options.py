@@ -19,7 +19,7 @@ from worker.db.transactions import Database
 from worker.due.enterprises import names_of
 from worker.errors import LicenseExpiryError
 from worker.settings import DatabaseSettings
-from worker.settings_sources import load
+from worker.settings.sources import load
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _NARROWING = (
@@ -42,7 +42,7 @@ def narrowing(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def exiting(command: Callable[..., int]) -> Callable[..., None]:
-    """End a command with its exit status; an error of ours is printed, and the exit status is 2."""
+    """End a command with its exit status: 2 with the sentence of an error of ours, 1 with the places of another."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -51,6 +51,12 @@ def exiting(command: Callable[..., int]) -> Callable[..., None]:
         except LicenseExpiryError as error:
             tables.err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
             status = 2
+        except click.ClickException:
+            raise
+        except Exception as error:
+            told = logs.places((type(error), error, error.__traceback__))
+            tables.err.print(f"An error of our own: report it with this.\n{told}", markup=False, highlight=False)
+            status = 1
         raise SystemExit(status)
 
     return wrapped

@@ -14,7 +14,7 @@ from worker.db.transactions import Database
 from worker.errors import LicenseExpiryError
 from worker.logs import get_logger
 from worker.settings import DatabaseSettings
-from worker.settings_sources import load
+from worker.settings.sources import load
 
 NAMES_SECONDS = 60
 UNKNOWN_SECONDS = 5

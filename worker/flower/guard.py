@@ -8,7 +8,7 @@ import click
 
 from worker.errors import Unusable, WrongSetting
 from worker.flower import task_list
-from worker.settings_sources import Sourced, load, setting
+from worker.settings.sources import Sourced, load, setting
 
 _LOOPBACK = "127.0.0.1"
 

@@ -80,8 +80,8 @@ def flower(settings: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     """The port of a Flower that was told nothing but its port, with its password in a secret's file."""
     (tmp_path / "FLOWER_BASIC_AUTH").write_text("operator:from a file\n")
     (tmp_path / "with_secrets.py").write_text(
-        "import pathlib, worker.settings_sources\n"
-        f"worker.settings_sources.SECRETS_FOLDER = pathlib.Path({str(tmp_path)!r})\n"
+        "import pathlib, worker.settings.sources\n"
+        f"worker.settings.sources.SECRETS_FOLDER = pathlib.Path({str(tmp_path)!r})\n"
         "from worker.celery import app\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -1,6 +1,8 @@
 """Where settings come from, and which of several wins."""
 
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import UUID
 
@@ -8,8 +10,8 @@ import pytest
 from support.settings import GOOD, ONE, OTHER, SECRET, UNLINKING, Env, Yaml, complaints, refused
 
 from worker.errors import Unusable
-from worker.settings import CelerySettings, DatabaseSettings, load_settings
-from worker.settings_sources import CONFIG_FILE_VARIABLE, load
+from worker.settings import CelerySettings, DatabaseSettings, Settings, load_settings
+from worker.settings.sources import CONFIG_FILE_VARIABLE, load, origins
 
 SECRETS = ("database-password", "broker-password", "backend-password", "the-lms-secret")
 
@@ -173,6 +175,67 @@ def test_a_file_that_is_no_yaml_mapping_is_named(env: Env, yaml: Yaml, content: 
     assert message.startswith(f"{CONFIG_FILE_VARIABLE}: {path} is not a YAML mapping")
 
 
+# Names
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("LMS_URLS", "LMS_URL"),
+        ("lms_url", "LMS_URL"),
+        ("UNLINK_AFTER_DAY", "UNLINK_AFTER_DAYS"),
+        ("CUSTOMERS_WITH_EXPIRED_LICENCES_UNLINKING_ENABLED", UNLINKING),
+        ("TIMEZONE", "TIME_ZONE"),
+        ("DATABASE_URI", "DATABASE_URL"),
+    ],
+)
+def test_a_misspelt_name_in_the_file_is_named_with_the_one_that_was_meant(
+    env: Env, yaml: Yaml, written: str, meant: str
+) -> None:
+    env()
+    yaml(f"{written}: the-lms-secret\n")
+    message = refused()
+    assert list(complaints(message)) == [written]
+    assert f"perhaps to {meant}," in message
+    assert "the-lms-secret" not in message
+
+
+def test_license_managers_own_file_is_taken(env: Env, yaml: Yaml) -> None:
+    own = """SECRET_KEY ALLOWED_HOSTS DATABASES CACHES JWT_AUTH LANGUAGE_CODE MEDIA_ROOT STATIC_URL LOGIN_URL
+    CELERY_BROKER_TRANSPORT CELERY_BROKER_HOSTNAME CELERY_BROKER_VHOST CELERY_BROKER_USER CELERY_BROKER_PASSWORD
+    CELERY_TASK_TIME_LIMIT CELERY_TASK_SOFT_TIME_LIMIT CELERY_RESULT_EXTENDED CELERY_TASK_ALWAYS_EAGER CMS_URL
+    SOCIAL_AUTH_EDX_OAUTH2_KEY SOCIAL_AUTH_EDX_OAUTH2_SECRET SOCIAL_AUTH_EDX_OAUTH2_ISSUER
+    SOCIAL_AUTH_EDX_OAUTH2_LOGOUT_URL SOCIAL_AUTH_EDX_OAUTH2_PUBLIC_URL_ROOT BACKEND_SERVICE_EDX_OAUTH2_PROVIDER_URL
+    BULK_ENROLL_REQUEST_TIMEOUT_SECONDS BULK_ENROLL_REQUEST_LIMIT SUPPORT_SITE_URL ENTERPRISE_CATALOG_URL BRAZE_API_KEY
+    DEFAULT_DAYS_BEFORE_LICENSE_PURGE SUBSCRIPTION_PLAN_RENEWAL_LOCK_PERIOD_HOURS FLOWER_BASIC_AUTH"""
+    yaml("".join(f"{name}: x\n" for name in own.split()) + "UNLINK_AFTER_DAYS: 30\n")
+    env(UNLINK_AFTER_DAYS=None)
+    assert load_settings().UNLINK_AFTER_DAYS == 30
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_null_in_the_file_is_not_set(env: Env, yaml: Yaml, name: str) -> None:
+    env(**{name: None})
+    yaml(f"{name}: null\n")
+    if name in GOOD:
+        assert "is not set" in complaints(refused())[name]
+    else:
+        assert getattr(load_settings(), name) == Settings.model_fields[name].default
+
+
+def test_where_each_setting_comes_from_is_known(env: Env, yaml: Yaml, secrets: Path) -> None:
+    env(DATABASE_URL=None, **{SECRET: None})
+    (secrets / SECRET).write_text("the-lms-secret")
+    (secrets / "LMS_URL").write_text("https://hidden.example.com")
+    path = yaml("DATABASE_URL: sqlite:////tmp/x\nUNLINK_LIMIT: 5\nTIME_ZONE: null\n")
+    found = origins(Settings)
+    assert found.pop("the environment") == ["CELERY_BROKER_URL", "LMS_URL", "BACKEND_SERVICE_EDX_OAUTH2_KEY"]
+    assert found.pop(str(secrets)) == [SECRET]
+    assert found.pop(str(path)) == ["DATABASE_URL", "UNLINK_LIMIT"]
+    assert len(found.pop("the default")) == len(Settings.model_fields) - 6
+    assert found == {}
+
+
 # Secrets
 
 
@@ -181,7 +244,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder that stands for /run/secrets."""
     folder = tmp_path / "secrets"
     (folder / "kubernetes.io").mkdir(parents=True)
-    monkeypatch.setattr("worker.settings_sources.SECRETS_FOLDER", folder)
+    monkeypatch.setattr("worker.settings.sources.SECRETS_FOLDER", folder)
     return folder
 
 
@@ -209,6 +272,35 @@ def test_an_empty_secret_is_as_good_as_none(env: Env, yaml: Yaml, secrets: Path)
     yaml("DATABASE_URL: mysql://u:p@mysql/license_manager\n")
     (secrets / "DATABASE_URL").write_text("\n")
     assert load_settings().DATABASE_URL == "mysql+pymysql://u:p@mysql/license_manager"
+
+
+def test_a_secret_that_cannot_be_read_is_named(env: Env, secrets: Path) -> None:
+    env(DATABASE_URL=None)
+    (secrets / "DATABASE_URL").mkdir()
+    (secrets / SECRET).write_bytes(b"\xff\xfe")
+    (secrets / "LMS_URL").symlink_to(secrets / "not there")
+    told = complaints(refused())
+    assert (
+        f"the file {secrets}/DATABASE_URL cannot be read by user {os.getuid()} (Is a directory)" in told["DATABASE_URL"]
+    )
+    assert "(it is not UTF-8)" in told[SECRET]
+    assert set(told) == {"DATABASE_URL", SECRET}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_secret_of_another_user_is_named(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root reads everything, a child that is nobody looks."""
+    env(DATABASE_URL=None)
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr("worker.settings.sources.SECRETS_FOLDER", Path(folder))
+        Path(folder, "DATABASE_URL").write_text("mysql://u:the-lms-secret@h/d")
+        Path(folder, "DATABASE_URL").chmod(0o400)
+        child = os.fork()
+        if not child:
+            os.setuid(65534)
+            os._exit("DATABASE_URL cannot be read by user 65534 (Permission denied)" not in refused())
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_wrong_secret_is_told_like_any_other(env: Env, secrets: Path) -> None:

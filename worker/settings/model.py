@@ -6,42 +6,26 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from pydantic import PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
-from worker.settings_sources import Sourced, WrongValue, load, setting
+from worker.settings import urls
+from worker.settings.sources import Sourced, WrongValue, load, setting
 
 CONNECT_SECONDS = 10
 STEPS_QUEUE = "license_expiry"
 CONTROL_QUEUE = "license_expiry.control"
 RUN_NIGHTLY, RUN_ENTERPRISE = "license_expiry.run_nightly", "license_expiry.run_enterprise"
 TRIGGERS = (RUN_NIGHTLY, RUN_ENTERPRISE, "license_expiry.reconcile")
-_DRIVERS = {
-    "postgres": "postgresql+psycopg",
-    "postgresql": "postgresql+psycopg",
-    "mysql": "mysql+pymysql",
-    "mariadb": "mariadb+pymysql",
-}
-_BROKERS = ("redis://", "rediss://", "amqp://", "amqps://", "memory://")
 _BROKER_EXAMPLE = "redis://:password@redis:6379/5"
 
 
 def retry_wait(first: int, attempt: int) -> int:
     """Seconds before the retry that follows attempt number `attempt` (from 0), without jitter: doubled, up to 900."""
     return min(first * (1 << min(attempt, 16)), max(900, first))
-
-
-def http_address(value: str) -> str:
-    """An address without a slash at its end. Raises ValueError unless it begins with http:// or https://."""
-    if not value.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
-    return value.rstrip("/")
 
 
 def _in_order(value: int, info: ValidationInfo, above: Sequence[str], below: Sequence[str] = ()) -> int:
@@ -85,26 +69,10 @@ class CelerySettings(Sourced):
             raise ValueError("must not be yes or no")
         return value
 
-    @field_validator("CELERY_BROKER_URL")
-    @classmethod
-    def _known_broker(cls, value: str) -> str:
-        if value and not value.startswith(_BROKERS):
-            raise ValueError("must begin with redis://, rediss://, amqp:// or amqps://")
-        try:
-            _ = urlsplit(value).port
-        except ValueError:  # whose text may hold the password
-            raise ValueError("is not a URL; is a special character of the password not %-escaped?") from None
-        return value
-
     @field_validator("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
     @classmethod
-    def _with_its_certificate(cls, value: str) -> str:
-        if value and "://" not in value:
-            raise ValueError("is not a URL")
-        if value.startswith("rediss://") and "ssl_cert_reqs=" not in value:
-            what = "must say ?ssl_cert_reqs=required: without it no certificate is checked"
-            raise WrongValue(what, "Keep TLS: rediss://:password@redis:6379/5?ssl_cert_reqs=required")
-        return value
+    def _where_messages_go(cls, value: str, info: ValidationInfo) -> str:
+        return value and (urls.broker if info.field_name == "CELERY_BROKER_URL" else urls.backend)(value)
 
     @field_validator("NIGHTLY_SCHEDULE")
     @classmethod
@@ -166,19 +134,12 @@ class DatabaseSettings(CelerySettings):
     @field_validator("DATABASE_URL")
     @classmethod
     def _known_driver(cls, value: str) -> str:
-        try:
-            url = make_url(value)
-        except (ArgumentError, ValueError):  # whose text may hold the password
-            raise ValueError("is not a SQLAlchemy URL; is a special character of the password not %-escaped?") from None
-        url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
-        if url.drivername not in {*_DRIVERS.values(), "sqlite"}:
-            raise ValueError("must begin with mysql://, mariadb://, postgresql:// or sqlite:///")
-        return url.render_as_string(hide_password=False)
+        return urls.database(value)
 
     @field_validator("FLOWER_URL", "SERVE_URL")
     @classmethod
     def _http_or_none(cls, value: str) -> str:
-        return value and http_address(value)
+        return value and urls.http(value)
 
     @field_validator("CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED", mode="before")
     @classmethod
@@ -191,6 +152,8 @@ class DatabaseSettings(CelerySettings):
 class Settings(DatabaseSettings):
     """Everything that a worker needs."""
 
+    ALLOW_HTTP: bool = setting("false", False)
+    """Whether LMS_URL may be http:// beyond this machine, as within a cluster: secrets and addresses go unencrypted"""
     LMS_URL: str = setting("https://courses.example.com", min_length=1)
     """The LMS's root address"""
     SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = setting("https://courses.example.com", "")
@@ -239,8 +202,18 @@ class Settings(DatabaseSettings):
 
     @field_validator("LMS_URL", "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT")
     @classmethod
-    def _http(cls, value: str) -> str:
-        return value and http_address(value)
+    def _an_lms(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            return value
+        value = urls.http(value)
+        beside = info.data.get("LMS_URL", "")
+        if value.startswith("http:") and beside.startswith("https:"):
+            raise WrongValue("is http:// beside an LMS_URL with https://", "Begin both with https://")
+        if value.startswith("http:") and not urls.read(value).is_local and not info.data.get("ALLOW_HTTP"):
+            what = "is http:// beyond this machine: secrets and e-mail addresses would go unencrypted"
+            raise WrongValue(what, "Begin it with https://; or, within a network of your own, set ALLOW_HTTP=true")
+        urls.require_bundle(value)
+        return value
 
     @field_validator("BACKEND_SERVICE_EDX_OAUTH2_SECRET")
     @classmethod

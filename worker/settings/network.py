@@ -1,0 +1,32 @@
+"""Which settings lead over a network on which others could read along, or stand in for the other side."""
+
+from collections.abc import Iterator, Mapping
+
+from worker.settings.urls import Url, read
+
+_READ_THERE = {
+    "CELERY_BROKER_URL": "its password, and start tasks with it",
+    "CELERY_RESULT_BACKEND": "its password, and the results of tasks",
+    "DATABASE_URL": "its password and the learners' e-mail addresses",
+    "LMS_URL": "the token of the service user and the learners' e-mail addresses",
+    "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT": "the secret of the service user",
+}
+_REMEDY = "Encrypt it as docs/security.md says under TLS, or keep it within a network that nobody else is on"
+
+
+def exposed(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """What and remedy for each of these settings, by name, that leads beyond this machine unprotected."""
+    for name, content in _READ_THERE.items():
+        value = settings.get(name)
+        if not value:
+            continue
+        url = read(str(value))
+        if url.danger:
+            yield f"{name} leads to another machine and {url.danger}: whoever is between can read {content}", _REMEDY
+        if name == "CELERY_BROKER_URL" and _is_open(url):
+            what = f"{name} has no password and leads to another machine: whoever reaches it can start tasks"
+            yield what, "Give the Redis a user and a password, as docs/security.md says under Redis"
+
+
+def _is_open(url: Url) -> bool:
+    return url.scheme.startswith("redis") and not url.has_password and not url.is_local
