@@ -4,21 +4,24 @@ import os
 import random
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from inspect import signature
 from typing import Any
 from uuid import UUID
 
 from celery import Task, chain, current_app, shared_task
 from celery.canvas import Signature
+from celery.exceptions import TaskPredicate
 from kombu.exceptions import OperationalError
 
 from tasks.broker import count_messages
 from tasks.schedule import latest_night
 from worker.clock import BEAT_AHEAD
 from worker.deps import Deps, get_deps
-from worker.errors import BadArgument, LicenseExpiryError, Paused, Unavailable
+from worker.errors import BadArgument, LicenseExpiryError, Paused, Unavailable, Unexpected
 from worker.ledger import nights, order, runs
 from worker.ledger.order import DOWNGRADE, UNLINK, Step
 from worker.logs import get_logger
+from worker.masking import kind_of
 from worker.runs import reconcile as reconciling
 from worker.runs.attempt import Retry, attempt
 from worker.runs.request import Request, parse_request, parse_uuid
@@ -32,7 +35,26 @@ _OTHER_LEDGER_SECONDS = 60
 OTHER_LEDGER = "two installations use one Redis database or one vhost: give each one of its own, by CELERY_BROKER_URL"
 
 
-class Trigger(Task[Any, Any]):
+class OurTask(Task[Any, Any]):
+    """Base class of all five tasks: what Flower, the result and the log show of a failure holds no text of others."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Do the task (Celery's hook). Raises BadArgument for an unknown argument, Unexpected for another error."""
+        try:
+            signature(self.run).bind(*args, **kwargs)
+        except TypeError as error:
+            raise BadArgument(f"{self.name}: {error}", "README.md, Start a run, names the arguments") from None
+        try:
+            return self.run(*args, **kwargs)
+        except (LicenseExpiryError, TaskPredicate):
+            raise
+        except Exception as error:
+            log.exception("an error of our own", name=self.name)
+            what = f"an error of our own, {kind_of(error)}"
+            raise Unexpected(what, "the worker's log has its traceback: report it with that") from None
+
+
+class Trigger(OurTask):
     """Base class of the tasks that start runs: logs their failures and retries, which no step does."""
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
@@ -54,7 +76,7 @@ TRIGGER: dict[str, Any] = {
     "reject_on_worker_lost": True,
     "typing": False,
 }
-STEP: dict[str, Any] = {"bind": True, "max_retries": None, "throws": (LicenseExpiryError,)}
+STEP: dict[str, Any] = {"base": OurTask, "bind": True, "max_retries": None, "throws": (LicenseExpiryError,)}
 
 
 def build_chain(enterprise: UUID, run_id: UUID, number: int, ledger: UUID | None) -> Signature[Any]:

@@ -18,8 +18,9 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from worker.errors import Away, Unusable
+from worker.errors import Away, Unusable, WrongSetting
 from worker.logs import get_logger
+from worker.masking import kind_of
 
 log = get_logger(__name__)
 
@@ -50,8 +51,22 @@ def check_broker(app: Any, *, listens: bool = True) -> None:
     """Do what a worker does first: publish a message that expires, and receive it.
 
     With `listens`, also subscribe to the commands and events that workers send each other. The queues are its own, and
-    are deleted. Raises Unusable when the broker refuses, Away when it does not answer.
+    are deleted. Raises Unusable when the broker refuses or a URL has wrong options, Away when it does not answer.
     """
+    for name, use in (
+        ("CELERY_RESULT_BACKEND", lambda: app.backend),
+        ("CELERY_BROKER_URL", lambda: _try(app, listens)),
+    ):
+        try:
+            use()
+        except Unusable:
+            raise
+        except Exception as error:  # Celery, kombu and the drivers look at no option of a URL before they use it
+            what = f"{name} cannot be used as it is ({kind_of(error)})"
+            raise WrongSetting(what, "Check its scheme and its options") from error
+
+
+def _try(app: Any, listens: bool) -> None:
     with app.connection_for_write() as connection:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)

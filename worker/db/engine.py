@@ -4,10 +4,10 @@ from typing import Any
 
 from sqlalchemy import Dialect, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
 
 from worker.db import sessions
-from worker.errors import Unusable
+from worker.errors import Unusable, WrongSetting
 
 CONNECT_TIMEOUT = 10
 # These notice a server that vanished without a word, as after a failover, within a minute.
@@ -26,10 +26,22 @@ _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
 }
+# What an error of these is about has no value of a row in it: connections, accounts, rights, tables, locks, limits.
+_CLASSES_OF_POSTGRESQL = ("08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58")
+_NUMBERS_OF_MYSQL = {
+    *(1005, 1020, 1021, 1030, 1040, 1041, 1042, 1043, 1044, 1045, 1046, 1049, 1050, 1051, 1053, 1054, 1071, 1091, 1103),
+    *(1114, 1129, 1130, 1142, 1143, 1146, 1158, 1159, 1160, 1161, 1184, 1203, 1205, 1206, 1213, 1226, 1227, 1251, 1290),
+    *(1317, 1356, 1370, 1412, 1419, 1637, 1678, 1698, 1792, 1820, 1836, 1862, 1927, 1969, 3024, 3118, 3159, 3168),
+}
+_WORDS_OF_SQLITE = (
+    *("no such ", "unable to open", "database is locked", "database table is locked", "file is not a database"),
+    *("disk I/O error", "database or disk is full", "attempt to write a readonly", "database disk image is malformed"),
+    *("database schema has changed", "authorization denied", "locking protocol"),
+)
 
 
 def make_engine(url: str, connections: int = 5) -> Engine:
-    """Make an engine; it connects when first used. Raises Unusable when its driver is not installed.
+    """Make an engine; it connects when first used. Raises Unusable when its driver is missing, or an option is wrong.
 
     Its errors hide the parameters of statements, because e-mail addresses are among them.
     """
@@ -46,6 +58,10 @@ def make_engine(url: str, connections: int = 5) -> Engine:
         extra = "postgresql" if kind == "postgresql" else "mysql"
         what = f"DATABASE_URL: the driver {error.name} is not installed"
         raise Unusable(what, f"pip install 'license-expiry[{extra}]'") from error
+    except (ValueError, TypeError, ArgumentError):
+        names = ", ".join(make_url(url).query)
+        what = f"DATABASE_URL: one of its options has a value that it cannot have ({names})"
+        raise WrongSetting(what, "Correct it, or leave it out") from None
     event.listen(engine, "do_connect", _connect)
     if kind == "sqlite":
         # A transaction that reads and then writes must lock first, or SQLite refuses it without waiting.
@@ -73,10 +89,31 @@ def address_of(engine: Engine) -> str:
 
 
 def cause_of(error: DBAPIError) -> str:
-    """A database error in the database's own words, on one line; but for one that would show the value it is about."""
+    """A database error on one line: in the database's own words only where these are about the server.
+
+    Of what is about a value they may quote the row that holds it.
+    """
     if isinstance(error, DataError):
         return f"{type(error.orig).__name__}: it holds, or was to hold, a value that cannot be"
-    return " ".join(str(error.orig).split())
+    if _is_about_the_server(error):
+        return " ".join(str(error.orig).split())
+    return f"{type(error.orig).__name__} {_code(error.orig) or ''}".strip()
+
+
+def _code(error: BaseException | None) -> object:
+    """SQLite's name, PostgreSQL's SQLSTATE, or the number of MySQL and MariaDB; None without one."""
+    numbers = [number for number in getattr(error, "args", ())[:1] if type(number) is int]
+    names = (getattr(error, name, None) for name in ("sqlite_errorname", "sqlstate"))
+    return next(filter(None, (*names, *numbers)), None)
+
+
+def _is_about_the_server(error: DBAPIError) -> bool:
+    driver, code = type(error.orig).__module__.partition(".")[0], _code(error.orig)
+    if driver == "sqlite3":
+        return str(error.orig).startswith(_WORDS_OF_SQLITE)
+    if driver == "psycopg":  # which has no code for what is about connecting
+        return not isinstance(code, str) or code.startswith(_CLASSES_OF_POSTGRESQL)
+    return isinstance(code, int) and (2000 <= code < 3000 or code in _NUMBERS_OF_MYSQL)
 
 
 def cannot_be_used(engine: Engine, error: DBAPIError) -> tuple[str, str]:

@@ -13,7 +13,6 @@ CREDENTIALS_REMEDY = (
     "check BACKEND_SERVICE_EDX_OAUTH2_KEY and BACKEND_SERVICE_EDX_OAUTH2_SECRET, and that "
     "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set) is this LMS"
 )
-LOOK_AT_THE_LMS = "look at the LMS"
 NOT_THE_LMS = "not_the_lms"
 NOT_THE_LMS_REMEDY = "check {}, and what stands in front of the LMS: a proxy, a firewall, a maintenance or sign-in page"
 TOKEN_URL = "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)"  # noqa: S105, a setting's name
@@ -25,6 +24,7 @@ REMEDIES = {
     'role but not "is staff" in the LMS, or LMS_URL is wrong',
     413: "even the smallest request is too large for it: raise the limit of the LMS, or of what stands in front of it",
 }
+LOOK_AT_THE_LMS = "look at the LMS"
 # A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.
 OF_THE_BATCH = (400, 422, 500)
 # The reason of a 429: on the service user, and no fault of a run's.

@@ -20,8 +20,8 @@ import requests
 from worker.clock import steady
 from worker.errors import LeaseLost, Unavailable
 from worker.lms.answer import CONNECT_TIMEOUT, MOST_BYTES, MOST_BYTES_OF_LEARNERS, Session
+from worker.lms.connecting import not_reached
 from worker.lms.outcomes import (
-    LOOK_AT_THE_LMS,
     TOKEN_URL,
     Answer,
     date_of,
@@ -247,13 +247,10 @@ class Transport:
         except Unavailable:  # of a TimedBody
             self._local.too_old = True
             raise
-        except requests.Timeout as error:
-            outcome = "timeout"
-            raise Unavailable(outcome, "the LMS did not answer in time", LOOK_AT_THE_LMS) from error
-        except requests.RequestException as error:
-            outcome = "connection_error"
-            what = f"the connection to the LMS failed ({type(error).__name__})"
-            raise Unavailable(outcome, what, f"check {setting}") from error
+        except OSError as error:  # requests' errors are among them
+            failed = not_reached(error, url, setting)
+            outcome = failed.reason
+            raise failed from error
         finally:
             if outcome:  # else nothing was sent
                 seconds = time.monotonic() - began

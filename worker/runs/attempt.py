@@ -19,6 +19,7 @@ from worker.ledger.order import Step
 from worker.ledger.stalled import MAX_RUN_AGE
 from worker.lms.outcomes import THROTTLED
 from worker.logs import get_logger
+from worker.masking import kind_of
 from worker.runs import outages
 from worker.runs.steps import do_step, settle
 from worker.settings import Settings, retry_wait
@@ -109,7 +110,7 @@ def _do(deps: Deps, claim: Claim) -> Outcome:
         _fail(claim, str(error))
         raise
     except Exception as error:
-        _fail(claim, f"an error of our own, {type(error).__name__}: the worker's log has its traceback")
+        _fail(claim, f"an error of our own, {kind_of(error)}: the worker's log has its traceback")
         raise
     run = claim.run
     counts = {name: getattr(run, name) for name in runs.COUNTS}

@@ -233,7 +233,7 @@ def test_an_lms_that_cannot_be_reached_fails_the_run(engine: Engine, lms: Simula
     )
     before = snapshot(engine)
     result = license_expiry(*RUN, "--json")
-    assert_failed(engine, result, before, 1, "connection to the LMS failed", "check LMS_URL", "connection_error")
+    assert_failed(engine, result, before, 1, "(Connection refused)", "check LMS_URL", "connection_error")
     assert lms.calls("unlink") == []
     told = license_expiry("status", "--enterprise", laid.enterprise)
     assert told.exit_code == 1
