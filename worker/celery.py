@@ -13,7 +13,7 @@ from worker.db.writes import check_answers
 from worker.deps import SHUTDOWN
 from worker.errors import Away, Unusable
 from worker.flower import guard
-from worker.settings import CelerySettings, load_settings
+from worker.settings import BeatSettings, CelerySettings, Settings, load_settings
 from worker.settings.network import exposed
 from worker.settings.sources import load
 
@@ -51,26 +51,31 @@ def forget_the_task(**_: Any) -> None:
 def refuse_to_start(signal: Any, **_: Any) -> None:
     """Stop a worker or beat, saying what to do, when a setting is wrong, or when the database or the broker refuses it.
 
-    It starts when these do not answer: they may later.
+    It starts when these do not answer: they may later. Beat only publishes: it has no database and no LMS.
     """
     from tasks.broker import check_broker
 
     worker = signal is signals.worker_init
     try:
-        given = load_settings(broker=True)
+        given = load_settings(broker=True) if worker else load(BeatSettings)
         if worker:
             logs.configure(given.LOG_FORMAT)  # which Celery asks for only later, and beat has asked for
         for what, remedy in exposed(dict(given)):
             log.warning(what, remedy=remedy)
-        try:
-            check_answers(make_engine(given.DATABASE_URL))  # its driver is imported once, for all processes
-        except Away as error:
-            log.warning("the database does not answer", error=str(error))
+        if isinstance(given, Settings):
+            _check_database(given)
         with suppress(Away):  # Celery tries it again, and says so
             check_broker(app, listens=worker)
     except Unusable as error:
         print(error, file=sys.stderr)  # noqa: T201, not an event
         raise SystemExit(2) from None
+
+
+def _check_database(given: Settings) -> None:
+    try:
+        check_answers(make_engine(given.DATABASE_URL))  # its driver is imported once, for all processes
+    except Away as error:
+        log.warning("the database does not answer", error=str(error))
 
 
 @signals.worker_shutting_down.connect

@@ -254,18 +254,22 @@ def test_report_needs_no_setting(tmp_path: Path) -> None:
     assert "license_expiry.run_nightly" in done.stdout
 
 
+NO_BROKER = {**GOOD, "CELERY_BROKER_URL": "http://r"}
+
+
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("part", "settings", "named"),
     [
         pytest.param(
+            "worker",
             {**GOOD, "LMS_URL": "", "UNLINK_AFTER_DAYS": "x"},
             {"LMS_URL", "UNLINK_AFTER_DAYS"},
             id="one missing, one wrong",
         ),
-        pytest.param({**GOOD, "CELERY_BROKER_URL": "http://r"}, {"CELERY_BROKER_URL"}, id="no broker at all"),
+        pytest.param("worker", NO_BROKER, {"CELERY_BROKER_URL"}, id="no broker at all"),
+        pytest.param("beat", NO_BROKER, {"CELERY_BROKER_URL"}, id="no broker at all, for beat"),
     ],
 )
-@pytest.mark.parametrize("part", ["worker", "beat"])
 def test_a_wrong_setting_stops_it_before_it_starts(
     tmp_path: Path, part: str, settings: dict[str, str], named: set[str]
 ) -> None:

@@ -11,6 +11,7 @@ from worker.settings.model import (
     RUN_NIGHTLY as RUN_NIGHTLY,
     STEPS_QUEUE as STEPS_QUEUE,
     TRIGGERS as TRIGGERS,
+    BeatSettings as BeatSettings,
     CelerySettings as CelerySettings,
     DatabaseSettings as DatabaseSettings,
     Settings as Settings,

@@ -255,9 +255,15 @@ class Settings(DatabaseSettings):
         return value
 
 
-class _SettingsWithBroker(Settings):
+class BeatSettings(CelerySettings):
+    """What beat needs: a broker, and no database and no LMS."""
+
     CELERY_BROKER_URL: str = setting(_BROKER_EXAMPLE, secret=True, min_length=1)
     """Where tasks are queued: a Redis or a RabbitMQ"""
+
+
+class _SettingsWithBroker(BeatSettings, Settings):
+    pass
 
 
 def load_settings(*, broker: bool = False) -> Settings:
