@@ -1,4 +1,4 @@
-"""Database accounts with just the rights that docs/security.md gives them."""
+"""Database accounts with just the rights that docs/security.md and deploy/database give them."""
 
 import re
 from pathlib import Path
@@ -8,29 +8,51 @@ from sqlalchemy import Engine
 
 from worker.cli.checks.rights import Right
 
-SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
+ROOT = Path(__file__).parents[2]
+SECURITY = ROOT / "docs" / "security.md"
+ACCOUNTS = ("license_expiry", "license_expiry_init", "license_expiry_flower", "license_expiry_serve")
+_ACCOUNT = r"(?:'(license_expiry\w*)'@'%'|\b(license_expiry(?:_init|_flower|_serve)?)\b)"
 
 
 def documented(dialect: str) -> tuple[list[str], list[str]]:
-    """The statements that docs/security.md has for this kind of server; and those for numbering by a sequence."""
+    """The statements that make a server's accounts and give their rights; and those for numbering by a sequence."""
     mysql, postgresql, sequences = (
-        [line for line in re.split(r";\n", block) if line]
-        for block in re.findall(r"```sql\n(.+?)```", SECURITY.read_text(), re.DOTALL)
+        _statements(block) for block in re.findall(r"```sql\n(.+?)```", SECURITY.read_text(), re.DOTALL)
     )
-    return (postgresql, sequences) if dialect == "postgresql" else (mysql, [])
+    made, numbering = (postgresql, sequences) if dialect == "postgresql" else (mysql, [])
+    folder = ROOT / "deploy/database" / ("postgresql" if dialect == "postgresql" else "mysql")
+    return [*made, *_statements(*((folder / name).read_text() for name in ("init.sql", "rights.sql")))], numbering
+
+
+def _statements(*texts: str) -> list[str]:
+    lines = [line for text in texts for line in text.splitlines() if not line.startswith("--")]
+    return [" ".join(statement.split()) for statement in "\n".join(lines).split(";") if statement.strip()]
+
+
+def whose(statement: str) -> list[str]:
+    """The documented accounts that a statement makes or gives rights to."""
+    told = re.split(r" TO |^CREATE (?:USER|ROLE) ", statement, maxsplit=1)[1]
+    return [one or other for one, other in re.findall(_ACCOUNT, told)]
 
 
 class Account:
-    """An account with the documented rights on one database, and who may give and take them."""
+    """An account with the documented rights on one database, and who may give and take them.
 
-    def __init__(self, engine: Engine, name: str = "few") -> None:
+    It is the one that is documented as `documented_as`, under a name of its own: the server has others' accounts too.
+    """
+
+    def __init__(self, engine: Engine, name: str = "few", documented_as: str = "license_expiry") -> None:
         self.engine = engine
         self.postgresql = engine.dialect.name == "postgresql"
         self.user = f"{name}_{uuid4().hex[:8]}"
         quoted = engine.dialect.identifier_preparer.quote(self.user)
         self.name = quoted if self.postgresql else "'{}'@'%'".format(self.user.replace("'", "''"))
         for statement in documented(engine.dialect.name)[0]:
-            self.execute(statement)
+            if documented_as in whose(statement):
+                self.execute(re.sub(rf"( TO |^CREATE (?:USER|ROLE) ){_ACCOUNT}(, {_ACCOUNT})*", self._to_us, statement))
+
+    def _to_us(self, found: re.Match[str]) -> str:
+        return f"{found[1]}{self.name}"
 
     def execute(self, statement: str) -> None:
         """Execute what the documentation or doctor says, for this account and this database."""
