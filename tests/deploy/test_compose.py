@@ -6,14 +6,24 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import redis
 import yaml
+from celery import Celery
 from click.testing import CliRunner
+from sqlalchemy import Engine, make_url
+from support.database_account import SECURITY
 from support.flower_options import keeps_its_list
+from support.services import missing
 
 from simulator.__main__ import main as simulator
 from simulator.data.showcase import CASES
+from simulator.processes import Processes, free_port, listens
+from tasks.broker import check_broker
+from worker.cli.checks.rights import missing_rights
+from worker.db.engine import make_engine
 from worker.settings import CONNECT_SECONDS, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +33,29 @@ VERSION = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text()
 OURS = f"license-expiry:{VERSION}"
 PINNED = re.compile(r"[a-z/-]+:v?\d+\.\d+\.\d+(-[a-z-]+)?")
 # What the official images read; the rest are settings of ours.
-OF_THE_IMAGES = {"MARIADB_RANDOM_ROOT_PASSWORD", "MARIADB_DATABASE", "MARIADB_USER", "MARIADB_PASSWORD_FILE"}
-OTHER_SECRETS = {"FLOWER_BASIC_AUTH", "REDIS_PASSWORD", "MARIADB_PASSWORD"}
+OF_THE_IMAGES = {"MARIADB_ROOT_PASSWORD_FILE", "MARIADB_DATABASE", "MARIADB_USER", "MARIADB_PASSWORD_FILE"}
+OTHER_SECRETS = {"FLOWER_BASIC_AUTH", "REDIS_PASSWORD", "MARIADB_PASSWORD", "MARIADB_ROOT_PASSWORD"}
+ONE_SHOTS = ("init", "accounts", "rights")
+OUR_URLS = {"", "INIT_", "FLOWER_", "SERVE_"}
+HANDED = {
+    "init": {"INIT_DATABASE_URL"},
+    "worker": {"DATABASE_URL", "CELERY_BROKER_URL", "BACKEND_SERVICE_EDX_OAUTH2_SECRET"},
+    "beat": {"CELERY_BROKER_URL"},
+    "flower": {"FLOWER_DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"},
+    "serve": {"SERVE_DATABASE_URL"},
+    "redis": {"REDIS_PASSWORD"},
+    "mariadb": {"MARIADB_ROOT_PASSWORD", "MARIADB_PASSWORD"},
+    "accounts": {"MARIADB_ROOT_PASSWORD"} | {f"{each}DATABASE_URL" for each in OUR_URLS},
+    "rights": {"MARIADB_ROOT_PASSWORD"} | {f"{each}DATABASE_URL" for each in OUR_URLS},
+    "simulator": {"LICENSE_MANAGER_DATABASE_URL", "BACKEND_SERVICE_EDX_OAUTH2_SECRET"},
+    "prometheus": set(),
+}
+
+
+def handed(name: str) -> dict[str, str]:
+    """The secrets of a service: each by its name, and the file that it is there."""
+    given = [{"source": each} if isinstance(each, str) else each for each in SERVICES[name].get("secrets", [])]
+    return {each["source"]: each.get("target", each["source"]) for each in given}
 
 
 def settings_of_the_demo() -> dict[str, str]:
@@ -42,7 +73,7 @@ def test_each_service_is_confined_watched_and_brought_back(name: str) -> None:
     assert "/tmp" in service["tmpfs"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     assert service["image"] in (OURS, "prom/prometheus:v2.55.1") or service["user"] != "root"
-    if name == "init":
+    if name in ONE_SHOTS:
         assert service["restart"].startswith("on-failure:")
         assert service["healthcheck"] == {"disable": True}
     else:
@@ -66,7 +97,6 @@ def test_only_one_beat_can_be_there_and_it_keeps_its_schedule() -> None:
 
 def test_flower_is_handed_what_its_pages_need_and_keeps_its_list() -> None:
     flower = SERVICES["flower"]
-    assert flower["secrets"] == ["DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"]
     assert flower["env_file"] == SERVICES["worker"]["env_file"], "a preview goes by the settings of a night"
     assert flower["depends_on"] == SERVICES["worker"]["depends_on"], "it waits for the ledger's tables"
     assert keeps_its_list(flower["command"].split()) == "/var/lib/license-expiry/flower"
@@ -75,15 +105,95 @@ def test_flower_is_handed_what_its_pages_need_and_keeps_its_list() -> None:
 
 
 def test_secrets_come_by_file_and_stand_nowhere() -> None:
-    made = re.findall(r"^secret (\w+)", (ROOT / "deploy/compose/prepare").read_text(), flags=re.MULTILINE)
+    made = re.findall(r"^(?:secret|database) (\w+)", (ROOT / "deploy/compose/prepare").read_text(), flags=re.MULTILINE)
     assert set(COMPOSE["secrets"]) == set(made)
     for name, secret in COMPOSE["secrets"].items():
         assert secret == {"file": f"deploy/compose/secrets/{name}"}
-        assert name in OTHER_SECRETS or not Settings.model_fields[name].repr  # a setting of ours that is secret
-    assert {each for service in SERVICES.values() for each in service.get("secrets", [])} == set(made)
+        setting = "DATABASE_URL" if name.endswith("_DATABASE_URL") else name
+        assert name in OTHER_SECRETS or not Settings.model_fields[setting].repr  # a setting of ours that is secret
     text = (ROOT / "docker-compose.yml").read_text() + (ROOT / "deploy/compose/demo.env").read_text()
     assert not re.search(r"://\S*:\S*@", text)
     assert not re.search(r"(?i)(password|secret)\w*[=:] *(?!yes)[\"']?[a-z0-9]{6,}", re.sub(r"@?/run/\S+", "", text))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_is_handed_its_own_secrets_and_no_others(name: str) -> None:
+    assert handed(name).keys() == HANDED[name]
+    if SERVICES[name]["image"] == OURS and name != "simulator":
+        for secret, file in handed(name).items():
+            assert file in {*Settings.model_fields, "FLOWER_BASIC_AUTH"}
+            assert secret in (file, f"{name.upper()}_{file}")
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """The secrets that prepare makes."""
+    for name in ("prepare", "demo.env"):
+        shutil.copy(ROOT / "deploy/compose" / name, tmp_path)
+    subprocess.run([tmp_path / "prepare"], check=True, capture_output=True)
+    return tmp_path / "secrets"
+
+
+def test_its_redis_lets_in_one_user_with_the_documented_rights(secrets: Path, tmp_path: Path) -> None:
+    if shutil.which("redis-server") is None:
+        missing("redis-server", "install redis")
+    shell, option, script = SERVICES["redis"]["command"]
+    port = free_port()
+    script = script.replace("$$", "$").replace("/run/secrets", str(secrets)).replace("/data", str(tmp_path))
+    url = (secrets / "CELERY_BROKER_URL").read_text().replace("redis:6379", f"127.0.0.1:{port}")
+    with Processes(tmp_path) as processes:
+        start = [shell, option, script.replace("redis-server -", f"redis-server - --port {port}")]
+        processes.start("redis", start, lambda: listens(port))
+        client = redis.Redis.from_url(url)
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.acl_list()
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            redis.Redis(port=port).ping()
+        app = Celery("license_expiry", broker=url, set_as_current=False)
+        app.conf.broker_transport_options = {"global_keyprefix": "license_expiry:"}
+        check_broker(app)
+    [documented] = [line for line in SECURITY.read_text().splitlines() if line.startswith("ACL SETUSER")]
+    assert documented.partition("a-password ")[2] in script
+
+
+@pytest.mark.parametrize("engine_kind", ["mariadb"], indirect=True)
+def test_its_accounts_are_made_with_the_documented_rights(engine: Engine, secrets: Path, tmp_path: Path) -> None:
+    if shutil.which("mariadb") is None:
+        missing("mariadb", "install mariadb-client")
+    server, tag = engine.url, uuid4().hex[:8]
+    files = [
+        *secrets.glob("*DATABASE_URL"),
+        *(shutil.copy(ROOT / f"deploy/database/mysql/{name}.sql", tmp_path) for name in ("init", "rights")),
+    ]
+    for path in map(Path, files):  # the server has the accounts of others, too
+        path.chmod(0o600)
+        path.write_text(re.sub(r"license_expiry(_init|_flower|_serve)?(?=[:'])", rf"le_{tag}\1", path.read_text()))
+    (secrets / "MARIADB_ROOT_PASSWORD").chmod(0o600)
+    (secrets / "MARIADB_ROOT_PASSWORD").write_text(server.password or "")
+    there = {"/run/secrets": str(secrets), "--host=mariadb": f"--host={server.host} --port={server.port or 3306}"}
+    there |= {"--user=root license_manager": f"--user={server.username} {server.database}"}
+    script = (ROOT / "deploy/compose/accounts").read_text()
+    for told, here in there.items():
+        assert told in script
+        script = script.replace(told, here)
+    try:
+        for service in ("accounts", "rights"):
+            _, file = SERVICES[service]["entrypoint"]
+            subprocess.run(["sh", "-c", script, "accounts", tmp_path / Path(file).name], check=True, timeout=60)
+        for process in ("", "INIT_", "FLOWER_", "SERVE_"):
+            url = make_url((secrets / f"{process}DATABASE_URL").read_text())
+            own = make_engine(
+                url.set(
+                    host=server.host, port=server.port, database=server.database, query=server.query
+                ).render_as_string(hide_password=False)
+            )
+            with own.connect() as connection:
+                assert (missing_rights(connection) == []) is (process == "")
+            own.dispose()
+    finally:
+        with engine.begin() as connection:
+            for which in ("", "_init", "_flower", "_serve"):
+                connection.exec_driver_sql(f"DROP USER IF EXISTS le_{tag}{which}@'%%'")
 
 
 def test_every_name_in_an_environment_means_something() -> None:
@@ -143,7 +253,7 @@ def test_prepare_makes_files_that_nobody_else_reads_and_keeps_those_that_are_the
         made = {path.name: path.read_text() for path in secrets.iterdir()}
     assert set(made) == set(COMPOSE["secrets"])
     assert made["DATABASE_URL"] == "mysql://its.own/database"
-    assert made["CELERY_BROKER_URL"] == f"redis://:{made['REDIS_PASSWORD']}@redis:6379/0"
+    assert made["CELERY_BROKER_URL"] == f"redis://license_expiry:{made['REDIS_PASSWORD']}@redis:6379/5"
     assert len(set(made.values())) == len(made)
     assert secrets.stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "settings.env").read_text() == (tmp_path / "demo.env").read_text()

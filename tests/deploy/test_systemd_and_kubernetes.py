@@ -25,6 +25,7 @@ DOCS = [ROOT / "docs" / name for name in ("install.md", "security.md", "runbooks
 SETTINGS = {*Settings.model_fields, *FlowerSettings.model_fields, CONFIG_FILE_VARIABLE}
 FLOWERS = {f"FLOWER_{name.upper()}" for name in import_module("flower.options").default_options}
 OF_OTHERS = {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MYSQL_HOST"}  # Python's and Tutor's
+SECRETS = {f"{process}_DATABASE_URL" for process in ("INIT", "FLOWER", "SERVE")}  # by their names at their source
 
 
 def unit(path: Path) -> configparser.ConfigParser:
@@ -86,6 +87,31 @@ def keys_of(name: str) -> set[str]:
     return {item["key"] for item in secrets["items"]}
 
 
+HANDED = {
+    "worker": {"DATABASE_URL", "CELERY_BROKER_URL", "BACKEND_SERVICE_EDX_OAUTH2_SECRET"},
+    "beat": {"CELERY_BROKER_URL"},
+    "flower": {"FLOWER_DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"},
+    "serve": {"SERVE_DATABASE_URL"},
+    "init-db": {"INIT_DATABASE_URL"},
+}
+
+
+@pytest.mark.parametrize("name", HANDED)
+def test_each_pod_is_handed_its_own_secrets_and_no_others(name: str) -> None:
+    (secrets,) = [each["secret"] for each in pods()[f"license-expiry-{name}"]["volumes"] if "secret" in each]
+    assert keys_of(name) == HANDED[name]
+    for item in secrets["items"]:
+        assert item["path"] in SETTINGS
+        assert item["key"] in (item["path"], f"{name.split('-')[0].upper()}_{item['path']}")
+
+
+@pytest.mark.parametrize("name", ["worker", "beat", "flower", "serve", "init"])
+def test_each_unit_reads_a_file_of_its_own(name: str) -> None:
+    file = unit(ROOT / f"deploy/systemd/license-expiry-{name}.service")["Service"]["EnvironmentFile"]
+    assert file == f"/etc/license-expiry/{name}.env"
+    assert f"| `{file}` |" in DOCS[0].read_text()
+
+
 def test_flower_keeps_its_list_on_a_volume_that_it_may_write() -> None:
     service = unit(ROOT / "deploy/systemd/license-expiry-flower.service")["Service"]
     file = keeps_its_list([Path(service["ExecStart"].split()[0]).name, *service["ExecStart"].split()[1:]])
@@ -121,22 +147,17 @@ def test_the_units_of_flower_and_serve_are_documented_with_the_settings_that_the
     assert not any("OAUTH2" in name for name in named)
 
 
-def test_kubernetes_sets_settings_that_exist_and_hands_flower_and_serve_no_lms_secret() -> None:
+def test_kubernetes_sets_settings_that_exist() -> None:
     config = next(each for each in MANIFESTS if each["kind"] == "ConfigMap")
     assert set(config["data"]) <= SETTINGS
-    for name in ("worker", "beat", "flower", "serve"):
-        keys = keys_of(name)
-        assert keys <= SETTINGS
-        assert ("BACKEND_SERVICE_EDX_OAUTH2_SECRET" in keys) is (name in ("worker", "beat"))
-    assert keys_of("flower") == {"DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"}
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_every_setting_that_a_document_names_is_there(path: Path) -> None:
     plugin = (ROOT / "deploy/tutor/tutor_license_expiry/plugin.py").read_text()
-    tutors = {f"LICENSE_EXPIRY_{name}" for name in re.findall(r'"([A-Z0-9_]+)":', plugin)}
+    tutors = {f"LICENSE_EXPIRY_{name}" for name in re.findall(r'"([A-Z0-9_]+)"', plugin)}
     named = set(re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", path.read_text()))
-    assert not named - SETTINGS - FLOWERS - tutors - OF_OTHERS
+    assert not named - SETTINGS - FLOWERS - tutors - OF_OTHERS - SECRETS
 
 
 def anchors(path: Path) -> set[str]:

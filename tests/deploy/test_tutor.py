@@ -15,15 +15,22 @@ import pytest
 import yaml
 from support.flower_options import keeps_its_list
 
-from worker.cli.checks.rights import OPTIONAL, RIGHTS
+from worker.flower.guard import FlowerSettings
 from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 NAMES = [f"license-expiry-{name}" for name in ("worker", "beat", "flower", "serve")]
-OF_FLOWER = ["DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"]
+HANDED = {
+    "worker": {"DATABASE_URL", "CELERY_BROKER_URL", "BACKEND_SERVICE_EDX_OAUTH2_SECRET"},
+    "beat": {"CELERY_BROKER_URL"},
+    "flower": {"FLOWER_DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"},
+    "serve": {"SERVE_DATABASE_URL"},
+    "job": {"INIT_DATABASE_URL"},
+}
 KEPT = "../../data/license-expiry-flower:/var/lib/license-expiry:z"
 OAUTH2_SECRET = """a "secret" & <it's> $HOME"""
 REDIS_PASSWORD = "p@ss"
+FLOWERS = FlowerSettings.model_fields
 UNLINKED = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
 CUSTOMER = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
 
@@ -72,10 +79,11 @@ def test_compose_runs_the_four_processes_and_mounts_nothing_that_is_not_there(re
             assert (rendered / "local" / volume.partition(":")[0]).is_file(), volume
     for name in ("license-expiry-flower", "license-expiry-serve"):
         assert all(port.startswith("127.0.0.1:") for port in prod[name]["ports"])
-        assert not [each for each in prod[name]["volumes"] if "OAUTH2" in each]
+    for name, service in {**prod, **services(rendered, "docker-compose.jobs.yml")}.items():
+        mounted = [volume.split(":")[:2] for volume in service["volumes"] if "/run/secrets/" in volume]
+        assert {Path(file).name for file, _ in mounted} == HANDED[name.removeprefix("license-expiry-")]
+        assert all(Path(file).name.endswith(Path(secret).name) for file, secret in mounted)
     flower = prod["license-expiry-flower"]
-    secrets = [volume.split(":")[1] for volume in flower["volumes"] if "/run/secrets/" in volume]
-    assert secrets == [f"/run/secrets/{name}" for name in OF_FLOWER]
     assert keeps_its_list(flower["command"].split()) == "/var/lib/license-expiry/flower"
     assert KEPT in flower["volumes"]
     assert "permissions" in flower["depends_on"]
@@ -99,9 +107,13 @@ def test_kubernetes_runs_the_four_processes_and_one_beat(rendered: Path) -> None
         assert pod["securityContext"]["runAsNonRoot"] is True
         mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
         assert mounts == {volume["name"] for volume in pod["volumes"]}
+    for name, each in {**deployments, **manifests(rendered, "jobs.yml")}.items():
+        [secret] = [one["secret"] for one in each["spec"]["template"]["spec"]["volumes"] if "secret" in one]
+        items = {item["key"]: item["path"] for item in secret["items"]}
+        assert items.keys() == HANDED[name.removeprefix("license-expiry-")]
+        assert all(key.endswith(path) and path in Settings.model_fields | FLOWERS for key, path in items.items())
     flower = deployments["license-expiry-flower"]["spec"]["template"]["spec"]
     volumes = {volume["name"]: volume for volume in flower["volumes"]}
-    assert [item["key"] for item in volumes["secrets"]["secret"]["items"]] == OF_FLOWER
     [claim] = manifests(rendered, "volumes.yml")
     assert volumes["data"]["persistentVolumeClaim"]["claimName"] == claim
     assert flower["securityContext"]["fsGroup"] == 10001
@@ -146,14 +158,35 @@ def test_no_secret_is_in_a_manifest(rendered: Path) -> None:
         assert secret not in text
 
 
-def test_its_account_is_given_the_documented_rights_once_the_ledger_is_made(rendered: Path) -> None:
+def test_each_account_is_given_the_documented_rights_once_there_is_what_they_are_on(rendered: Path) -> None:
     asked = "import json, tutor_license_expiry.plugin, tutor.hooks as hooks;"
     asked += "print(json.dumps(list(hooks.Filters.CLI_DO_INIT_TASKS.iterate())))"
     environment = os.environ | {"PYTHONPATH": str(rendered.parents[1] / "site")}
     told = subprocess.run([sys.executable, "-c", asked], env=environment, check=True, capture_output=True, text=True)
-    make_account, make_ledger, give_rights = json.loads(told.stdout)[-3:]
-    assert [make_account[0], make_ledger[0], give_rights[0]] == ["mysql", "license-expiry", "mysql"]
-    assert "license-expiry init-db" in make_ledger[1]
-    given = re.findall(r"GRANT (.+) ON (\w+) TO '{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%';", give_rights[1])
-    assert {table: tuple(re.split(r", (?!modified)", verbs)) for verbs, table in given} == RIGHTS | OPTIONAL
-    assert "GRANT" not in make_account[1].replace("REVOKE ALL PRIVILEGES, GRANT OPTION", "")
+    make_accounts, make_ledger, give_rights = json.loads(told.stdout)[-3:]
+    assert [make_accounts[0], make_ledger, give_rights[0]] == [
+        "mysql",
+        ["license-expiry", "license-expiry init-db"],
+        "mysql",
+    ]
+    user = "{{ LICENSE_EXPIRY_MYSQL_USERNAME }}"
+    for (_, script), file, accounts in (
+        (make_accounts, "init.sql", ["_init"]),
+        (give_rights, "rights.sql", ["", "_flower", "_serve"]),
+    ):
+        documented = (ROOT / "deploy/database/mysql" / file).read_text()
+        given = script[script.index(documented.splitlines()[0]) :].removesuffix("SQL\n")
+        assert given.replace(f"'{user}", "'license_expiry") == documented
+        assert re.findall(rf"REVOKE ALL PRIVILEGES, GRANT OPTION FROM '{user}(\w*)'@'%';", script) == accounts
+    passwords = re.findall(rf"ALTER USER '{user}(\w*)'@'%' IDENTIFIED BY '{{{{ (\w+) }}}}';", make_accounts[1])
+    assert dict(passwords) == {
+        "": "LICENSE_EXPIRY_MYSQL_PASSWORD",
+        "_init": "LICENSE_EXPIRY_MYSQL_INIT_PASSWORD",
+        "_flower": "LICENSE_EXPIRY_MYSQL_FLOWER_PASSWORD",
+        "_serve": "LICENSE_EXPIRY_MYSQL_SERVE_PASSWORD",
+    }
+    for which, name in passwords:
+        secret = which.removeprefix("_").upper() + "_" * bool(which) + "DATABASE_URL"
+        login = urlsplit((rendered / "plugins/license-expiry/secrets" / secret).read_text().strip())
+        config = yaml.safe_load((rendered.parent / "config.yml").read_text())
+        assert (login.username, login.password) == (f"license_expiry{which}", config[name])

@@ -1,5 +1,6 @@
-"""What license-expiry adds to Tutor: its settings, its services, and the making of its account and its ledger."""
+"""What license-expiry adds to Tutor: its settings, its services, and the making of its accounts and its ledger."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,39 @@ DEFAULTS: dict[str, Any] = {
     "OAUTH2_SECRET": "",
     "SETTINGS": {},
 }
-MADE_ONCE = {"MYSQL_PASSWORD": "{{ 24|random_string }}", "FLOWER_PASSWORD": "{{ 24|random_string }}"}
+ACCOUNTS = ("", "_init", "_flower", "_serve")
+PASSWORDS = [f"MYSQL{which.upper()}_PASSWORD" for which in ACCOUNTS]
+MADE_ONCE = dict.fromkeys([*PASSWORDS, "FLOWER_PASSWORD"], "{{ 24|random_string }}")
 
 ROOT = """mysql -u {{ MYSQL_ROOT_USERNAME }} --password="{{ MYSQL_ROOT_PASSWORD }}" \\
   --host "{{ MYSQL_HOST }}" --port {{ MYSQL_PORT }} '{{ LICENSE_EXPIRY_MYSQL_DATABASE }}' <<'SQL'
 """
-ACCOUNT = "'{{ LICENSE_EXPIRY_MYSQL_USERNAME }}'@'%'"
-MAKE_ACCOUNT = f"""{ROOT}
-CREATE USER IF NOT EXISTS {ACCOUNT};
-ALTER USER {ACCOUNT} IDENTIFIED BY '{{{{ LICENSE_EXPIRY_MYSQL_PASSWORD }}}}';
-SQL
+
+
+def _account(which: str) -> str:
+    """One of our accounts as a GRANT names it: "" is the workers', "_init", "_flower" and "_serve" the others'."""
+    return f"'{{{{ LICENSE_EXPIRY_MYSQL_USERNAME }}}}{which}'@'%'"
+
+
+def _made(which: str) -> str:
+    """The statements that make an account, or give it its password anew."""
+    password = f"LICENSE_EXPIRY_MYSQL{which.upper()}_PASSWORD"
+    return f"""CREATE USER IF NOT EXISTS {_account(which)};
+ALTER USER {_account(which)} IDENTIFIED BY '{{{{ {password} }}}}';
 """
-# As root: our own account may make no tables, and a right on a table can be given only once that is made.
-MAKE_LEDGER = (
-    "DATABASE_URL='mysql://{{ MYSQL_ROOT_USERNAME }}:{{ MYSQL_ROOT_PASSWORD|urlencode }}"
-    "@{{ MYSQL_HOST }}:{{ MYSQL_PORT }}/{{ LICENSE_EXPIRY_MYSQL_DATABASE }}' license-expiry init-db"
-)
-GRANTS = (HERE / "grants.sql").read_text().replace("license_expiry;", f"{ACCOUNT};")
-GIVE_RIGHTS = f"""{ROOT}REVOKE ALL PRIVILEGES, GRANT OPTION FROM {ACCOUNT};
-{GRANTS}SQL
-"""
+
+
+def _rights(file: str, *accounts: str) -> str:
+    """The statements that give these accounts the rights of a file, and take all others away."""
+    revoked = "".join(f"REVOKE ALL PRIVILEGES, GRANT OPTION FROM {_account(which)};\n" for which in accounts)
+    given = re.sub(r"'license_expiry(\w*)'@'%'", lambda found: _account(found[1]), (HERE / file).read_text())
+    return revoked + given
+
+
+MAKE_ACCOUNTS = f"{ROOT}{''.join(map(_made, ACCOUNTS))}{_rights('init.sql', '_init')}SQL\n"
+# Between the two: a right on a table can be given only once that is made.
+MAKE_LEDGER = "license-expiry init-db"
+GIVE_RIGHTS = f"{ROOT}{_rights('rights.sql', '', '_flower', '_serve')}SQL\n"
 
 hooks.Filters.CONFIG_DEFAULTS.add_items([(f"LICENSE_EXPIRY_{name}", value) for name, value in DEFAULTS.items()])
 hooks.Filters.CONFIG_UNIQUE.add_items([(f"LICENSE_EXPIRY_{name}", value) for name, value in MADE_ONCE.items()])
@@ -45,5 +59,5 @@ hooks.Filters.ENV_TEMPLATE_ROOTS.add_item(str(HERE / "templates"))
 hooks.Filters.ENV_TEMPLATE_TARGETS.add_item(("license-expiry", "plugins"))
 # LOW: license-manager's plugin, whatever its name, makes its database first.
 hooks.Filters.CLI_DO_INIT_TASKS.add_items(
-    [("mysql", MAKE_ACCOUNT), ("license-expiry", MAKE_LEDGER), ("mysql", GIVE_RIGHTS)], priority=hooks.priorities.LOW
+    [("mysql", MAKE_ACCOUNTS), ("license-expiry", MAKE_LEDGER), ("mysql", GIVE_RIGHTS)], priority=hooks.priorities.LOW
 )
