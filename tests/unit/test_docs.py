@@ -74,3 +74,17 @@ def test_the_docstring_of_a_package_names_its_modules(package: Path) -> None:
 @pytest.mark.parametrize("path", ["requirements/dev.txt", "pyproject.toml", "Makefile", ".ci/run"])
 def test_no_pinned_file_names_where_packages_come_from(path: str) -> None:
     assert "://" not in re.sub(r"(postgresql\+psycopg|mysql\+pymysql)://\S*127\.0\.0\.1", "", (ROOT / path).read_text())
+
+
+TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/security.md").read_text())))
+
+
+@pytest.mark.parametrize(("path", "name"), TESTS)
+def test_each_test_that_a_claim_of_security_names_is_there(path: str, name: str) -> None:
+    assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+
+
+def test_each_claim_of_what_a_process_may_do_names_its_tests() -> None:
+    claims = (ROOT / "docs/security.md").read_text().partition("## Per process")[2].partition("\n## ")[0]
+    assert {path for path, _ in TESTS} > {"tests/security/test_accounts.py", "tests/security/test_broker_user.py"}
+    assert all("::" in claim for claim in claims.split("\n- ")[1:])
