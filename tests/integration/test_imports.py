@@ -66,15 +66,17 @@ def test_what_a_module_does_not_load(module: str, unwanted: tuple[str, ...]) -> 
 
 def test_celery_settings_load_our_settings_and_errors_alone() -> None:
     modules = of(OURS, loaded_by("celeryconfig"))
-    assert modules == {"celeryconfig", "worker", "worker.settings", "worker.settings.sources", "worker.errors"}
+    settings = {"worker.settings", *(f"worker.settings.{name}" for name in ("model", "sources", "urls"))}
+    assert modules == {"celeryconfig", "worker", "worker.errors", "worker.masking"} | settings
 
 
 def test_what_is_due_and_the_client_know_nothing_of_each_other() -> None:
     assert "worker.lms.client" not in loaded_by("worker.due.conditions")
-    client = {f"worker.lms.{name}" for name in ("client", "learners", "transport", "answer", "outcomes", "patience")}
+    named = ("client", "connecting", "learners", "transport", "answer", "outcomes", "patience")
+    client = {f"worker.lms.{name}" for name in named}
     assert (
         of(OURS, loaded_by("worker.lms.client"))
-        == {"worker", "worker.lms", "worker.clock", "worker.errors", "worker.logs"} | client
+        == {"worker", "worker.lms", "worker.clock", "worker.errors", "worker.logs", "worker.masking"} | client
     )
 
 
