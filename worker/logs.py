@@ -1,9 +1,12 @@
 """Log lines: one for each event, key=value for people or JSON for a log store, and what they carry."""
 
 import logging
+import re
 import traceback
+from collections.abc import MutableMapping
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor
@@ -12,8 +15,9 @@ from worker.errors import LicenseExpiryError
 from worker.masking import kind_of, mask_all
 
 _FIRST = ["timestamp", "level", "event", "enterprise", "run", "step"]
-# Celery tells of each message that it receives and of each result: at INFO the story of a night is ours alone.
-TALKATIVE = ("celery.worker.strategy", "celery.app.trace", "alembic")
+# Celery tells of each message that it receives and of each result, tornado of each request that is none: at INFO the
+# story of a night is ours alone.
+TALKATIVE = ("celery.worker.strategy", "celery.app.trace", "alembic", "tornado.general")
 
 
 def places(exc_info: ExcInfo) -> str:
@@ -50,6 +54,11 @@ structlog.configure(
 )
 
 
+def printable(text: str) -> str:
+    """The text without what a terminal would obey, but for tabs and ends of lines."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """The logger of a module: an event in words, and what belongs to it by name."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
@@ -76,4 +85,9 @@ def configure(log_format: str, level: int = logging.INFO, file: str | Path | Non
 def _renderer(log_format: str) -> Processor:
     if log_format == "json":
         return structlog.processors.JSONRenderer(default=str)
-    return structlog.processors.LogfmtRenderer(key_order=_FIRST, drop_missing=True, bool_as_flag=False)
+    render = structlog.processors.LogfmtRenderer(key_order=_FIRST, drop_missing=True, bool_as_flag=False)
+
+    def line(logger: Any, name: str, event: MutableMapping[str, Any]) -> str:
+        return printable(render(logger, name, event))
+
+    return line

@@ -2,14 +2,17 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import DBAPIError
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError, RequestHandler
 
 from worker.db.transactions import Database
@@ -23,16 +26,22 @@ log = get_logger(__name__)
 HTML, PLAIN = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 THREADS = 4
 HEALTH_SECONDS = 5.0
+IDLE_SECONDS = 20.0  # for a whole request, and between two of them
+MOST_CONNECTIONS = 64
 _HEADERS = {
     "Content-Security-Policy": html.CSP,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_TITLES = {404: "Not here", 500: "An error of our own", 503: "Not just now"}
+_TITLES = {404: "Not here", 421: "Not under this name", 500: "An error of our own", 503: "Not just now"}
 
 
 Make: TypeAlias = Callable[..., str | bytes]
+
+
+def _nothing() -> str:
+    raise BadArgument("There is no such page", history.START_FROM_THE_LIST)
 
 
 class _Answer(RequestHandler):
@@ -50,6 +59,14 @@ class _Answer(RequestHandler):
         self.clear_header("Server")
         for name, value in _HEADERS.items():
             self.set_header(name, value)
+
+    def prepare(self) -> None:
+        """Refuse a request for a host that is not ours (tornado's hook)."""
+        hosts = self.settings["hosts"]
+        if hosts is not None and not _is_ours(self.request.host_name, hosts):
+            self.tell(
+                421, "Open this page as http://127.0.0.1, or set SERVE_URL to the address that your browser shows."
+            )
 
     async def get(self, *arguments: str) -> None:
         try:
@@ -92,16 +109,17 @@ def application(
     threads: Executor,
     scrapes: Executor,
     health: Executor,
+    hosts: Collection[str] | None = None,
 ) -> Application:
-    """The pages, the metrics and the health check, each on an executor of its own, so that none waits for another."""
+    """The pages, the metrics and the health check, each on an executor of its own, so that none waits for another.
+
+    They answer to these `hosts` alone, besides addresses in numbers; None is any.
+    """
     flower = settings.FLOWER_URL
 
     def healthy() -> str:
         history.check_ledger(database)
         return "ok\n"
-
-    def nothing() -> str:
-        raise BadArgument("There is no such page", history.START_FROM_THE_LIST)
 
     def route(path: str, make: Make, executor: Executor = threads, **more: Any) -> tuple[str, Any, dict[str, Any]]:
         return path, _Answer, {"executor": executor, "make": make, **more}
@@ -118,23 +136,58 @@ def application(
             route(r"/healthz", healthy, health, kind=PLAIN, seconds=HEALTH_SECONDS),
         ],
         default_handler_class=_Answer,
-        default_handler_args={"executor": threads, "make": nothing},
+        default_handler_args={"executor": threads, "make": _nothing},
         compress_response=True,
+        hosts=hosts,
         log_function=lambda _: None,  # what goes wrong is logged where it does
     )
 
 
 def serve(database: Database, settings: DatabaseSettings, address: str, port: int, next_night: html.NextNight) -> None:
     """Serve until SIGTERM or SIGINT. Raises Unusable when the address cannot be listened on."""
+    named = {"localhost", urlsplit(settings.SERVE_URL).hostname or "localhost"}
+    hosts = named if address == "localhost" or _is_loopback(address) else None
     with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(1) as scrapes, ThreadPoolExecutor(1) as health:
-        asyncio.run(_serve(application(database, settings, next_night, threads, scrapes, health), address, port))
+        asyncio.run(_serve(application(database, settings, next_night, threads, scrapes, health, hosts), address, port))
+
+
+def _is_ours(host: str, hosts: Collection[str]) -> bool:
+    """Is this one of these hosts, or an address in numbers? To lead a browser here, another site needs a name."""
+    try:
+        return host in hosts or bool(ip_address(host.strip("[]")))
+    except ValueError:
+        return False
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+class _Server(HTTPServer):
+    """Has MOST_CONNECTIONS at most: for one more it closes the oldest, so that half requests keep nobody out."""
+
+    def initialize(self, *arguments: Any, **options: Any) -> None:
+        """Begin without a connection (tornado's hook)."""
+        super().initialize(*arguments, **options)
+        self._streams: list[IOStream] = []
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        """Take in a connection (tornado's hook)."""
+        self._streams = [*(each for each in self._streams if not each.closed()), stream]
+        if len(self._streams) > MOST_CONNECTIONS:
+            self._streams[0].close()
+        super().handle_stream(stream, address)
 
 
 async def _serve(app: Application, address: str, port: int) -> None:
     asked, loop = asyncio.Event(), asyncio.get_running_loop()
     for end in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(end, asked.set)
-    server = HTTPServer(app)
+    limits = {"idle_connection_timeout": IDLE_SECONDS, "body_timeout": IDLE_SECONDS, "max_body_size": 0}
+    server = _Server(app, **limits)
     try:
         server.listen(port, address)
     except OSError as error:
