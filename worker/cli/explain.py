@@ -166,7 +166,7 @@ class _Told:
                 shown.add_row(name, Text(value))
             if number:
                 tables.out.print()
-            whose = ", ".join(filter(None, (str(one.facts.enterprise), one.facts.name)))
+            whose = ", ".join(filter(None, (str(one.facts.enterprise), tables.flattened(one.facts.name or ""))))
             head = Text.assemble((f"License {one.facts.uuid}", "bold"), f" of enterprise {whose}")
             tables.out.print(head, soft_wrap=True)
             tables.out.print(Text(self._verdict(one), "bold"))
@@ -175,7 +175,8 @@ class _Told:
             tables.out.print(f"{self._left_out} more licenses of this learner are not shown.")
         for enterprise, blocked in self._blocked.items():
             for note in blocked.notes():
-                tables.out.print(f"Enterprise {enterprise}: {note}", markup=False, highlight=False, soft_wrap=True)
+                said = tables.flattened(f"Enterprise {enterprise}: {note}")
+                tables.out.print(said, markup=False, highlight=False, soft_wrap=True)
 
     def as_json(self) -> dict[str, Any]:
         """The same as one object."""

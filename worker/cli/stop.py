@@ -67,7 +67,7 @@ def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str,
     else:
         tables.show_runs(runs, as_json, "No run is live.", names)
         for run in (run for run in runs if run.phase not in ENDED):
-            said = f"Run {run.id} is stopped by {run.stopped_by}: {run.stop_reason}"
+            said = tables.flattened(f"Run {run.id} is stopped by {run.stopped_by}: {run.stop_reason}")
             tables.err.print(f"{said}. {ENDING}.", markup=False, highlight=False, soft_wrap=True)
         for run in (run for run in runs if run.phase in ENDED and run.phase != Phase.STOPPED):
             tables.err.print(f"Run {run.id} is {run.phase}: nothing was left to stop.", soft_wrap=True)
@@ -105,7 +105,7 @@ def resume(as_json: bool) -> int:
     if as_json:
         tables.show_json({"paused": None, "ended": ended and tables.describe_pause(ended)})
     elif ended:
-        told = waits.told_of_pause(ended).removeprefix("everything is paused")
+        told = tables.flattened(waits.told_of_pause(ended)).removeprefix("everything is paused")
         tables.out.print(f"The pause is over: it stood{told}", markup=False, highlight=False, soft_wrap=True)
     else:
         tables.out.print("Nothing is paused.")

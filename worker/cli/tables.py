@@ -12,8 +12,9 @@ from typing import Any
 from uuid import UUID
 
 import click
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -22,14 +23,26 @@ from worker.due.forecast import PlanRow
 from worker.errors import Unusable
 from worker.ledger import order, waits
 from worker.ledger.runs import COUNTS, describe, is_waiting
+from worker.logs import printable
 from worker.web.timeline import lost_worker
 
 Names = Mapping[UUID, str]
 NAME_WIDTH = 34  # of a UUID, less the indent
 # So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
 SHOWN = 10
-out = Console()
-err = Console(stderr=True)
+
+
+class Screen(Console):
+    """A console on which no control character of a text comes through: names and reasons are what others typed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Give what is to be shown (rich's hook); its own commands to the terminal are segments of their own."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+out = Screen()
+err = Screen(stderr=True)
 
 
 def show_runs(
@@ -49,7 +62,7 @@ def show_runs(
         out.print(shown)
         for run in runs:
             for said in filter(None, (run.error, lost_worker(run, datetime.now(UTC)))):
-                told = f"{run.enterprise_customer_uuid}: {said}"
+                told = flattened(f"{run.enterprise_customer_uuid}: {said}")
                 out.print(told, markup=False, highlight=False, soft_wrap=True)
     bad = any(run.phase in order.WENT_WRONG or run.licenses_held for run in runs)
     return 1 if bad else 0
@@ -64,7 +77,7 @@ def show_pause(pause: Wait | None) -> None:
     """Show the pause that stands, if any, as a line."""
     if pause:
         told = waits.told_of_pause(pause)
-        said = f"{told[0].upper()}{told[1:]} (license-expiry resume ends it)"
+        said = flattened(f"{told[0].upper()}{told[1:]} (license-expiry resume ends it)")
         out.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -91,9 +104,14 @@ def runs_table(runs: Sequence[Run], names: Names) -> Table:
     return shown
 
 
+def flattened(text: str) -> str:
+    """A text of others without its line breaks: it could pass for a line of ours."""
+    return " ".join(text.split())
+
+
 def short(text: str) -> str:
     """A text of any length as one more line of a table's first column, no wider than the UUID above; none if empty."""
-    line = " ".join(text.split())
+    line = flattened(text)
     cut = line if len(line) <= NAME_WIDTH else f"{line[: NAME_WIDTH - 1]}…"
     return cut and f"\n  {cut}"
 
@@ -135,7 +153,7 @@ def show_held(licenses: Sequence[HeldLicense], names: Names) -> None:
     for enterprise, group in groupby(licenses, lambda license: license.enterprise_customer_uuid):
         rows = [(one.license_uuid, one.step, one.reason, one.tries, one.first_held_at) for one in group]
         shown = table(columns, [(*row, f"{moment:%Y-%m-%d %H:%M}") for *row, moment in rows])
-        name = names.get(enterprise, "")
+        name = flattened(names.get(enterprise, ""))
         shown.title = Text(f"Enterprise {enterprise}{name and f', {name}'}")
         shown.title_justify, shown.title_style = "left", "bold"
         out.print(shown)
