@@ -3,7 +3,7 @@
 It is a worker of its own, with one process, which the worker starts, starts again when it has ended, and ends with
 itself. A worker whose queues are named on its command line (-Q) starts none.
 
-Besides, what a worker answers when `license-expiry doctor` asks for its ledger.
+Besides, what a worker answers when `license-expiry doctor` or `tasks.healthy` asks.
 """
 
 import logging
@@ -41,6 +41,7 @@ class ControlProcess(bootsteps.StartStopStep):
         self._process: subprocess.Popen[bytes] | None = None
         self._command: list[str] = []
         self._closing = False
+        worker.given_queues = frozenset(worker.app.amqp.queues.consume_from)  # cancel_consumer takes from the others
 
     def include_if(self, worker: Any) -> bool:
         """Only in a worker that was started by `celery worker`, with no queues named."""
@@ -96,9 +97,17 @@ class EndsWithItsWorker(bootsteps.Step):
 
 
 @inspect_command()
-def license_expiry_ledger(state: Any) -> dict[str, str]:
-    """The id of the ledger that this worker is of, for `license-expiry doctor`."""
-    return {"ledger": _ledger()}
+def license_expiry_ledger(state: Any) -> dict[str, Any]:
+    """The id of the ledger that this worker is of, and what license_expiry_queues says, for `license-expiry doctor`."""
+    return {"ledger": _ledger(), **license_expiry_queues(state)}
+
+
+@inspect_command()
+def license_expiry_queues(state: Any) -> dict[str, list[str]]:
+    """The queues that this worker was started for and takes no messages from, for `tasks.healthy`."""
+    consumer = state.consumer
+    taken = {queue.name for queue in consumer.task_consumer.queues} if consumer.task_consumer else set()
+    return {"missing": sorted(consumer.controller.given_queues - taken)}
 
 
 @cache

@@ -77,16 +77,21 @@ def _ledgers(settings: DatabaseSettings) -> Iterator[Finding]:
     if not settings.CELERY_BROKER_URL:
         return
     from tasks import OTHER_LEDGER
+    from tasks.healthy import takes_nothing_from
 
     ours = str(ledger_at(settings.DATABASE_URL))
     answers = celery_app().control.broadcast("license_expiry_ledger", reply=True, timeout=ANSWER_SECONDS) or []
-    ledgers = {host: told["ledger"] for answer in answers for host, told in answer.items() if "ledger" in told}
+    told_by = {host: told for answer in answers for host, told in answer.items() if "ledger" in told}
+    ledgers = {host: told["ledger"] for host, told in told_by.items()}
     if others := {host: ledger for host, ledger in ledgers.items() if ledger != ours}:
         named = ", ".join(f"{host} ({ledger})" for host, ledger in sorted(others.items())[:NAMED])
         what = f"workers of another ledger than this database's ({ours}) take tasks from it: {named}"
         yield Finding("broker", "warning", what, OTHER_LEDGER)
     elif ledgers:
         yield Finding("broker", "ok", f"the {len(ledgers)} workers that answer are of this database's ledger")
+    for host, told in sorted(told_by.items())[:NAMED]:
+        if missing := told["missing"]:
+            yield Finding("broker", "warning", *takes_nothing_from(host, missing))
 
 
 def _redis(client: Any) -> Iterator[Finding]:

@@ -1,0 +1,40 @@
+"""`python -m tasks.healthy`: is this machine's worker well? The health check of the image and of Kubernetes.
+
+It must answer over the broker, as to everybody who wants something of it, and take messages from each queue that it was
+started for: one that was told `cancel_consumer` answers a ping and does nothing. The same of its control process, if it
+answers. Exit status 0, or 1 with what is wrong and what to do on standard error.
+"""
+
+import sys
+from socket import gethostname
+
+from worker.celery import app
+
+ANSWER_SECONDS = 10.0
+
+
+def takes_nothing_from(worker: str, missing: list[str]) -> tuple[str, str]:
+    """What is wrong with a worker that was started for these queues and leaves them alone, and the remedy."""
+    what = f"{worker} takes no messages from its queue {' and '.join(missing)}: somebody told it cancel_consumer"
+    commands = (f"celery -A worker control --destination {worker} add_consumer {queue}" for queue in missing)
+    return what, f"restart it, or: {'; '.join(commands)}"
+
+
+def main() -> int:
+    """Ask; return the exit status."""
+    worker, control = f"celery@{gethostname()}", f"celery-control@{gethostname()}"
+    answers = app.control.broadcast(
+        "license_expiry_queues", destination=[worker, control], reply=True, timeout=ANSWER_SECONDS, limit=2
+    )
+    told = {host: answer for each in answers or [] for host, answer in each.items()}
+    missing = {host: answer["missing"] for host, answer in told.items() if answer.get("missing")}
+    complaints = [". ".join(takes_nothing_from(*one)) for one in missing.items()]
+    if worker not in told:
+        complaints.append(f"{worker} does not answer. See its log, and whether the broker is there")
+    for complaint in complaints:
+        print(f"{complaint}.", file=sys.stderr)  # noqa: T201, its purpose
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
