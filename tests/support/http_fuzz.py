@@ -46,11 +46,12 @@ _TEXT = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
 
 @dataclass(frozen=True)
 class Odd:
-    """One request as bytes; of a `half` one there is no more to come. `authorized` tells that it has a password."""
+    """One request as bytes: `half` of one; `honest`, if it says how long it is; `authorized`, by the password."""
 
     raw: bytes
     half: bool
     honest: bool
+    authorized: bool
 
 
 def requests(
@@ -65,7 +66,7 @@ def requests(
     headers = st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from(VALUES) | _TEXT), max_size=4)
     body = st.sampled_from(BODIES) | st.binary(max_size=40)
     method = st.sampled_from(METHODS) | _TEXT
-    login = st.sampled_from((*logins, right)) if right else st.sampled_from(("", *logins))
+    login = st.sampled_from(("", right or "", *logins))
     cut = st.none() | st.integers(0, 200)
     return st.builds(_odd, st.just(right), method, path, query, headers, body, login, cut)
 
@@ -92,7 +93,7 @@ def _odd(
     raw = "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
     honest = not named & {"content-length", "transfer-encoding", "upgrade"}
     half = cut is not None and cut < len(raw)
-    return Odd(raw[:cut], half, honest and not half)
+    return Odd(raw[:cut], half, honest and not half, bool(right) and login == right)
 
 
 class Client:

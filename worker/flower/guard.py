@@ -11,12 +11,13 @@ from worker.flower import task_list
 from worker.settings.sources import Sourced, load, setting
 
 _LOOPBACK = "127.0.0.1"
+_RANDOM = "such as this command gives: openssl rand -hex 16"
 
 
 class FlowerSettings(Sourced):
     """Flower's password, where Flower itself does not look: in /run/secrets and in the YAML file."""
 
-    FLOWER_BASIC_AUTH: str = setting("operator:password", "", secret=True)
+    FLOWER_BASIC_AUTH: str = setting("operator:…", "", secret=True)
     """Who may use Flower"""
 
 
@@ -53,12 +54,14 @@ def _who_may(given: list[str], *, by_oauth: bool) -> list[str]:
     """The user:password pairs that Flower is to ask for; none when OAuth asks instead.
 
     Raises Unusable when nothing would ask, and when one is not a pair: an empty one lets an empty header in, and one
-    that is not ASCII cannot be compared.
+    that is not ASCII cannot be compared. Nor when a password is one that examples have.
     """
     pairs = list(filter(None, given)) or list(filter(None, load(FlowerSettings).FLOWER_BASIC_AUTH.split(",")))
+    if any(pair.partition(":")[2] == "password" for pair in pairs):
+        raise WrongSetting("FLOWER_BASIC_AUTH has the password of an example, password", f"Choose another, {_RANDOM}")
     if (pairs or by_oauth) and all(re.fullmatch("[ -9;-~]+:[ -~]+", pair) for pair in pairs):
         return pairs
     raise WrongSetting(
         "FLOWER_BASIC_AUTH is not set, or is not user:password in ASCII: Flower does not start without authentication",
-        "Set it in the environment or in the file /run/secrets/FLOWER_BASIC_AUTH, for example operator:password",
+        f"Set it in the environment or in the file /run/secrets/FLOWER_BASIC_AUTH, with a password {_RANDOM}",
     )

@@ -1,14 +1,21 @@
-"""Puts our pages and links among Flower's own, and the user's name into what is started over its HTTP API."""
+"""Puts our pages and links among Flower's own, and the user's name into what is started over its HTTP API.
+
+Besides, no answer of Flower's may be framed, and failed logins are slowed.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from flower.api.tasks import BaseTaskHandler  # type: ignore[import-untyped]
 from flower.urls import handlers, settings  # type: ignore[import-untyped]
+from flower.views import BaseHandler  # type: ignore[import-untyped]
 from flower.views.tasks import TasksDataTable  # type: ignore[import-untyped]
+from tornado.httputil import HTTPHeaders
 from tornado.template import Loader, Template
+from tornado.web import OutputTransform
 
 from worker.flower import task_list
+from worker.flower.logins import Logins
 from worker.flower.page import who
 from worker.flower.pages import HANDLERS
 from worker.settings import RUN_ENTERPRISE, RUN_NIGHTLY
@@ -34,11 +41,25 @@ class Templates(Loader):
         return Template(text, name=name, loader=self)
 
 
+class Unframed(OutputTransform):
+    """Lets no other page frame an answer, whichever handler makes it."""
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        """Add the header (tornado's hook)."""
+        headers["X-Frame-Options"] = "DENY"
+        return status_code, headers, chunk
+
+
 def mount() -> None:
     """Do it, in the lists that Flower's app is made from."""
     handlers[-1:-1] = HANDLERS  # the last one answers whatever no other does
     namespace = {"run_of": task_list.run_of}
     settings["template_loader"] = Templates(settings["template_path"], namespace=namespace)
+    settings["transforms"] = [Unframed]
+    logins, look = Logins(), BaseHandler.get_current_user
+    BaseHandler.get_current_user = lambda handler: logins.user(handler, look)
     of_list = TasksDataTable.format_task
     TasksDataTable.format_task = lambda view, task: (task[0], task_list.in_list(of_list(view, task)[1]))
     given = BaseTaskHandler.get_task_args
