@@ -3,18 +3,19 @@
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis import HealthCheck, event, settings, strategies as st
 
 EXAMPLES = int(os.environ.get("FUZZ", "200"))
 AS_MANY = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 MOST_HALF = 200  # requests that are begun and not ended, and stay open
 EMAIL = re.compile(rb"[\w.+-]+@[\w-]+\.\w+")
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+METHODS = ("GET", "GET", "GET", "POST", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 HEADERS = (
     *("Host", "Cookie", "Range", "Accept-Encoding", "If-None-Match", "Origin", "Sec-Fetch-Site", "X-Real-Ip"),
     *("X-Scheme", "X-Forwarded-For", "Content-Type", "Content-Length", "Transfer-Encoding", "Expect", "Upgrade"),
@@ -61,13 +62,14 @@ def requests(
 
     The `right` one comes with GET and HEAD alone, which start nothing.
     """
-    path = st.sampled_from(tuple(paths)) | st.lists(_TEXT, max_size=4).map(lambda parts: "/" + "/".join(parts))
+    known = st.sampled_from(tuple(paths))
+    path = known | known | st.lists(_TEXT, max_size=4).map(lambda parts: "/" + "/".join(parts))
     query = st.dictionaries(st.sampled_from(tuple(queries)) | _TEXT, _TEXT, max_size=3)
-    headers = st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from(VALUES) | _TEXT), max_size=4)
+    headers = st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from(VALUES) | _TEXT), max_size=2)
     body = st.sampled_from(BODIES) | st.binary(max_size=40)
-    method = st.sampled_from(METHODS) | _TEXT
+    method = st.sampled_from(METHODS) | st.sampled_from(METHODS) | _TEXT
     login = st.sampled_from(("", right or "", *logins))
-    cut = st.none() | st.integers(0, 200)
+    cut = st.none() | st.none() | st.integers(0, 200)
     return st.builds(_odd, st.just(right), method, path, query, headers, body, login, cut)
 
 
@@ -102,11 +104,10 @@ class Client:
     def __init__(self, port: int) -> None:
         self.port = port
         self.half: list[socket.socket] = []
-        self.sent = 0
+        self.statuses: Counter[bytes] = Counter()
 
     def send(self, odd: Odd) -> bytes:
         """Send one, and give what is answered; nothing to one that is half."""
-        self.sent += 1
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=5)
         with suppress(ConnectionError):  # refused before its end
             connection.sendall(odd.raw)
@@ -116,7 +117,10 @@ class Client:
                 self.half.pop(0).close()
             return b""
         with closing(connection):
-            return _answer(connection, 5 if odd.honest else 0.05)
+            answer = _answer(connection, 5 if odd.honest else 0.05)
+        self.statuses[answer[9:12]] += 1
+        event(f"status {answer[9:12].decode('latin-1')}")
+        return answer
 
     def close(self) -> None:
         """Leave the half ones."""

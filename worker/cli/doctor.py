@@ -11,6 +11,7 @@ from worker.cli.broker import celery_app
 from worker.cli.checks.database import check_database
 from worker.cli.checks.findings import NAMED, Finding, clock_finding, explained, wrong
 from worker.cli.checks.lms import check_calls, check_owner
+from worker.cli.checks.serve import check_serve
 from worker.deps import make_lms_client
 from worker.errors import Unusable
 from worker.ledger.identity import ledger_at
@@ -30,6 +31,15 @@ def examine() -> list[Finding]:
         both += _look("broker", DatabaseSettings, _ledgers)
     found = chain(_settings(), both, _look("LMS", Settings, _lms))
     return list(dict.fromkeys(found))  # a wrong schedule is met twice
+
+
+def examine_serve() -> list[Finding]:
+    """Look at what `license-expiry serve` needs alone: its settings and its database account."""
+    try:
+        settings = load(DatabaseSettings)
+    except Unusable as error:
+        return list(wrong("settings", error))
+    return list(explained("database", check_serve(settings)))
 
 
 def _settings() -> Iterator[Finding]:

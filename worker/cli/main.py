@@ -84,9 +84,10 @@ def init_db(lms_url: str | None, as_json: bool) -> int:
 
 
 @main.command()
+@click.option("--for", "process", type=click.Choice(["serve"]), help="Look at what this process needs alone.")
 @as_json
 @exiting
-def doctor(as_json: bool) -> int:
+def doctor(process: str | None, as_json: bool) -> int:
     """Look whether all is there that a night needs, and say what to do where it is not. Changes nothing.
 
     Settings, database, ledger, clock, broker, and whether the LMS takes each call: those sent concern nobody. Exit
@@ -94,10 +95,10 @@ def doctor(as_json: bool) -> int:
 
     For example: license-expiry doctor --json
     """
-    from worker.cli.doctor import examine
+    from worker.cli.doctor import examine, examine_serve
 
     logs.configure("keyvalue", logging.ERROR)
-    return tables.show_findings(examine(), as_json)
+    return tables.show_findings(examine_serve() if process else examine(), as_json)
 
 
 @main.command()

@@ -10,6 +10,8 @@ from worker.db import sessions
 from worker.errors import Unusable, WrongSetting
 
 CONNECT_TIMEOUT = 10
+# The numbers of MySQL and MariaDB, and PostgreSQL's SQLSTATE, for what an account may not do.
+DENIED: set[object] = {1044, 1142, 1143, "42501"}
 # These notice a server that vanished without a word, as after a failover, within a minute.
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 # MySQL can only limit how long an answer takes: 600 s, longer than any statement of ours.
@@ -120,3 +122,8 @@ def cannot_be_used(engine: Engine, error: DBAPIError) -> tuple[str, str]:
     """What and remedy for a database error, with neither a password nor a statement's parameters in it."""
     what = f"the database {address_of(engine)} cannot be used ({cause_of(error)})"
     return what, "check DATABASE_URL, the account's rights and the server"
+
+
+def codes_of(error: DBAPIError) -> set[object]:
+    """The codes by which the database tells what went wrong: MySQL's and MariaDB's number, PostgreSQL's SQLSTATE."""
+    return {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}

@@ -18,13 +18,12 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
-from worker.db.engine import address_of, cannot_be_used
+from worker.db.engine import DENIED, address_of, cannot_be_used, codes_of
 from worker.db.schema_check import require_schema
 from worker.db.sql import DatabaseNow
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
 
-# The numbers of MySQL and MariaDB, and PostgreSQL's SQLSTATE, for what an account may not do, or what is not there.
-DENIED: set[object] = {1044, 1142, 1143, "42501"}
+# How they say that something is not there.
 MISSING: set[object] = {1054, 1146, "42P01", "42703"}
 # How they say that a statement took longer than is allowed: by an administrator or a proxy, since our sessions set no
 # limit of their own. It would take as long again.
@@ -114,8 +113,3 @@ def cannot_be_seen(error: DBAPIError) -> bool:
     """Is this about a table or column that is not there, or that this account may not touch?"""
     of_sqlite = str(error.orig).startswith("no such ")
     return of_sqlite or bool(codes_of(error) & (DENIED | MISSING))
-
-
-def codes_of(error: DBAPIError) -> set[object]:
-    """The codes by which the database tells what went wrong: MySQL's and MariaDB's number, PostgreSQL's SQLSTATE."""
-    return {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}

@@ -107,6 +107,7 @@ class _Due:
         self._thread: threading.Thread | None = None
         self._again_at = 0.0
         self._counted: Values = {}
+        self._error = ""
 
     def latest(self) -> Values:
         """What was counted last, at once; nothing at first. Has it counted anew when that is old."""
@@ -131,7 +132,9 @@ class _Due:
                 ("due_counted_timestamp_seconds",): now.timestamp(),
             }
         except LicenseExpiryError as error:
-            log.warning("the work due could not be counted", error=str(error))
+            if str(error) != self._error:  # that the account may not read e-mails stays so
+                log.warning("the work due could not be counted", error=str(error))
+            self._error = str(error)
         finally:
             self._again_at = time.monotonic() + DUE_SECONDS
 

@@ -7,10 +7,12 @@ statement, whichever way the right is granted, and nothing is executed. docs/sec
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from sqlalchemy import Connection, Dialect, text
 from sqlalchemy.exc import DBAPIError
 
+from worker.db.engine import DENIED, codes_of
 from worker.db.ledger_tables import Ledger
 from worker.db.license_manager_tables import (
     CustomerAgreement,
@@ -21,12 +23,12 @@ from worker.db.license_manager_tables import (
     SubscriptionPlanRenewal,
 )
 from worker.db.schema_check import EVENT_TABLE, PLAN_HISTORY_TABLE, PLAN_TABLE
-from worker.db.transactions import DENIED, codes_of
 from worker.ledger.migrations import VERSION_TABLE
 
 _MARKED = ["expiration_processed", "modified"]
 MARK = f"UPDATE ({', '.join(_MARKED)})"
-RIGHTS: dict[str, tuple[str, ...]] = {
+Wanted: TypeAlias = dict[str, tuple[str, ...]]  # by table
+RIGHTS: Wanted = {
     CustomerAgreement.__tablename__: ("SELECT",),
     PLAN_TABLE: ("SELECT", MARK),
     SubscriptionPlanRenewal.__tablename__: ("SELECT",),
@@ -46,8 +48,12 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "license_expiry_lms_call": ("SELECT", "INSERT", "DELETE"),
     VERSION_TABLE: ("SELECT",),
 }
+# By these columns /metrics counts the work due; the pages need the others alone.
+PERSONAL = ("lms_user_id", "user_email")
+_SEEN = ", ".join(sorted({*License.__table__.columns.keys()} - {*PERSONAL}))
+OF_SERVE: Wanted = {**dict.fromkeys(RIGHTS, ("SELECT",)), License.__tablename__: (f"SELECT ({_SEEN})",)}
 # A night does without these, and then knows less.
-OPTIONAL: dict[str, tuple[str, ...]] = {HistoricalLicense.__tablename__: ("SELECT",)}
+OPTIONAL: Wanted = {HistoricalLicense.__tablename__: ("SELECT",)}
 # Before Django 4.1 license-manager numbered rows by a sequence, whose use is a right of its own.
 NUMBERED = ((EVENT_TABLE, "id"), (PLAN_HISTORY_TABLE, "history_id"))
 
@@ -90,13 +96,13 @@ def account(connection: Connection) -> str:
     return f"'{user}'@'{host}'"
 
 
-def missing_rights(connection: Connection) -> list[Right]:
-    """The rights of RIGHTS that the account does not have; tables and columns that are not there are passed over."""
+def missing_rights(connection: Connection, wanted: Wanted = RIGHTS) -> list[Right]:
+    """The rights of these that the account does not have; tables and columns that are not there are passed over."""
     if connection.dialect.name == "postgresql" and not connection.scalar(text("SELECT current_schema()")):
         path = str(connection.scalar(text("SELECT current_setting('search_path')"))).split(",")
         return [Right("USAGE", f"SCHEMA {next((name.strip() for name in path if '$user' not in name), 'public')}")]
-    lacks = _lacking(connection, RIGHTS)
-    return lacks + (list(_sequences(connection)) if connection.dialect.name == "postgresql" else [])
+    numbered = connection.dialect.name == "postgresql" and wanted is RIGHTS
+    return _lacking(connection, wanted) + (list(_sequences(connection)) if numbered else [])
 
 
 def missing_optional_rights(connection: Connection) -> list[Right]:
@@ -104,19 +110,24 @@ def missing_optional_rights(connection: Connection) -> list[Right]:
     return _lacking(connection, OPTIONAL)
 
 
-def _lacking(connection: Connection, wanted: dict[str, tuple[str, ...]]) -> list[Right]:
+def _lacking(connection: Connection, wanted: Wanted) -> list[Right]:
     return [
         Right(verb, table) for table, verbs in wanted.items() for verb in verbs if not _may(connection, verb, table)
     ]
 
 
-def surplus_rights(connection: Connection) -> list[str]:
-    """Privileges that the account has beyond those in RIGHTS and OPTIONAL, such as "DELETE on …".
+def may_read_emails(connection: Connection) -> bool:
+    """May the account read who has a license?"""
+    return _may(connection, f"SELECT ({', '.join(PERSONAL)})", License.__tablename__)
 
-    Creating and altering the ledger's tables is not reported.
+
+def surplus_rights(connection: Connection, wanted: Wanted = RIGHTS) -> list[str]:
+    """Privileges that the account has beyond these and those in OPTIONAL, such as "DELETE on …".
+
+    Reading more of a table that it reads is not reported; nor, of RIGHTS, is anything on the ledger's tables.
     """
     if connection.dialect.name == "postgresql":
-        return _surplus_on_postgresql(connection)
+        return _surplus_on_postgresql(connection, wanted)
     database = f"{connection.engine.url.database}."
     found = []
     for (line,) in connection.execute(text("SHOW GRANTS")):
@@ -126,14 +137,15 @@ def surplus_rights(connection: Connection) -> list[str]:
             table = where.removeprefix(database) if where.startswith(database) else ""
             verbs = [_normal(verb) for verb in re.findall(r"[^,(]+(?:\([^)]*\))?", granted[1])]
             verbs += ["GRANT OPTION"] if granted[3] else []
-            more = [verb for verb in verbs if verb not in ("USAGE", *_allowed(table))]
-            if more and not of_ledger(table):
+            if more := [verb for verb in verbs if verb != "USAGE" and not _is_allowed(verb, table, wanted)]:
                 found.append(_told(more, where))
     return found
 
 
-def _allowed(table: str) -> tuple[str, ...]:
-    return (RIGHTS | OPTIONAL).get(table, ())
+def _is_allowed(verb: str, table: str, wanted: Wanted) -> bool:
+    allowed = (wanted | OPTIONAL).get(table, ())
+    reads = verb.startswith("SELECT") and bool(allowed)
+    return reads or verb in allowed or (of_ledger(table) and wanted is RIGHTS)
 
 
 def _normal(verb: str) -> str:
@@ -161,9 +173,11 @@ def _needing(verb: str, table: str, dialect: Dialect) -> str:
     """A statement that needs this right, on each column that we use."""
     names = [dialect.identifier_preparer.quote(name) for name in _COLUMNS.get(table, ())]
     numbered = table in (EVENT_TABLE, PLAN_HISTORY_TABLE)  # by the database, in the first column
-    written = _MARKED if verb == MARK else names[numbered:]
+    _, of_columns, listed = verb.rstrip(")").partition(" (")
+    written = listed.split(", ") if of_columns else names[numbered:]
+    read = listed if of_columns else "*" if table in _WHOLE else ", ".join(names)
     words = {
-        "SELECT": ("SELECT", "*" if table in _WHOLE else ", ".join(names), "FROM", table, "WHERE FALSE"),
+        "SELECT": ("SELECT", read, "FROM", table, "WHERE FALSE"),
         "INSERT": ("INSERT INTO", table, f"({', '.join(written)}) VALUES ({', '.join(['NULL'] * len(written))})"),
         "UPDATE": ("UPDATE", table, "SET", ", ".join(f"{name} = NULL" for name in written), "WHERE FALSE"),
         "DELETE": ("DELETE FROM", table, "WHERE FALSE"),
@@ -184,7 +198,7 @@ def _sequences(connection: Connection) -> Iterator[Right]:
             yield Right("USAGE", f"SEQUENCE {sequence}")
 
 
-def _surplus_on_postgresql(connection: Connection) -> list[str]:
+def _surplus_on_postgresql(connection: Connection, wanted: Wanted) -> list[str]:
     about = text(
         "SELECT rolsuper, rolcreaterole, rolcreatedb, has_schema_privilege(current_schema(), 'CREATE')"
         " FROM pg_roles WHERE rolname = current_user"
@@ -196,9 +210,10 @@ def _surplus_on_postgresql(connection: Connection) -> list[str]:
         return ["everything, being a superuser"]
     attributes = ("make roles", "make databases", "make tables of its own")
     found: dict[str, list[str]] = {}
-    asked = {"verbs": _ON_TABLES + _ON_COLUMNS, "on_columns": _ON_COLUMNS, "plan": PLAN_TABLE, "marked": _MARKED}
+    marked = _MARKED if MARK in wanted[PLAN_TABLE] else []
+    asked = {"verbs": _ON_TABLES + _ON_COLUMNS, "on_columns": _ON_COLUMNS, "plan": PLAN_TABLE, "marked": marked}
     for table, verb in connection.execute(text(_SURPLUS), asked):
-        if not of_ledger(table) and verb not in _allowed(table):
+        if not _is_allowed(verb, table, wanted):
             found.setdefault(table, []).append(verb)
     told = [_told(verbs, table) for table, verbs in found.items()]
     return [what for what, may in zip(attributes, others, strict=True) if may] + told

@@ -1,0 +1,52 @@
+"""The doctor's look at a database account of serve's own, which needs to read alone, and hardly e-mail addresses."""
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from worker.cli.checks import rights
+from worker.cli.checks.findings import Finding
+from worker.db.engine import address_of, cannot_be_used, make_engine
+from worker.db.transactions import Database
+from worker.errors import Unusable
+from worker.settings import DatabaseSettings
+from worker.web import history
+
+
+def check_serve(settings: DatabaseSettings) -> Iterator[Finding]:
+    """Look at what serve reads. Raises LicenseExpiryError when that cannot be looked at."""
+    database = Database(make_engine(settings.DATABASE_URL))
+    try:
+        with database.engine.connect() as connection:
+            yield Finding("database", "ok", f"{address_of(database.engine)} answers")
+            found = [] if connection.dialect.name == "sqlite" else list(_rights(connection))
+        yield from found
+        if not any(finding.status == "wrong" for finding in found):
+            database.require_schema()
+            history.check_ledger(database)
+            yield Finding("ledger", "ok", "its tables are those of this release")
+    except DBAPIError as error:
+        raise Unusable(*cannot_be_used(database.engine, error)) from error
+    finally:
+        database.engine.dispose()
+
+
+def _rights(connection: Connection) -> Iterator[Finding]:
+    account = rights.account(connection)
+    missing = rights.missing_rights(connection, rights.OF_SERVE)
+    for right in missing:
+        yield Finding("rights", "wrong", f"{account} lacks {right.verb} on {right.table}", right.grant(connection))
+    if not missing:
+        yield Finding("rights", "ok", f"{account} may read all that the pages show")
+        if rights.may_read_emails(connection):
+            what = "may read e-mail addresses: /metrics counts the work due by them"
+        else:
+            what = (
+                "may not read e-mail addresses: /metrics has no license_expiry_due_… series, which are counted by them"
+            )
+        yield Finding("rights", "ok", f"{account} {what}")
+    if more := rights.surplus_rights(connection, rights.OF_SERVE):
+        shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")
+        remedy = "give serve an account of its own that may only read, see docs/security.md"
+        yield Finding("rights", "warning", f"{account} may do more than serve needs: {shown}", remedy)
