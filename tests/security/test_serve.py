@@ -122,7 +122,7 @@ def test_no_request_ends_it_or_hangs_it_or_gets_a_secret(serve: Callable[..., in
     sent()
     assert eventually(lambda: healthy(port), 5)
     client.close()
-    assert client.statuses.keys() >= {b"200", b"400", b"404", b"405", b"421"}
+    assert client.statuses.keys() >= {b"200", b"400", b"404"}
     log = processes.log("serve")
     assert not http_fuzz.EMAIL.search(log.encode())
     assert not [secret for secret in SECRETS if secret in log]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from hypothesis import HealthCheck, settings, strategies as st
 
@@ -43,6 +44,7 @@ BODIES = (
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
     ("..", "%2e%2e", "%00", "%ff", "\x1b", "'")
 )
+_QUOTED = _TEXT.map(lambda text: quote(text, safe="%"))
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ def requests(
     The `right` one comes with GET and HEAD alone, which start nothing.
     """
     known = st.sampled_from(tuple(paths))
-    path = known | known | st.lists(_TEXT, max_size=4).map(lambda parts: "/" + "/".join(parts))
-    query = st.dictionaries(st.sampled_from(tuple(queries)) | _TEXT, _TEXT, max_size=3)
-    headers = st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from(VALUES) | _TEXT), max_size=2)
-    body = st.sampled_from(BODIES) | st.binary(max_size=40)
-    method = st.sampled_from(METHODS) | st.sampled_from(METHODS) | _TEXT
-    login = st.sampled_from(("", right or "", *logins))
+    path = known | known | st.lists(_QUOTED | _QUOTED | _TEXT, max_size=4).map(lambda parts: "/" + "/".join(parts))
+    query = st.dictionaries(st.sampled_from(tuple(queries)) | _QUOTED, _QUOTED | _QUOTED | _TEXT, max_size=2)
+    headers = st.lists(st.tuples(st.sampled_from(HEADERS), st.sampled_from(VALUES) | _QUOTED), max_size=2)
+    body = st.just(b"") | st.just(b"") | st.sampled_from(BODIES) | st.binary(max_size=40)
+    method = st.sampled_from((*METHODS, *METHODS, "get", "", "GET GET", "\x00"))
+    login = st.sampled_from(("", right, right, *logins))
     cut = st.none() | st.none() | st.integers(0, 200)
     return st.builds(_odd, st.just(right), method, path, query, headers, body, login, cut)
 
