@@ -6,6 +6,7 @@ import os
 import stat
 import tempfile
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from worker.errors import Unusable
@@ -81,12 +82,19 @@ class HostSlots:
     def _open(self, slot: int) -> int:
         what = f"the folder {self._folder}, where the workers of a host count their calls to the LMS, cannot be used"
         try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            found = self._folder.lstat()
-            if not stat.S_ISDIR(found.st_mode):
-                raise Unusable(f"{what}: it is no folder but a link or a file", f"delete it, or {_REMEDY}")
-            if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise Unusable(f"{what}: other users may write to it", f"delete it, or {_REMEDY}")
-            return os.open(self._folder / str(slot), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            with suppress(FileExistsError):
+                self._folder.mkdir(mode=0o700)
+            # Opened first and checked then, or another folder could be put in its place in between.
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                found = os.fstat(folder)
+                if found.st_uid != os.getuid():
+                    raise Unusable(f"{what}: it belongs to the user with the id {found.st_uid}", _REMEDY)
+                if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                    raise Unusable(f"{what}: other users may write to it", f"delete it, or {_REMEDY}")
+                return os.open(str(slot), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+            finally:
+                os.close(folder)
         except OSError as error:
-            raise Unusable(f"{what} ({error.strerror})", _REMEDY) from error
+            told = f"{what} ({error.strerror}): it must be a folder, and no link"
+            raise Unusable(told, f"delete it, or {_REMEDY}") from error

@@ -48,7 +48,10 @@ def test_each_lms_has_slots_of_its_own() -> None:
 
 def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unusable, match=r"the folder .*/file/slots, .* \(Not a directory\): let TMPDIR name one that"):
+    with pytest.raises(
+        Unusable,
+        match=r"the folder .*/file/slots, .* \(Not a directory\): it must be a folder, and no link: delete it, or",
+    ):
         HostSlots(tmp_path / "file" / "slots", 1)
 
 
@@ -64,25 +67,53 @@ def test_no_folder_for_temporary_files_is_told_with_the_remedy(monkeypatch: pyte
 def test_a_link_that_somebody_put_there_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "slots").symlink_to(tmp_path / "theirs")
-    with pytest.raises(Unusable, match=r"the folder .*/slots, .*: it is no folder but a link or a file: delete it, or"):
+    with pytest.raises(
+        Unusable, match=r"the folder .*/slots, .* \(Not a directory\): it must be a folder, and no link: delete it, or"
+    ):
         HostSlots(tmp_path / "slots", 1)
     assert list((tmp_path / "theirs").iterdir()) == []
 
 
-@pytest.mark.parametrize("how", ["theirs", "open to all"])
-def test_a_folder_that_others_may_write_to_is_refused_with_its_name(how: str, tmp_path: Path) -> None:
+def test_a_folder_that_others_may_write_to_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "slots").mkdir()
-    if how == "theirs":
-        try:
-            os.chown(tmp_path / "slots", 65534, 65534)
-        except PermissionError:
-            pytest.skip("only root gives folders away")
-    else:
-        (tmp_path / "slots").chmod(0o777)
+    (tmp_path / "slots").chmod(0o777)
     with pytest.raises(
         Unusable, match=r"the folder .*/slots, .*: other users may write to it: delete it, or let TMPDIR"
     ):
         HostSlots(tmp_path / "slots", 1)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
+def test_the_folder_of_another_user_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "slots").mkdir()
+    os.chown(tmp_path / "slots", 65534, 65534)
+    with pytest.raises(
+        Unusable, match=r"the folder .*/slots, .*: it belongs to the user with the id 65534: let TMPDIR"
+    ):
+        HostSlots(tmp_path / "slots", 1)
+
+
+SWAP = """
+import pathlib, sys
+from worker.lms.host_slots import HostSlots
+slots = pathlib.Path(sys.argv[1])
+
+def swap(event, args):
+    if event == "open" and str(args[0]).rpartition("/")[2] == "0" and not slots.is_symlink():
+        slots.rename(slots.with_name("moved"))
+        slots.symlink_to(slots.with_name("theirs"))
+
+sys.addaudithook(swap)
+HostSlots(slots, 1)
+"""
+
+
+def test_a_link_that_takes_the_folders_place_after_it_was_checked_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    subprocess.run([sys.executable, "-c", SWAP, str(tmp_path / "slots")], check=True)
+    assert (tmp_path / "slots").is_symlink()
+    assert list((tmp_path / "theirs").iterdir()) == []
+    assert [file.name for file in (tmp_path / "moved").iterdir()] == ["0"]
 
 
 def test_to_take_a_slot_renews_its_files_times(tmp_path: Path) -> None:
