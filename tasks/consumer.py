@@ -7,14 +7,17 @@ broker gives the message to the next one, and so on (https://github.com/celery/c
 import logging
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self
 
+from celery.app.task import Context
 from celery.utils.time import maybe_iso8601
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu import compression
 from kombu.message import Message
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tasks.redis_messages import read_odd_ones
 from worker.ledger.order import STEPS
 from worker.logs import get_logger
 from worker.settings import TRIGGERS
@@ -22,6 +25,7 @@ from worker.settings import TRIGGERS
 log = get_logger(__name__)
 
 MOST_BYTES = 256 * 1024  # ours have 2 kB, with a thousand plans 40
+MOST_AHEAD = timedelta(days=2)  # ours come again within a day
 OURS = frozenset({*(step.task for step in STEPS), *TRIGGERS})
 
 
@@ -32,11 +36,20 @@ def _ours(name: str) -> str:
 
 
 def _moment(value: str) -> str:
-    maybe_iso8601(value)
+    if maybe_iso8601(value) is None:  # of an empty text
+        raise ValueError("is no date-time")
     return value
 
 
-Id = Annotated[str, Field(min_length=1, max_length=255)]
+def _soon(value: str) -> str:
+    # A worker holds such a message in memory, and so does each other one in turn.
+    moment = maybe_iso8601(_moment(value))
+    if moment and moment.replace(tzinfo=moment.tzinfo or UTC) > datetime.now(UTC) + MOST_AHEAD:
+        raise ValueError(f"is more than {MOST_AHEAD.days} days ahead")
+    return value
+
+
+Id = Annotated[str, Field(pattern="^[!-~]{1,255}$")]
 Name = Annotated[str, AfterValidator(_ours)]
 Moment = Annotated[str, AfterValidator(_moment)]
 Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
@@ -45,41 +58,61 @@ Nothing = Annotated[list[Any], Field(max_length=0)] | None
 
 
 class _Shape(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class Headers(_Shape):
-    """The headers that Celery reads, as Celery writes them."""
+    """The headers that Celery reads, as Celery writes them; others may be there if Celery makes nothing of them."""
 
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    lang: str | None = None
     task: Name
     id: Id
     root_id: Id | None = None
     parent_id: Id | None = None
-    group: Id | None = None
-    group_index: Count | None = None
-    shadow: str | None = None
+    group: None = None
+    group_index: None = None
+    shadow: None = None
     origin: str | None = None
     argsrepr: str | None = None
     kwargsrepr: str | None = None
-    eta: Moment | None = None
+    eta: Annotated[str, AfterValidator(_soon)] | None = None
     expires: Moment | None = None
     retries: Count | None = None
     timelimit: Annotated[list[Limit], Field(min_length=2, max_length=2)] | None = None
     ignore_result: bool | None = None
     replaced_task_nesting: Count | None = None
-    stamped_headers: list[str] | None = None
-    stamps: dict[str, Any] | None = None
+    stamped_headers: Nothing = None
+    stamps: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     compression: None = None
     scheduled: bool | None = None
 
+    @model_validator(mode="after")
+    def _nothing_but_these(self) -> Self:
+        # Celery would take any of them for what the body says, or for what it knows of the task by itself.
+        if any(hasattr(Context, name) for name in self.model_extra or ()):
+            raise ValueError("a header has a name that Celery uses itself")
+        return self
 
-class Next(_Shape):  # type: ignore[no-redef]  # the plugin gives __init__ a kwargs of its own
+
+class Options(_Shape):
+    """How the next task of a chain is to be sent, as Celery writes it."""
+
+    task_id: Id | None = None
+    reply_to: str | None = None
+    replaced_task_nesting: Count | None = None
+
+
+class Next(_Shape):
     """A task of a message's chain."""
 
     task: Name
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    options: Options = Options()
+    subtask_type: None = None
+    immutable: Literal[True]
 
 
 class Embedded(_Shape):
@@ -91,10 +124,23 @@ class Embedded(_Shape):
     chain: list[Next] | None = None
 
 
-class Body(_Shape):
-    """A message's body."""
+class Task(_Shape):
+    """A message."""
 
+    headers: Headers
     content: tuple[list[Any], dict[str, Any], Embedded]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        task, chain = self.headers.task, self.content[2].chain
+        if chain and [following.task for following in reversed(chain)] != _after(task):
+            raise ValueError("its chain is not that of the steps after it")
+        return self
+
+
+def _after(task: str) -> list[str]:
+    names = [step.task for step in STEPS]
+    return names[names.index(task) + 1 :] if task in names else []
 
 
 def complaint_about(message: Message) -> str | None:
@@ -102,14 +148,14 @@ def complaint_about(message: Message) -> str | None:
     if message.body is not None and len(message.body) > MOST_BYTES:
         return f"its body has {len(message.body)} bytes"
     try:
-        Headers.model_validate(message.headers)
         content = message.decode()
-        if isinstance(content, list):
-            content = tuple(content)
-        Body.model_validate({"content": content})
+        Task.model_validate(
+            {"headers": message.headers, "content": tuple(content) if isinstance(content, list) else content}
+        )
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+        named = wrong["loc"][:-1] if wrong["type"] == "extra_forbidden" else wrong["loc"]  # the sender's own word
+        return ": ".join(filter(None, (".".join(map(str, named)), wrong["msg"].removeprefix("Value error, "))))
     except Exception as error:  # a decoder's, of whatever kind
         return f"it cannot be decoded ({type(error).__name__})"
     return None
@@ -132,6 +178,7 @@ class Consumer(CeleryConsumer):
     def __init__(self, *arguments: Any, **names: Any) -> None:
         # Nothing of ours is compressed, and 100 kB may unpack to more than there is memory.
         compression._decoders.clear()  # type: ignore[attr-defined]
+        read_odd_ones()
         super().__init__(*arguments, **names)
 
     def create_task_handler(self, *arguments: Any, **names: Any) -> Callable[[Message], Any]:
@@ -140,7 +187,12 @@ class Consumer(CeleryConsumer):
 
         def only_ours(message: Message) -> Any:
             complaint = complaint_about(message)
-            return handle(message) if complaint is None else self._drop(message, complaint)
+            if complaint is not None:
+                return self._drop(message, complaint)
+            # The worker's own limit holds: a shorter one would kill a step, a longer one have it given out twice.
+            headers: dict[str, Any] = message.headers
+            headers["timelimit"] = None
+            return handle(message)
 
         return only_ours
 

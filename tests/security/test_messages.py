@@ -1,7 +1,10 @@
 """No message ends a worker, starts anything that it does not ask for, or goes without a line."""
 
 import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -10,13 +13,14 @@ from kombu import Connection
 from kombu.message import Message
 from sqlalchemy import Engine
 from support.eventually import eventually
-from support.messages import message, odd, plain
-from support.processes import WORKER_SQLITE, lay, runs
+from support.messages import TASK, following, message, odd, plain, raw_odd, states
+from support.processes import WORKER_SQLITE, ended, lay, runs
 
 from simulator.data.rows import Data
 from simulator.lms.server import Simulator
 from simulator.processes import Processes
 from tasks.consumer import complaint_about
+from worker.ledger.order import DOWNGRADE
 
 CONTROL = "license_expiry:license_expiry.control"
 ODD = list(odd())
@@ -31,10 +35,14 @@ def received(raw: dict[str, Any]) -> Message:
 
 def test_what_celery_writes_for_us_is_ours() -> None:
     assert complaint_about(received(message())) is None
-    following = {"task": "license_expiry.unlink_learners", "args": [], "kwargs": {}, "options": {}, "immutable": True}
     assert complaint_about(received(message(plain(callbacks=[], errbacks=[]), {"timelimit": [0, None]}))) is None
-    later = {"eta": "2026-12-01T20:00:00.123456+00:00", "expires": "2026-12-01T20:00:00Z", "scheduled": True}
-    assert complaint_about(received(message(plain(chain=[following]), later | {"timelimit": [1.5, None]}))) is None
+    later = {"eta": (datetime.now(UTC) + timedelta(days=1)).isoformat(), "expires": "2026-12-01T20:00:00Z"}
+    assert complaint_about(received(message(headers=later | {"scheduled": True, "timelimit": [1.5, None]}))) is None
+    for more in ({}, {"replaced_task_nesting": 1}):
+        sent = following() | {"options": {"task_id": str(uuid4()), "reply_to": str(uuid4())} | more}
+        assert complaint_about(received(message(plain(chain=[sent]), later | {"task": DOWNGRADE.task}))) is None
+    traced = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "sentry-trace": "x"}
+    assert complaint_about(received(message(headers=traced))) is None, "what watches Celery has headers of its own"
 
 
 @pytest.mark.parametrize("number", range(len(ODD)))
@@ -80,11 +88,37 @@ def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
 
     eventually(lambda: dropped() >= len(ODD), 60, what="a line for each")
     assert dropped() == len(ODD)
-    for headers in ({"id": "a\nb\x1b[31m"}, {"retries": 999}, {"timelimit": [1e-9, None]}, {"shadow": "<b>"}):
+    for headers in ({"retries": 10**6}, {"timelimit": [1e-9, None]}, {"timelimit": [10**9, 1e-9]}, {"expires": "2026"}):
         redis_server.lpush(CONTROL, json.dumps(message(headers=headers)))  # taken, though odd
     redis_server.lpush(CONTROL, json.dumps(message()))
-    eventually(lambda: [run for run in runs(engine) if run.ended_at], what="the dry run that is ours")
+    triggered = {"SUCCESS": 4, "REVOKED": 1}  # the last: it expired when 2026 began
+    eventually(lambda: Counter(states(redis_server, TASK).values()) == triggered, what="the triggers that are ours")
+    eventually(lambda: runs(engine) and ended(engine), what="their dry runs")
+    assert "time limit" not in processes.log("worker"), "the worker's own holds, whatever the sender says"
+    assert "Discarding revoked task" in processes.log("worker")
     assert started.poll() is None
     assert {run.dry_run for run in runs(engine)} == {True}
     assert lms.calls("downgrade") == lms.calls("unlink") == []
     eventually(lambda: redis_server.hlen("license_expiry:unacked") == 0, what="an end of what was begun")
+
+
+@WORKER_SQLITE
+def test_what_is_no_message_at_all_does_not_end_a_worker_either(
+    engine: Engine,
+    data: Data,
+    lms: Simulator,
+    environment: Any,
+    worker: Any,
+    redis_server: redis.Redis,
+    processes: Processes,
+) -> None:
+    lay(data, lms)
+    environment()
+    started = worker(app="support.fast_app")
+    raw = list(raw_odd())
+    redis_server.lpush(CONTROL, *raw)
+    redis_server.lpush(CONTROL, json.dumps(message()))
+    eventually(lambda: [run for run in runs(engine) if run.ended_at], what="the dry run behind them")
+    assert processes.log("worker").count("message dropped: ") == len(raw)
+    assert started.poll() is None
+    assert redis_server.hlen("license_expiry:unacked") == 0
