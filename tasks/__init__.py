@@ -4,24 +4,22 @@ import os
 import random
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from inspect import signature
 from typing import Any
 from uuid import UUID
 
 from celery import Task, chain, current_app, shared_task
 from celery.canvas import Signature
-from celery.exceptions import TaskPredicate
 from kombu.exceptions import OperationalError
 
+from tasks.base import OurTask, Trigger
 from tasks.broker import count_messages
 from tasks.schedule import latest_night
 from worker.clock import BEAT_AHEAD
 from worker.deps import Deps, get_deps
-from worker.errors import BadArgument, LicenseExpiryError, Paused, Unavailable, Unexpected
+from worker.errors import BadArgument, LicenseExpiryError, Paused, Unavailable
 from worker.ledger import nights, order, runs
 from worker.ledger.order import DOWNGRADE, UNLINK, Step
 from worker.logs import get_logger
-from worker.masking import kind_of
 from worker.runs import reconcile as reconciling
 from worker.runs.attempt import Retry, attempt
 from worker.runs.request import Request, parse_request, parse_uuid
@@ -33,38 +31,6 @@ log = get_logger(__name__)
 _BROKER_RETRY_SECONDS = 30
 _OTHER_LEDGER_SECONDS = 60
 OTHER_LEDGER = "two installations use one Redis database or one vhost: give each one of its own, by CELERY_BROKER_URL"
-
-
-class OurTask(Task[Any, Any]):
-    """Base class of all five tasks: what Flower, the result and the log show of a failure holds no text of others."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Do the task (Celery's hook). Raises BadArgument for an unknown argument, Unexpected for another error."""
-        try:
-            signature(self.run).bind(*args, **kwargs)
-        except TypeError as error:
-            raise BadArgument(f"{self.name}: {error}", "README.md, Start a run, names the arguments") from None
-        try:
-            return self.run(*args, **kwargs)
-        except (LicenseExpiryError, TaskPredicate):
-            raise
-        except Exception as error:
-            log.exception("an error of our own", name=self.name)
-            what = f"an error of our own, {kind_of(error)}"
-            raise Unexpected(what, "the worker's log has its traceback: report it with that") from None
-
-
-class Trigger(OurTask):
-    """Base class of the tasks that start runs: logs their failures and retries, which no step does."""
-
-    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Log a failure of a kind that Celery does not (its hook)."""
-        if isinstance(exc, LicenseExpiryError):
-            log.error("task failed", name=self.name, error=str(exc))
-
-    def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Log that the task is retried (Celery's hook)."""
-        log.warning("task comes again", name=self.name, error=str(exc))
 
 
 # Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An unknown argument fails
@@ -109,13 +75,15 @@ def run_nightly(
 ) -> dict[str, Any]:
     """Open and publish a run for every enterprise with work due; return how many, and their ids.
 
-    Sent by beat, it starts the scheduled night, once; by anybody else, or with `dry_run`, one more pass. `judged_by` is
-    that of the settings of whoever has previewed it: a worker with others refuses.
+    Sent by beat, it starts the scheduled night, once; by anybody else, one more pass. `judged_by` is that of the
+    settings of whoever has previewed it: a worker with others refuses.
     """
+    scheduled = bool((self.request.headers or {}).get("scheduled"))
+    if scheduled and (self.request.args or self.request.kwargs):
+        what = "nothing was started: a task with the header scheduled is the night as beat sends it, without arguments"
+        raise BadArgument(what, "leave out the header, or the arguments")
     _check_settings(judged_by)
-    request = parse_request(dry_run=dry_run, reason=reason, triggered_by=triggered_by)
-    scheduled = bool((self.request.headers or {}).get("scheduled")) and not request.dry_run
-    return _start(self, request, scheduled=scheduled)
+    return _start(self, parse_request(dry_run=dry_run, reason=reason, triggered_by=triggered_by), scheduled=scheduled)
 
 
 @shared_task(name=RUN_ENTERPRISE, bind=True, **TRIGGER)

@@ -46,16 +46,19 @@ def names(laid: Laid, run_id: UUID) -> dict[str, str]:
     return {"enterprise_customer_uuid": str(laid.enterprise), "run_id": str(run_id)}
 
 
-def test_a_rehearsal_that_is_sent_as_the_scheduled_night_begins_no_night(
-    queue: Queue, lms: Simulator, wired: Make
+@pytest.mark.parametrize("arguments", [{"dry_run": True}, {"dry_run": False}, {"triggered_by": "mallory"}, {"x": 5}])
+def test_what_is_sent_as_the_scheduled_night_with_arguments_starts_nothing(
+    arguments: dict[str, Any], queue: Queue, lms: Simulator, wired: Make
 ) -> None:
     laid = lay(lms, licenses=2)
     deps = wired(**unlinking(laid.enterprise))
-    tasks.run_nightly.apply_async(kwargs={"dry_run": True}, headers={"scheduled": True})
-    assert queue.next().state == "SUCCESS"
-    queue.take()
-    assert rows(deps.database.engine, Night) == []
-    assert [run["dry_run"] for run in rows(deps.database.engine, Run)] == [True]
+    for args, kwargs in (((), arguments), (list(arguments.values()), {})):
+        tasks.run_nightly.apply_async(args, kwargs, headers={"scheduled": True})
+        told = queue.next()
+        assert (told.state, queue.empty()) == ("FAILURE", True)
+        if "x" not in arguments:
+            assert "leave out the header, or the arguments" in str(told.result)
+    assert rows(deps.database.engine, Night) == rows(deps.database.engine, Run) == []
 
 
 def test_the_waits_before_retries_double_and_are_used_up(queue: Queue, lms: Simulator, wired: Make) -> None:
