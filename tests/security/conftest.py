@@ -1,5 +1,5 @@
 """Attacks are made on real processes, too."""
 
-from support.real_processes import beat, broker, data, environment, processes, redis_server, worker
+from support.real_processes import beat, broker, data, environment, flower, processes, redis_server, worker
 
-__all__ = ["beat", "broker", "data", "environment", "processes", "redis_server", "worker"]
+__all__ = ["beat", "broker", "data", "environment", "flower", "processes", "redis_server", "worker"]

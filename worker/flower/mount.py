@@ -12,7 +12,7 @@ from flower.views import BaseHandler  # type: ignore[import-untyped]
 from flower.views.tasks import TasksDataTable  # type: ignore[import-untyped]
 from tornado.httputil import HTTPHeaders
 from tornado.template import Loader, Template
-from tornado.web import OutputTransform
+from tornado.web import HTTPError, OutputTransform
 
 from worker.flower import task_list
 from worker.flower.logins import Logins
@@ -26,6 +26,8 @@ _INSERTED = {
     "navbar.html": ("      </ul>", "runs_link.html", True),
     "task.html": ("  </header>\n", "runs_of_task.html", False),
 }
+# What a caller of the HTTP API may say of a task besides its arguments: when. Workers drop most others.
+_OPTIONS = ("countdown", "eta", "expires", "task_id", "timeout")
 
 
 class Templates(Loader):
@@ -66,6 +68,8 @@ def mount() -> None:
 
     def with_who(handler: Any) -> Any:
         args, kwargs, options = given(handler)
+        if not options.keys() <= set(_OPTIONS):
+            raise HTTPError(400, f"nothing was started: besides args and kwargs give only {', '.join(_OPTIONS)}")
         if handler.path_args[:1] and handler.path_args[0] in (RUN_NIGHTLY, RUN_ENTERPRISE) and isinstance(kwargs, dict):
             kwargs.setdefault("triggered_by", who(handler))
         return args, kwargs, options
