@@ -2,10 +2,13 @@
 
 import sys
 from contextlib import suppress
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
 
 import structlog
 from celery import Celery, bootsteps, signals
+from celery.utils.imports import cwd_in_path
 
 from worker import logs, settings, shutdown
 from worker.db.engine import make_engine
@@ -21,6 +24,25 @@ SHUTDOWN_SECONDS = 20
 
 log = logs.get_logger(__name__)
 
+
+def _refuse(error: Unusable) -> NoReturn:
+    print(error, file=sys.stderr)  # noqa: T201, not an event
+    raise SystemExit(2) from None
+
+
+def _check_neighbors() -> None:
+    """Stop a process that would run somebody else's code under the common names of ours, saying where that lies."""
+    ours = Path(__file__).resolve().parents[1]
+    with cwd_in_path():  # where Celery looks first
+        for name in ("worker", "tasks", "celeryconfig"):
+            spec = find_spec(name)
+            found = Path(spec.origin).resolve() if spec and spec.origin else None
+            if found not in (ours / name / "__init__.py", ours / f"{name}.py"):
+                what = f"{name} was found at {found}, and not in {ours}, where this code lies"
+                _refuse(Unusable(what, f"start in another folder, and let PYTHONPATH lead to no other {name}"))
+
+
+_check_neighbors()
 app = Celery("license_expiry")
 app.config_from_object("celeryconfig")
 app.Task.Request = "tasks.lost:Request"
@@ -67,8 +89,7 @@ def refuse_to_start(signal: Any, **_: Any) -> None:
         with suppress(Away):  # Celery tries it again, and says so
             check_broker(app, listens=worker)
     except Unusable as error:
-        print(error, file=sys.stderr)  # noqa: T201, not an event
-        raise SystemExit(2) from None
+        _refuse(error)
 
 
 def _check_database(given: Settings) -> None:
