@@ -5,8 +5,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv --without-pip /opt/license-expiry
 WORKDIR /src
 COPY requirements requirements
-RUN sed -n '/^setuptools==/,/[^\\]$/p' requirements/dev.txt >requirements/build.txt \
- && pip --python /opt/license-expiry/bin/python install --require-hashes \
+RUN pip --python /opt/license-expiry/bin/python install --require-hashes \
       -r requirements/run.txt -r requirements/build.txt
 COPY . .
 RUN pip --python /opt/license-expiry/bin/python install --no-deps --no-build-isolation . \

@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 named = $(if $(findstring command line,$(origin $(1))),$(2)='$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-engines test-compose mysql mysql-stop bench chaos check lint format lock clean
+.PHONY: help setup run test test-floors audit test-engines test-compose mysql mysql-stop bench chaos check lint format lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,20 @@ run: setup  ## Run a night end to end on this machine, and stay until Ctrl-C
 
 test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails)
 	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(T)
+
+# The floors lie over what `setup` has installed, so that only what is older is fetched.
+FLOORS := .venv-floors
+$(FLOORS)/.ready: requirements/floors.txt $(READY)
+	@rm -rf $(FLOORS)
+	@$(PYTHON) -m venv --without-pip $(FLOORS)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  >"$$($(FLOORS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/later.pth"
+	@$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes \
+	  -r requirements/floors.txt
+	@touch $@
+
+test-floors: setup $(FLOORS)/.ready  ## Run the tests of attacks and units with the oldest packages that pyproject.toml admits
+	@$(FLOORS)/bin/python -m pytest -n auto --dist loadscope tests/security tests/unit
 
 test-engines: setup  ## Run the tests of the steps on each kind of database, not on SQLite alone
 	@EVERY_ENGINE=1 $(BIN)/python -m pytest -n auto tests/integration/runs
@@ -69,12 +83,18 @@ format: setup  ## Put the code in form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# What each list is made with; requirements/build.txt is what a package is built with.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet --upgrade
+RUN := pyproject.toml --extra mysql --extra postgresql --extra segment
 lock: setup  ## Pin the environment's packages anew, by name and hash (needs uv)
-	@uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-annotate --no-header --quiet --output-file requirements/dev.txt --upgrade
-	@uv pip compile pyproject.toml --extra mysql --extra postgresql --extra segment --universal --python-version 3.11 \
-	  --constraint requirements/dev.txt \
-	  --generate-hashes --no-annotate --no-header --quiet --output-file requirements/run.txt --upgrade
+	@$(COMPILE) pyproject.toml --all-extras --group dev --output-file requirements/dev.txt
+	@$(COMPILE) $(RUN) --constraint requirements/dev.txt --output-file requirements/run.txt
+	@echo setuptools | $(COMPILE) - --constraint requirements/dev.txt --output-file requirements/build.txt
+	@$(COMPILE) $(RUN) --resolution lowest-direct --output-file requirements/floors.txt
+
+audit: setup  ## Compare the pinned packages with the known advisories, where their service can be reached
+	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	@PYTHONPATH=tests:. $(BIN)/python -m support.audit .venv-audit/bin/pip-audit requirements/dev.txt requirements/floors.txt
 
 clean:  ## Drop the demo's and the bench's data and logs
 	@rm -rf .demo .bench

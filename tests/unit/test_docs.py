@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,10 @@ def test_the_docstring_of_a_package_names_its_modules(package: Path) -> None:
             assert f"`{path.stem}" in docstring, path
 
 
-@pytest.mark.parametrize("path", ["requirements/dev.txt", "pyproject.toml", "Makefile", ".ci/run"])
+PINNED = [str(path.relative_to(ROOT)) for path in (ROOT / "requirements").iterdir()]
+
+
+@pytest.mark.parametrize("path", [*PINNED, "pyproject.toml", "Makefile", ".ci/run"])
 def test_no_pinned_file_names_where_packages_come_from(path: str) -> None:
     assert "://" not in re.sub(r"(postgresql\+psycopg|mysql\+pymysql)://\S*127\.0\.0\.1", "", (ROOT / path).read_text())
 
@@ -88,3 +92,21 @@ def test_each_claim_of_what_a_process_may_do_names_its_tests() -> None:
     claims = (ROOT / "docs/security.md").read_text().partition("## Per process")[2].partition("\n## ")[0]
     assert {path for path, _ in TESTS} > {"tests/security/test_accounts.py", "tests/security/test_broker_user.py"}
     assert all("::" in claim for claim in claims.split("\n- ")[1:])
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/install.md", "Dockerfile"])
+def test_the_package_is_installed_with_what_is_pinned_by_hash_and_nothing_else(path: str) -> None:
+    installs = re.findall(r"pip (?:--\S+ \S+ )?install ((?:\\\n|[^\n])*)", (ROOT / path).read_text())
+    ours = [line for line in installs if "deploy/tutor" not in line]
+    assert len(ours) == 2
+    assert "--require-hashes" in ours[0]
+    assert "--no-deps --no-build-isolation ." in ours[1]
+
+
+def test_the_floors_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    floors = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements/floors.txt").read_text(), flags=re.MULTILINE))
+    extras = [*project["optional-dependencies"]["mysql"], *project["optional-dependencies"]["postgresql"]]
+    for line in [*project["dependencies"], *extras]:
+        name, floor = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)(?:,<[\d.]+)?", line).groups()  # type: ignore[union-attr]
+        assert f"{floors[name.lower()]}.".startswith(f"{floor}."), line
