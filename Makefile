@@ -51,8 +51,8 @@ $(FLOORS)/.ready: requirements/floors.txt $(READY)
 	  -r requirements/floors.txt
 	@touch $@
 
-test-floors: setup $(FLOORS)/.ready  ## Run the tests of attacks and units with the oldest packages that pyproject.toml admits
-	@$(FLOORS)/bin/python -m pytest -n auto --dist loadscope tests/security tests/unit
+test-floors: setup $(FLOORS)/.ready  ## Run the tests of attacks with the oldest packages that pyproject.toml admits
+	@$(FLOORS)/bin/python -m pytest -n auto --dist loadscope tests/security
 
 test-engines: setup  ## Run the tests of the steps on each kind of database, not on SQLite alone
 	@EVERY_ENGINE=1 $(BIN)/python -m pytest -n auto tests/integration/runs

@@ -28,9 +28,8 @@ from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
 from worker.cli.checks.rights import MARK, OPTIONAL, RIGHTS, Right, missing_rights
 from worker.cli.main import main
-from worker.db.engine import make_engine
+from worker.db.engine import DENIED, codes_of, make_engine
 from worker.db.ledger_tables import Wait
-from worker.db.transactions import DENIED, codes_of
 from worker.ledger import migrations
 from worker.ledger.order import Phase
 
