@@ -8,11 +8,12 @@ import logging
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from celery.app.task import Context
 from celery.utils.time import maybe_iso8601
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer.gossip import Gossip as CeleryGossip
 from kombu import compression
 from kombu.message import Message
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from tasks.redis_messages import read_odd_ones
 from worker.ledger.order import STEPS
 from worker.logs import get_logger
+from worker.masking import kind_of
 from worker.settings import TRIGGERS
 
 log = get_logger(__name__)
@@ -169,8 +171,27 @@ def _names(message: Message) -> dict[str, str]:
     return named | ({"message": task_id} if re.fullmatch(r"[0-9a-f-]{36}", task_id) else {})
 
 
+class Gossip(CeleryGossip):
+    """Celery's listener to the events of other workers, which would end the worker with an odd one."""
+
+    def on_message(self, prepare: Any, message: Message) -> None:
+        """Take an event in (Celery's hook); drop one that is none."""
+        try:
+            super().on_message(prepare, message)
+        except Exception as error:  # it takes body and headers for what they should be
+            log.error("event dropped: not one of a worker", complaint=kind_of(error))
+
+
 class Consumer(CeleryConsumer):
     """Celery's consumer, which a worker has one of; see celeryconfig.worker_consumer."""
+
+    class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc, valid-type]  # to the stubs it is a value
+        """Celery's steps, with our Gossip in the place of its own."""
+
+        default_steps: ClassVar = [
+            "tasks.consumer:Gossip" if step.endswith(":Gossip") else step
+            for step in CeleryConsumer.Blueprint.default_steps
+        ]
 
     connection_errors: Any
     event_dispatcher: Any

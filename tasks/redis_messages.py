@@ -1,6 +1,7 @@
-"""Drops what is no message at all from a list of a Redis, with a line: kombu reads it for one, and ends the worker."""
+"""Drops what is no message at all from a Redis's list or channel, with a line: kombu would end the worker with it."""
 
 from base64 import b64decode
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from kombu.transport import redis as transport
@@ -11,10 +12,11 @@ from worker.logs import get_logger
 log = get_logger(__name__)
 
 redis: Any = transport
-_loads, _brpop_read, _deliver = redis.loads, redis.Channel._brpop_read, redis.Transport._deliver
+_loads, _deliver = redis.loads, redis.Transport._deliver
+_READ = {name: getattr(redis.Channel, name) for name in ("_brpop_read", "_receive_one")}  # of a list, of a channel
 
 
-class Odd(ValueError):
+class Odd(Exception):
     """It cannot be read as a message."""
 
 
@@ -37,7 +39,7 @@ class _Properties(BaseModel):
 
 
 class Raw(BaseModel):
-    """A message as kombu writes it into a list."""
+    """A message as kombu writes it."""
 
     body: Annotated[str, AfterValidator(_base64)]
     headers: dict[str, Any]
@@ -47,8 +49,9 @@ class Raw(BaseModel):
 def read_odd_ones() -> None:
     """Let kombu's transport for Redis do so in this process."""
     redis.loads = _loads_json
-    redis.Channel._brpop_read = _read_and_deliver
     redis.Transport._deliver = _deliver_message
+    for name, read in _READ.items():
+        setattr(redis.Channel, name, _reading(read))
 
 
 def _loads_json(text: str, **names: Any) -> Any:
@@ -66,9 +69,12 @@ def _deliver_message(self: Any, raw: Any, queue: str) -> None:
     _deliver(self, raw, queue)
 
 
-def _read_and_deliver(channel: Any, **options: Any) -> Any:
-    try:
-        return _brpop_read(channel, **options)
-    except Odd as error:
-        log.error("message dropped: not a message", complaint=str(error))
-        return True
+def _reading(read: Callable[..., Any]) -> Callable[..., Any]:
+    def read_and_deliver(channel: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return read(channel, *arguments, **options)
+        except Odd as error:
+            log.error("message dropped: not a message", complaint=str(error))
+            return True
+
+    return read_and_deliver

@@ -13,7 +13,7 @@ from kombu import Connection
 from kombu.message import Message
 from sqlalchemy import Engine
 from support.eventually import eventually
-from support.messages import TASK, following, message, odd, plain, raw_odd, states
+from support.messages import BODIES, TASK, following, message, odd, plain, raw_odd, states
 from support.processes import WORKER_SQLITE, ended, lay, runs
 
 from simulator.data.rows import Data
@@ -122,3 +122,29 @@ def test_what_is_no_message_at_all_does_not_end_a_worker_either(
     assert processes.log("worker").count("message dropped: ") == len(raw)
     assert started.poll() is None
     assert redis_server.hlen("license_expiry:unacked") == 0
+
+
+@WORKER_SQLITE
+def test_no_command_or_event_that_is_odd_ends_a_worker(
+    engine: Engine,
+    data: Data,
+    lms: Simulator,
+    environment: Any,
+    worker: Any,
+    redis_server: redis.Redis,
+    processes: Processes,
+) -> None:
+    lay(data, lms)
+    environment()
+    started = worker(app="support.fast_app")
+    commands = [plain(), {"method": "no_such"}, {"method": 5, "arguments": []}, {"arguments": {"a": 1}}]
+    entries = [*raw_odd(), *(json.dumps(message(body)) for body in [*BODIES, *commands])]
+    heard = 0
+    for entry in entries:
+        for channel in ("license_expiry:/0.celery.pidbox", "license_expiry:/0.celeryev/worker.heartbeat"):
+            heard += int(redis_server.publish(channel, entry))
+    assert heard >= len(entries), "somebody subscribes to these"
+    redis_server.lpush(CONTROL, json.dumps(message()))
+    eventually(lambda: [run for run in runs(engine) if run.ended_at], what="the dry run after them")
+    assert started.poll() is None
+    assert redis_server.publish("license_expiry:/0.celery.pidbox", json.dumps(message({"method": "ping"})))

@@ -1,13 +1,16 @@
 """What Flower is held to when it starts on our app: that it asks who comes, and is heard on this machine only."""
 
+import logging
 import re
 import sys
 from typing import Any
 
 import click
 
+from worker import logs
 from worker.errors import Unusable, WrongSetting
 from worker.flower import task_list
+from worker.settings import CelerySettings
 from worker.settings.sources import Sourced, load, setting
 
 _LOOPBACK = "127.0.0.1"
@@ -37,6 +40,8 @@ def guard(**_: Any) -> None:
     except Unusable as error:
         print(error, file=sys.stderr)  # noqa: T201, before any logging
         raise SystemExit(2) from None
+    level = logging.getLevelNamesMapping().get((options.logging or "info").upper(), logging.INFO)
+    logs.configure(load(CelerySettings).LOG_FORMAT, level, options.log_file_prefix)  # Flower's own lines mask nothing
     options.address = options.address or _LOOPBACK
     task_list.prepare(options)
 
