@@ -16,6 +16,8 @@ log = get_logger(__name__)
 class OurTask(Task[Any, Any]):
     """Base class of the tasks: what Flower, the result and the log show of a failure has no text but our own."""
 
+    Request = "tasks.lost:Request"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Do the task (Celery's hook). Raises BadArgument for an unknown argument, Unexpected for another error."""
         try:

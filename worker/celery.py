@@ -45,7 +45,6 @@ def _check_neighbors() -> None:
 _check_neighbors()
 app = Celery("license_expiry")
 app.config_from_object("celeryconfig")
-app.Task.Request = "tasks.lost:Request"
 signals.import_modules.connect(guard.guard)
 guard.mount_pages()
 

@@ -1,4 +1,4 @@
-"""Some 40 faults on each push, drawn from a fixed seed; `make chaos` plays as many as one likes."""
+"""Some 20 faults on each push, drawn from a fixed seed; `make chaos` plays as many as one likes."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from chaos.hands import HANDS
 ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SCALE = Scale(points=1700, downgrades=70, unlinks=50, enterprises=("a", "b", "c"))
-FAULTS_EACH = 20
+FAULTS_EACH = 10
 
 
 @pytest.fixture

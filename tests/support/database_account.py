@@ -68,7 +68,7 @@ class Account:
 
     @property
     def url(self) -> str:
-        url = self.engine.url.set(username=self.user, password="a password")
+        url = self.engine.url.set(username=self.user, password="a-password")
         return url.render_as_string(hide_password=False)
 
     def drop(self) -> None:

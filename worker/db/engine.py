@@ -33,7 +33,7 @@ _CLASSES_OF_POSTGRESQL = ("08", "25", "28", "3D", "3F", "40", "42", "53", "54", 
 _NUMBERS_OF_MYSQL = {
     *(1005, 1020, 1021, 1030, 1040, 1041, 1042, 1043, 1044, 1045, 1046, 1049, 1050, 1051, 1053, 1054, 1071, 1091, 1103),
     *(1114, 1129, 1130, 1142, 1143, 1146, 1158, 1159, 1160, 1161, 1184, 1203, 1205, 1206, 1213, 1226, 1227, 1251, 1290),
-    *(1317, 1356, 1370, 1412, 1419, 1637, 1678, 1698, 1792, 1820, 1836, 1862, 1927, 1969, 3024, 3118, 3159, 3168),
+    *(1317, 1356, 1370, 1412, 1419, 1637, 1665, 1678, 1698, 1792, 1820, 1836, 1862, 1927, 1969, 3024, 3118, 3159, 3168),
 }
 _WORDS_OF_SQLITE = (
     *("no such ", "unable to open", "database is locked", "database table is locked", "file is not a database"),
@@ -103,10 +103,10 @@ def cause_of(error: DBAPIError) -> str:
 
 
 def _code(error: BaseException | None) -> object:
-    """SQLite's name, PostgreSQL's SQLSTATE, or the number of MySQL and MariaDB; None without one."""
+    """The number of MySQL and MariaDB, SQLite's name, or PostgreSQL's SQLSTATE; None without one."""
     numbers = [number for number in getattr(error, "args", ())[:1] if type(number) is int]
     names = (getattr(error, name, None) for name in ("sqlite_errorname", "sqlstate"))
-    return next(filter(None, (*names, *numbers)), None)
+    return next(filter(None, (*numbers, *names)), None)
 
 
 def _is_about_the_server(error: DBAPIError) -> bool:

@@ -37,11 +37,12 @@ def guard(**_: Any) -> None:
 
     try:
         options.basic_auth = _who_may(options.basic_auth, by_oauth=bool(options.auth))
+        level = logging.getLevelNamesMapping().get((options.logging or "info").upper(), logging.INFO)
+        # In Flower's own form, lines are not masked.
+        logs.configure(load(CelerySettings).LOG_FORMAT, level, options.log_file_prefix)
     except Unusable as error:
         print(error, file=sys.stderr)  # noqa: T201, before any logging
         raise SystemExit(2) from None
-    level = logging.getLevelNamesMapping().get((options.logging or "info").upper(), logging.INFO)
-    logs.configure(load(CelerySettings).LOG_FORMAT, level, options.log_file_prefix)  # Flower's own lines mask nothing
     options.address = options.address or _LOOPBACK
     task_list.prepare(options)
 

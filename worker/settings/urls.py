@@ -40,7 +40,7 @@ _KEEP_TLS = "Keep TLS: rediss://:password@redis:6379/5?ssl_cert_reqs=required"
 _FORM = re.compile(
     r"(?P<scheme>[a-z+]+)://(?:(?P<user>[^\s:/?#@;\[\]]*)(?::(?P<password>[^\s/?#@;\[\]]*))?@)?"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@;\[\]]*)(?::(?P<port>[0-9]{1,5}))?"
-    r"(?P<path>/[^\s?#;@]*)?(?:\?(?P<query>[^\s#;@]*))?"
+    r"(?P<path>/[^\s?#;@]*)?(?:\?(?P<query>.*))?"
 )
 
 
@@ -113,6 +113,8 @@ def backend(value: str) -> str:
     if value.count("://") > 1 and ";" in value:
         raise WrongValue("is a list", "Name one address: that of what stands before your brokers")
     url = read(value)
+    if re.search(r"[\s#;@]", value.partition("?")[2]):
+        raise WrongValue("is not a URL that can be read in one way only", _ESCAPE)
     if url.scheme.startswith("redis") and not re.fullmatch("(/[0-9]*)?", url.path):
         raise WrongValue("does not end with the number of a Redis database, such as /5", "Write /0 for the first one")
     said = url.options.get("ssl_cert_reqs", None if url.scheme == "rediss" else "none")

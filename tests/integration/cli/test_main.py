@@ -383,7 +383,7 @@ def test_what_is_piped_fits_80_columns_has_no_escape_codes_and_breaks_no_number(
     assert (status.returncode, licenses.exit_code, due.exit_code) == (1, 1, 0)
     assert re.search(rf"^{going} +downgra\S+ +123 +1234567 +1234 +0 +0 *$", status.stdout, re.MULTILINE)
     assert re.search(rf"^{ended} +abandoned +123 +1234567 +1234 +1234566 +123456 *$", status.stdout, re.MULTILINE)
-    assert f"{ended}: {long}" in status.stdout, "an error is one line, to be found by grep"
+    assert f"{ended}: {long.strip()}" in status.stdout, "an error is one line, to be found by grep"
     assert re.search(rf"^{held['license_uuid']} +downgrade +http_422 +1234 +2025-01-15 12:00 *$", licenses.stdout, re.M)
     assert re.search(rf"^{laid.enterprise} +1 +3 +3 +0 *$", due.stdout, re.MULTILINE)
     for output in (status.stdout, licenses.stdout, due.stdout):

@@ -178,9 +178,9 @@ def test_a_password_is_given_without_tls_after_a_restart_too(
     engine: Engine, server: MySQL, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the server remembers a password, it asks for less."""
-    server.ask("CREATE USER few@'127.0.0.1' IDENTIFIED WITH caching_sha2_password BY 'a password'")
+    server.ask("CREATE USER few@'127.0.0.1' IDENTIFIED WITH caching_sha2_password BY 'a-password'")
     server.ask("GRANT ALL ON *.* TO few@'127.0.0.1'")
-    url = make_url(database_url).set(username="few", password="a password").render_as_string(hide_password=False)
+    url = make_url(database_url).set(username="few", password="a-password").render_as_string(hide_password=False)
     server.ask("FLUSH PRIVILEGES")  # forgets it, as a restart does
     assert wrong(url) == []
     server.ask("FLUSH PRIVILEGES")

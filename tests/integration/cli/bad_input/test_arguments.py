@@ -199,7 +199,7 @@ SETTING = cases(
     Bad(
         "a port that is none",
         RUN,
-        ("DATABASE_URL", "for example"),
+        ("DATABASE_URL", "%-escape"),
         {"DATABASE_URL": f"mysql://user:{PASSWORD}@mysql:port/license_manager"},
     ),
     Bad("no URL", RUN, ("DATABASE_URL", "URL", "for example"), {"DATABASE_URL": "license_manager"}),
