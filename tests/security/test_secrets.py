@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
-from support.command_line import COMMAND
 from support.processes import WORKER_SQLITE, lay, listed
 from support.runs import rows
 
@@ -20,12 +19,13 @@ from simulator.lms.server import Simulator
 from worker.db.ledger_tables import Run
 from worker.errors import BadArgument, Unexpected
 
+COMMAND = [sys.executable, "-c", "from worker.cli.main import main; main()"]
 CELERY = [sys.executable, "-m", "celery", "-A", "worker"]
 SECRET = "Zebra7Crossing"
 PROCESSES = {
-    "doctor": [str(COMMAND), "doctor"],
-    "run": [str(COMMAND), "run"],
-    "serve": [str(COMMAND), "serve", "--port", "8001"],
+    "doctor": [*COMMAND, "doctor"],
+    "run": [*COMMAND, "run"],
+    "serve": [*COMMAND, "serve", "--port", "8001"],
     "worker": [*CELERY, "worker"],
     "beat": [*CELERY, "beat"],
     "flower": [*CELERY, "flower"],
@@ -88,7 +88,7 @@ def test_an_address_that_sqlite_quotes_is_in_no_output(
         with pytest.raises(OperationalError, match="with text"):  # this is what it quotes
             connection.execute(text("SELECT user_email FROM subscriptions_license")).all()
     commands = [("run", "--here"), ("status", "--json"), ("due",)]
-    said = [subprocess.run([str(COMMAND), *each], capture_output=True, text=True, timeout=90) for each in commands]
+    said = [subprocess.run([*COMMAND, *each], capture_output=True, text=True, timeout=90) for each in commands]
     output = "".join(f"{done.stdout}{done.stderr}" for done in said)
     assert "OperationalError" in output, "it did meet them"
     assert [part for part in (ADDRESS, "jane.doe") if part in output] == []

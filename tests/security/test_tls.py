@@ -50,7 +50,8 @@ def serving(certificate: trustme.LeafCert, answer: bytes) -> Iterator[tuple[int,
                     return
                 with suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
                     tls.settimeout(5)
-                    received.extend(tls.recv(65536))
+                    while SECRET.encode() not in received and (part := tls.recv(65536)):
+                        received.extend(part)
                     tls.sendall(answer)
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -99,7 +100,7 @@ def test_with_a_private_ca_the_token_is_taken(
         client = LmsClient(url, url, "key", SECRET, patience=Patience(tries=1))
         client.lms_now()
         client.close()
-    assert b"POST /oauth2/access_token" in received
+    assert SECRET.encode() in received
 
 
 def test_a_ca_file_that_goes_away_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
