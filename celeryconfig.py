@@ -1,18 +1,12 @@
 """Celery's settings and the beat schedule. Names tasks by string: reading it imports settings, nothing else of ours."""
 
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from celery.schedules import ParseException, crontab
 
-from worker.errors import Unusable, WrongSetting
+from worker.errors import Unusable, WrongSetting, exit_with
 from worker.settings import CONTROL_QUEUE, STEPS_QUEUE, TRIGGERS, CelerySettings, load_settings
 from worker.settings.sources import load
-
-
-def _refuse(error: Unusable) -> NoReturn:
-    print(error, file=sys.stderr)  # noqa: T201, before any logging
-    raise SystemExit(2) from error
 
 
 def _settings() -> CelerySettings:
@@ -23,14 +17,14 @@ def _settings() -> CelerySettings:
     try:
         return load_settings(broker=True)  # the others that are wrong are told with it
     except Unusable as error:
-        _refuse(error)
+        exit_with(error)
 
 
 def _nightly(settings: CelerySettings) -> crontab:
     try:
         return crontab.from_string(settings.NIGHTLY_SCHEDULE)
     except (ValueError, ParseException) as error:
-        _refuse(WrongSetting(f"NIGHTLY_SCHEDULE: {error}", "Give five cron fields, for example 0 2 * * *"))
+        exit_with(WrongSetting(f"NIGHTLY_SCHEDULE: {error}", "Give five cron fields, for example 0 2 * * *"))
 
 
 _s = _settings()

@@ -1,7 +1,7 @@
 """What all five tasks have in common: what is shown and logged when one of them fails."""
 
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 from celery import Task
 from celery.exceptions import TaskPredicate
@@ -17,6 +17,7 @@ class OurTask(Task[Any, Any]):
     """Base class of the tasks: what Flower, the result and the log show of a failure has no text but our own."""
 
     Request = "tasks.lost:Request"
+    logged: ClassVar[type[LicenseExpiryError]] = BadArgument  # of its failures; a step logs all others itself
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Do the task (Celery's hook). Raises BadArgument for an unknown argument, Unexpected for another error."""
@@ -34,18 +35,15 @@ class OurTask(Task[Any, Any]):
             raise Unexpected(what, "the worker's log has its traceback: report it with that") from None
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Log that arguments are wrong (Celery's hook). A step logs everything else itself."""
-        if isinstance(exc, BadArgument):
+        """Log a failure of a kind that Celery does not (its hook)."""
+        if isinstance(exc, self.logged):
             log.error("task failed", name=self.name, error=str(exc))
 
 
 class Trigger(OurTask):
     """Base class of the tasks that start runs: logs their failures and retries, which no step does."""
 
-    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """Log a failure of a kind that Celery does not (its hook)."""
-        if isinstance(exc, LicenseExpiryError):
-            log.error("task failed", name=self.name, error=str(exc))
+    logged = LicenseExpiryError
 
     def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Log that the task is retried (Celery's hook)."""

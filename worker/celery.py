@@ -1,10 +1,9 @@
 """The Celery app, for `celery -A worker worker | beat | flower`; its settings are in celeryconfig.py."""
 
-import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import structlog
 from celery import Celery, bootsteps, signals
@@ -14,7 +13,7 @@ from worker import logs, settings, shutdown
 from worker.db.engine import make_engine
 from worker.db.writes import check_answers
 from worker.deps import SHUTDOWN
-from worker.errors import Away, Unusable
+from worker.errors import Away, Unusable, exit_with
 from worker.flower import guard
 from worker.settings import BeatSettings, CelerySettings, Settings, load_settings
 from worker.settings.network import exposed
@@ -23,11 +22,6 @@ from worker.settings.sources import load
 SHUTDOWN_SECONDS = 20
 
 log = logs.get_logger(__name__)
-
-
-def _refuse(error: Unusable) -> NoReturn:
-    print(error, file=sys.stderr)  # noqa: T201, not an event
-    raise SystemExit(2) from None
 
 
 def _check_neighbors() -> None:
@@ -39,7 +33,7 @@ def _check_neighbors() -> None:
             found = Path(spec.origin).resolve() if spec and spec.origin else None
             if found not in (ours / name / "__init__.py", ours / f"{name}.py"):
                 what = f"{name} was found at {found}, and not in {ours}, where this code lies"
-                _refuse(Unusable(what, f"start in another folder, and let PYTHONPATH lead to no other {name}"))
+                exit_with(Unusable(what, f"start in another folder, and let PYTHONPATH lead to no other {name}"))
 
 
 _check_neighbors()
@@ -88,7 +82,7 @@ def refuse_to_start(signal: Any, **_: Any) -> None:
         with suppress(Away):  # Celery tries it again, and says so
             check_broker(app, listens=worker)
     except Unusable as error:
-        _refuse(error)
+        exit_with(error)
 
 
 def _check_database(given: Settings) -> None:

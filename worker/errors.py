@@ -23,7 +23,9 @@ The reason codes: `http_<status>`, `connection_error`, `timeout`, `throttled`, `
 `booked`, `paused`. No message holds anything that a learner could be known by.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from worker.masking import mask
 
@@ -150,3 +152,9 @@ class BatchRefused(ReasonedError):
 
 class RunRefused(ReasonedError):
     """The LMS will refuse every call of this run until somebody changes something."""
+
+
+def exit_with(error: Unusable) -> NoReturn:
+    """End a process that is about to start, with what is wrong and what to do on standard error, and exit status 2."""
+    print(error, file=sys.stderr)  # noqa: T201, before any logging
+    raise SystemExit(2) from error

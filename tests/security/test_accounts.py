@@ -28,7 +28,7 @@ from simulator.lms.server import Simulator
 from simulator.processes import Processes, free_port, listens
 from worker.cli.checks.rights import MARK, OPTIONAL, RIGHTS, Right, missing_rights
 from worker.cli.main import main
-from worker.db.engine import DENIED, codes_of, make_engine
+from worker.db.engine import DENIED, code_of, make_engine
 from worker.db.ledger_tables import Wait
 from worker.ledger import migrations
 from worker.ledger.order import Phase
@@ -89,7 +89,7 @@ def denied(account: Account, statement: str) -> bool:
             connection.execute(text(statement))
         return False
     except DBAPIError as error:
-        return bool(codes_of(error) & DENIED)
+        return code_of(error) in DENIED
 
 
 def granted(dialect: str, name: str) -> dict[str, set[str]]:

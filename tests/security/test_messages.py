@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from subprocess import Popen
 from typing import Any
 from uuid import uuid4
 
@@ -14,9 +15,8 @@ from kombu.message import Message
 from sqlalchemy import Engine
 from support.eventually import eventually
 from support.messages import BODIES, TASK, following, message, odd, plain, raw_odd, states
-from support.processes import WORKER_SQLITE, ended, lay, runs
+from support.processes import WORKER_SQLITE, ended, runs
 
-from simulator.data.rows import Data
 from simulator.lms.server import Simulator
 from simulator.processes import Processes
 from tasks.consumer import complaint_about
@@ -69,17 +69,8 @@ def test_a_message_is_judged_without_an_error_whatever_stands_in_it(name: str, v
 
 @WORKER_SQLITE
 def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
-    engine: Engine,
-    data: Data,
-    lms: Simulator,
-    environment: Any,
-    worker: Any,
-    redis_server: redis.Redis,
-    processes: Processes,
+    engine: Engine, lms: Simulator, attacked: Popen[bytes], redis_server: redis.Redis, processes: Processes
 ) -> None:
-    lay(data, lms)
-    environment()
-    started = worker(app="support.fast_app")
     for raw in ODD:
         redis_server.lpush(CONTROL, json.dumps(raw))
 
@@ -96,7 +87,7 @@ def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
     eventually(lambda: runs(engine) and ended(engine), what="their dry runs")
     assert "time limit" not in processes.log("worker"), "the worker's own holds, whatever the sender says"
     assert "Discarding revoked task" in processes.log("worker")
-    assert started.poll() is None
+    assert attacked.poll() is None
     assert {run.dry_run for run in runs(engine)} == {True}
     assert lms.calls("downgrade") == lms.calls("unlink") == []
     eventually(lambda: redis_server.hlen("license_expiry:unacked") == 0, what="an end of what was begun")
@@ -104,39 +95,21 @@ def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
 
 @WORKER_SQLITE
 def test_what_is_no_message_at_all_does_not_end_a_worker_either(
-    engine: Engine,
-    data: Data,
-    lms: Simulator,
-    environment: Any,
-    worker: Any,
-    redis_server: redis.Redis,
-    processes: Processes,
+    engine: Engine, attacked: Popen[bytes], redis_server: redis.Redis, processes: Processes
 ) -> None:
-    lay(data, lms)
-    environment()
-    started = worker(app="support.fast_app")
     raw = list(raw_odd())
     redis_server.lpush(CONTROL, *raw)
     redis_server.lpush(CONTROL, json.dumps(message()))
     eventually(lambda: [run for run in runs(engine) if run.ended_at], what="the dry run behind them")
     assert processes.log("worker").count("message dropped: ") == len(raw)
-    assert started.poll() is None
+    assert attacked.poll() is None
     assert redis_server.hlen("license_expiry:unacked") == 0
 
 
 @WORKER_SQLITE
 def test_no_command_or_event_that_is_odd_ends_a_worker(
-    engine: Engine,
-    data: Data,
-    lms: Simulator,
-    environment: Any,
-    worker: Any,
-    redis_server: redis.Redis,
-    processes: Processes,
+    engine: Engine, attacked: Popen[bytes], redis_server: redis.Redis
 ) -> None:
-    lay(data, lms)
-    environment()
-    started = worker(app="support.fast_app")
     commands = [plain(), {"method": "no_such"}, {"method": 5, "arguments": []}, {"arguments": {"a": 1}}]
     entries = [*raw_odd(), *(json.dumps(message(body)) for body in [*BODIES, *commands])]
     heard = 0
@@ -146,5 +119,5 @@ def test_no_command_or_event_that_is_odd_ends_a_worker(
     assert heard >= len(entries), "somebody subscribes to these"
     redis_server.lpush(CONTROL, json.dumps(message()))
     eventually(lambda: [run for run in runs(engine) if run.ended_at], what="the dry run after them")
-    assert started.poll() is None
+    assert attacked.poll() is None
     assert redis_server.publish("license_expiry:/0.celery.pidbox", json.dumps(message({"method": "ping"})))

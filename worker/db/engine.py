@@ -99,18 +99,11 @@ def cause_of(error: DBAPIError) -> str:
         return f"{type(error.orig).__name__}: it holds, or was to hold, a value that cannot be"
     if _is_about_the_server(error):
         return " ".join(str(error.orig).split())
-    return f"{type(error.orig).__name__} {_code(error.orig) or ''}".strip()
-
-
-def _code(error: BaseException | None) -> object:
-    """The number of MySQL and MariaDB, SQLite's name, or PostgreSQL's SQLSTATE; None without one."""
-    numbers = [number for number in getattr(error, "args", ())[:1] if type(number) is int]
-    names = (getattr(error, name, None) for name in ("sqlite_errorname", "sqlstate"))
-    return next(filter(None, (*numbers, *names)), None)
+    return f"{type(error.orig).__name__} {code_of(error) or ''}".strip()
 
 
 def _is_about_the_server(error: DBAPIError) -> bool:
-    driver, code = type(error.orig).__module__.partition(".")[0], _code(error.orig)
+    driver, code = type(error.orig).__module__.partition(".")[0], code_of(error)
     if driver == "sqlite3":
         return str(error.orig).startswith(_WORDS_OF_SQLITE)
     if driver == "psycopg":  # which has no code for what is about connecting
@@ -124,6 +117,8 @@ def cannot_be_used(engine: Engine, error: DBAPIError) -> tuple[str, str]:
     return what, "check DATABASE_URL, the account's rights and the server"
 
 
-def codes_of(error: DBAPIError) -> set[object]:
-    """The codes by which the database tells what went wrong: MySQL's and MariaDB's number, PostgreSQL's SQLSTATE."""
-    return {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}
+def code_of(error: DBAPIError) -> object:
+    """The number of MySQL and MariaDB, SQLite's name, or PostgreSQL's SQLSTATE; None without one."""
+    numbers = [number for number in getattr(error.orig, "args", ())[:1] if type(number) is int]
+    names = (getattr(error.orig, name, None) for name in ("sqlite_errorname", "sqlstate"))
+    return next(filter(None, (*numbers, *names)), None)

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, Inspector, Integer, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.exc import DBAPIError, NoSuchTableError
 
-from worker.db.engine import DENIED, codes_of
+from worker.db.engine import DENIED, code_of
 from worker.db.ledger_tables import Ledger
 from worker.db.license_manager_tables import License, LicenseEvent, LicenseManager
 from worker.errors import SeveralWrong, Unusable
@@ -48,7 +48,7 @@ def _lacking(inspector: Inspector, name: str, wanted: set[str], remedy: str) -> 
     except NoSuchTableError:
         return [Unusable(f"table {name} is missing", remedy, name)]
     except DBAPIError as error:
-        if name != License.__tablename__ or not codes_of(error) & DENIED:
+        if name != License.__tablename__ or code_of(error) not in DENIED:
             raise
         return []  # MySQL and MariaDB show no table to an account that may read some of its columns, as serve's may
     return [Unusable(f"table {name} lacks column {column}", remedy, name) for column in sorted(wanted - there)]

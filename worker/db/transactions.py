@@ -18,7 +18,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
-from worker.db.engine import DENIED, address_of, cannot_be_used, codes_of
+from worker.db.engine import DENIED, address_of, cannot_be_used, code_of
 from worker.db.schema_check import require_schema
 from worker.db.sql import DatabaseNow
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
@@ -96,7 +96,7 @@ class Database:
             if not isinstance(unusable.__cause__, DBAPIError):
                 return unusable
         what, remedy = cannot_be_used(self.engine, error)
-        if codes_of(error) & _TOOK_TOO_LONG:
+        if code_of(error) in _TOOK_TOO_LONG:
             remedy = "see who ended the statement: an administrator, or a limit of a proxy or the server"
         if isinstance(error, ProgrammingError | DataError):
             return Unusable(what, remedy)
@@ -106,10 +106,10 @@ class Database:
 def _may_pass(error: DBAPIError) -> bool:
     """Is this a deadlock, a lock, a connection that was lost, a server that is away or changes places?"""
     passing = isinstance(error, OperationalError | InterfaceError | InternalError)
-    return passing and not codes_of(error) & _TOOK_TOO_LONG
+    return passing and code_of(error) not in _TOOK_TOO_LONG
 
 
 def cannot_be_seen(error: DBAPIError) -> bool:
     """Is this about a table or column that is not there, or that this account may not touch?"""
     of_sqlite = str(error.orig).startswith("no such ")
-    return of_sqlite or bool(codes_of(error) & (DENIED | MISSING))
+    return of_sqlite or code_of(error) in DENIED | MISSING

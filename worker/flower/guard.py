@@ -2,13 +2,12 @@
 
 import logging
 import re
-import sys
 from typing import Any
 
 import click
 
 from worker import logs
-from worker.errors import Unusable, WrongSetting
+from worker.errors import Unusable, WrongSetting, exit_with
 from worker.flower import task_list
 from worker.settings import CelerySettings
 from worker.settings.sources import Sourced, load, setting
@@ -41,8 +40,7 @@ def guard(**_: Any) -> None:
         # In Flower's own form, lines are not masked.
         logs.configure(load(CelerySettings).LOG_FORMAT, level, options.log_file_prefix)
     except Unusable as error:
-        print(error, file=sys.stderr)  # noqa: T201, before any logging
-        raise SystemExit(2) from None
+        exit_with(error)
     options.address = options.address or _LOOPBACK
     task_list.prepare(options)
 

@@ -31,9 +31,10 @@ _FILES = (
 )
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # in requests' order
 _CHECKED, _UNCHECKED = ("required", "CERT_REQUIRED"), ("none", "CERT_NONE", "optional", "CERT_OPTIONAL")
-_ESCAPE = (
+_AMBIGUOUS = (
+    "is not a URL that can be read in one way only",
     "%-escape the special characters of its user and password: @ is %40, : is %3A, / is %2F, # is %23, ? is %3F, "
-    "; is %3B, % is %25"
+    "; is %3B, % is %25",
 )
 _KEEP_TLS = "Keep TLS: rediss://:password@redis:6379/5?ssl_cert_reqs=required"
 # ASCII, and no part may hold a character that begins the next one: then all who read it read the same.
@@ -44,6 +45,14 @@ _FORM = re.compile(
 )
 
 
+def is_loopback(host: str) -> bool:
+    """Whether this host, a name in small letters or an address, is this machine by its loopback."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class Url:
     """A URL that can be read in one way only."""
@@ -51,7 +60,6 @@ class Url:
     scheme: str
     host: str
     path: str
-    has_user: bool
     has_password: bool
     options: Mapping[str, str]
 
@@ -59,12 +67,7 @@ class Url:
     def is_local(self) -> bool:
         """Whether it leads to this machine: to its loopback, to a socket, or to a file."""
         host = self.options.get("host", self.host)
-        if not host or host.startswith("/") or host.lower() == "localhost":
-            return True
-        try:
-            return ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return not host or host.startswith("/") or is_loopback(host.lower())
 
     @property
     def danger(self) -> str:
@@ -90,13 +93,13 @@ class Url:
 def read(value: str) -> Url:
     """The parts of a URL that `broker`, `database` or `http` has taken. Raises WrongValue for another."""
     if value.startswith("sqlite:"):
-        return Url("sqlite", "", "", False, False, {})
+        return Url("sqlite", "", "", False, {})
     found = _FORM.fullmatch(value) if value.isascii() and value.isprintable() else None
     if not found or int(found["port"] or 0) > 65535:
-        raise WrongValue("is not a URL that can be read in one way only", _ESCAPE)
+        raise WrongValue(*_AMBIGUOUS)
     options = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
     host, path = found["host"].strip("[]"), found["path"] or ""
-    return Url(found["scheme"], host, path, bool(found["user"]), bool(found["password"]), options)
+    return Url(found["scheme"], host, path, bool(found["password"]), options)
 
 
 def broker(value: str) -> str:
@@ -114,7 +117,7 @@ def backend(value: str) -> str:
         raise WrongValue("is a list", "Name one address: that of what stands before your brokers")
     url = read(value)
     if re.search(r"[\s#;@]", value.partition("?")[2]):
-        raise WrongValue("is not a URL that can be read in one way only", _ESCAPE)
+        raise WrongValue(*_AMBIGUOUS)
     if url.scheme.startswith("redis") and not re.fullmatch("(/[0-9]*)?", url.path):
         raise WrongValue("does not end with the number of a Redis database, such as /5", "Write /0 for the first one")
     said = url.options.get("ssl_cert_reqs", None if url.scheme == "rediss" else "none")
@@ -144,7 +147,7 @@ def http(value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
     url = read(value)
-    if url.has_user or url.has_password or "@" in value:
+    if "@" in value:
         raise WrongValue("must not have a user or a password", "Leave both out: they would be shown and not be used")
     if not url.host or "?" in value:
         raise ValueError("must have a host, and no options")

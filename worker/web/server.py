@@ -19,6 +19,7 @@ from worker.db.transactions import Database
 from worker.errors import BadArgument, LicenseExpiryError, Unusable
 from worker.logs import get_logger
 from worker.settings import DatabaseSettings
+from worker.settings.urls import is_loopback
 from worker.web import history, html, metrics
 
 log = get_logger(__name__)
@@ -146,7 +147,7 @@ def application(
 def serve(database: Database, settings: DatabaseSettings, address: str, port: int, next_night: html.NextNight) -> None:
     """Serve until SIGTERM or SIGINT. Raises Unusable when the address cannot be listened on."""
     named = {"localhost", urlsplit(settings.SERVE_URL).hostname or "localhost"}
-    hosts = named if address == "localhost" or _is_loopback(address) else None
+    hosts = named if is_loopback(address) else None
     with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(1) as scrapes, ThreadPoolExecutor(1) as health:
         asyncio.run(_serve(application(database, settings, next_night, threads, scrapes, health, hosts), address, port))
 
@@ -155,13 +156,6 @@ def _is_ours(host: str, hosts: Collection[str]) -> bool:
     """Is this one of these hosts, or an address in numbers? To lead a browser here, another site needs a name."""
     try:
         return host in hosts or bool(ip_address(host.strip("[]")))
-    except ValueError:
-        return False
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
     except ValueError:
         return False
 

@@ -210,7 +210,7 @@ def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
     else:
         named = missing
     for right in named:
-        yield Finding("rights", "wrong", f"{account} lacks {right.verb} on {right.table}", right.grant(connection))
+        yield rights.lacks(account, right, connection)
     if not missing:
         yield Finding("rights", "ok", f"{account} has each right that is needed")
     for right in rights.missing_optional_rights(connection):
@@ -219,10 +219,8 @@ def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
             "mark are not noticed, and their learners are unlinked without a downgrade"
         )
         yield Finding("rights", "warning", what, right.grant(connection))
-    if more := rights.surplus_rights(connection):
-        shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")
-        remedy = "give the nights an account of their own, with the GRANTs of docs/security.md"
-        yield Finding("rights", "warning", f"{account} may do more than a night needs: {shown}", remedy)
+    remedy = "give the nights an account of their own, with the GRANTs of docs/security.md"
+    yield from rights.surplus(connection, "a night needs", remedy)
 
 
 def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ from typing import TypeAlias
 from sqlalchemy import Connection, Dialect, text
 from sqlalchemy.exc import DBAPIError
 
-from worker.db.engine import DENIED, codes_of
+from worker.cli.checks.findings import Finding
+from worker.db.engine import DENIED, code_of
 from worker.db.ledger_tables import Ledger
 from worker.db.license_manager_tables import (
     CustomerAgreement,
@@ -84,6 +85,18 @@ class Right:
 def of_ledger(table: str) -> bool:
     """Is this the name of a table of the ledger's?"""
     return table.startswith("license_expiry_")
+
+
+def lacks(whose: str, right: Right, connection: Connection) -> Finding:
+    """What is found where this account lacks a right, with the GRANT that gives it."""
+    return Finding("rights", "wrong", f"{whose} lacks {right.verb} on {right.table}", right.grant(connection))
+
+
+def surplus(connection: Connection, than: str, remedy: str, wanted: Wanted = RIGHTS) -> Iterator[Finding]:
+    """A warning where the account may do more `than` is wanted."""
+    if more := surplus_rights(connection, wanted):
+        shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")
+        yield Finding("rights", "warning", f"{account(connection)} may do more than {than}: {shown}", remedy)
 
 
 def account(connection: Connection) -> str:
@@ -164,7 +177,7 @@ def _may(connection: Connection, verb: str, table: str) -> bool:
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        return not codes_of(error) & DENIED
+        return code_of(error) not in DENIED
     finally:
         connection.rollback()
 

@@ -36,7 +36,7 @@ def _rights(connection: Connection) -> Iterator[Finding]:
     account = rights.account(connection)
     missing = rights.missing_rights(connection, rights.OF_SERVE)
     for right in missing:
-        yield Finding("rights", "wrong", f"{account} lacks {right.verb} on {right.table}", right.grant(connection))
+        yield rights.lacks(account, right, connection)
     if not missing:
         yield Finding("rights", "ok", f"{account} may read all that the pages show")
         if rights.may_read_emails(connection):
@@ -46,7 +46,5 @@ def _rights(connection: Connection) -> Iterator[Finding]:
                 "may not read e-mail addresses: /metrics has no license_expiry_due_… series, which are counted by them"
             )
         yield Finding("rights", "ok", f"{account} {what}")
-    if more := rights.surplus_rights(connection, rights.OF_SERVE):
-        shown = "; ".join(more[:4]) + (f"; and on {len(more) - 4} more" if more[4:] else "")
-        remedy = "give serve an account of its own that may only read, see docs/security.md"
-        yield Finding("rights", "warning", f"{account} may do more than serve needs: {shown}", remedy)
+    remedy = "give serve an account of its own that may only read, see docs/security.md"
+    yield from rights.surplus(connection, "serve needs", remedy, rights.OF_SERVE)
