@@ -9,13 +9,12 @@ from uuid import UUID
 
 from worker.db.engine import make_engine
 from worker.db.transactions import Database
-from worker.ledger import rate_limit
+from worker.ledger import limits
 from worker.ledger.identity import ledger_id
 from worker.ledger.lms_calls import CallTimings
 from worker.license_manager.plan_history import PlanHistory
 from worker.license_manager.segment import Lifecycle
 from worker.lms.client import LmsClient
-from worker.lms.host_slots import HostSlots, folder_of
 from worker.lms.patience import Patience
 from worker.settings import Settings, load_settings
 from worker.shutdown import Shutdown
@@ -35,7 +34,6 @@ class Deps:
     calls: CallTimings
     plan_history: PlanHistory
     lifecycle: Lifecycle
-    slots: HostSlots
     shutdown: Shutdown
 
     @cached_property
@@ -47,7 +45,6 @@ class Deps:
         """Close every connection and end the threads."""
         self.executor.shutdown()
         self.lms.close()
-        self.slots.close()
         self.database.engine.dispose()
 
 
@@ -61,7 +58,7 @@ def make_deps(settings: Settings, patience: Patience | None = None, shutdown: Sh
         patience=patience or Patience(),
         sleep=shutdown.sleep,
         observe=calls.observe,
-        next_call_in=partial(rate_limit.book_next_call, database, settings.calls_per_minute),
+        next_call_in=partial(limits.book_next_call, database, settings.calls_per_minute),
     )
     # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
     seconds = settings.TASK_TIME_LIMIT_SECONDS / 4
@@ -71,9 +68,8 @@ def make_deps(settings: Settings, patience: Patience | None = None, shutdown: Sh
         lms=lms,
         executor=ThreadPoolExecutor(settings.LMS_PARALLEL_REQUESTS, thread_name_prefix="lms"),
         calls=calls,
-        plan_history=PlanHistory(database),
+        plan_history=PlanHistory(),
         lifecycle=Lifecycle(settings.SEGMENT_KEY, settings.SEGMENT_INCLUDE_EMAIL, seconds),
-        slots=HostSlots(folder_of(settings.LMS_URL), settings.LMS_PARALLEL_REQUESTS_PER_HOST),
         shutdown=shutdown,
     )
 

@@ -33,6 +33,7 @@ class Run(Ledger):
     `scheduled_for` is the scheduled night that it is of. `triggered_at` is the moment of the trigger, the same for all
     runs that it opened; `as_of` the moment that the run judges by: when its first step was first claimed. `night_after`
     is a scheduled night that found this run live, and for which its enterprise gets a run of its own after it.
+    `slots` is how many LMS calls its worker has in flight at most; NULL while no worker has it, and in a dry run.
     `approve_unlinks` is how many learners it may unlink with the leave of `triggered_by`, where that is more than
     UNLINK_LIMIT.
     """
@@ -44,6 +45,7 @@ class Run(Ledger):
         Index("license_expiry_run_triggered_at", "triggered_at"),
         Index("license_expiry_run_scheduled_for", "scheduled_for"),
         Index("license_expiry_run_night_after", "night_after"),
+        Index("license_expiry_run_slots", "slots"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -62,6 +64,7 @@ class Run(Ledger):
     owner: Mapped[str | None] = mapped_column(String(255))
     fence: Mapped[int] = mapped_column(default=0)
     lease_until: Mapped[datetime | None]
+    slots: Mapped[int | None]
     publications: Mapped[int] = mapped_column(default=0)
     message_number: Mapped[int] = mapped_column(default=1, nullable=True)  # to the database, which had rows before it
     queued_at: Mapped[datetime] = mapped_column(nullable=True)  # as the one before

@@ -173,6 +173,11 @@ def of_licenses(*columns: Any) -> Select[Any]:
 
 def changed(session: Session, statement: Any, values: dict[str, Any] | None = None) -> bool:
     """Execute an UPDATE with these parameters; return whether it changed any row."""
+    return rows_changed(session, statement, values) > 0
+
+
+def rows_changed(session: Session, statement: Any, values: dict[str, Any] | None = None) -> int:
+    """Execute an UPDATE with these parameters; return how many rows it changed."""
     result = session.execute(statement, values)
     assert isinstance(result, CursorResult)  # noqa: S101, for the type checker
-    return result.rowcount > 0
+    return result.rowcount

@@ -1,6 +1,6 @@
 """Which plans are due, done, or waiting for their renewals."""
 
-from sqlalchemy import ColumnElement, and_, exists, not_, or_, select, true
+from sqlalchemy import ColumnElement, and_, case, exists, not_, or_, select, true
 from sqlalchemy.orm import aliased
 
 from worker.db.license_manager_tables import (
@@ -28,9 +28,10 @@ def due_plans(scope: Scope) -> Rows:
     return plans_where(ended, or_(any_of(workable), ~any_of(waits)), columns=COLUMNS)
 
 
-def due_plans_with_work(scope: Scope) -> Rows:
-    """Which due plans have licenses to be downgraded just now? (as `due_plans`)"""
-    return due_plans(scope).where(any_of(licenses_of(Plan.uuid).where(~sent(scope), ~held(scope))))
+def plans_of_run(scope: Scope) -> Rows:
+    """The due plans (as `due_plans`, and whether a license of theirs is to be downgraded just now)."""
+    workable = any_of(licenses_of(Plan.uuid).where(~sent(scope), ~held(scope)))
+    return due_plans(scope).add_columns(case((workable, 1), else_=0))
 
 
 def due_and_unmarked(scope: Scope) -> Rows:

@@ -6,23 +6,23 @@ call, and every write of the claim is made on condition that the fencing number 
 """
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import Integer, Table, Update, bindparam, case, func, or_, select, update
+from sqlalchemy import Integer, Table, Update, bindparam, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from worker.clock import steady
-from worker.db.ledger_tables import Run
+from worker.db.ledger_tables import Lms, Run
 from worker.db.sql import DatabaseNow, changed
 from worker.db.transactions import Database
 from worker.errors import BadArgument, LeaseLost, NotClaimed, Stopped, Unavailable
 from worker.ledger import confirmations, held, lms_calls, waits
 from worker.ledger.lms_calls import CallTimings
 from worker.ledger.order import ENDED, STEPS, Phase, Step
-from worker.ledger.stalled import end_stopped, is_newest, is_timely, queued
+from worker.ledger.stalled import ENDED_COLUMNS, end_stopped, is_newest, is_timely, queued
 
 CHECKED_SECONDS = 0.5
 LONGEST_OWNER = 200  # of the column's 255
@@ -35,16 +35,23 @@ class Claim:
     """
 
     def __init__(
-        self, database: Database, run: Run, step: Step, lease_seconds: int, calls: CallTimings | None, asked: float
+        self,
+        database: Database,
+        run: Run,
+        step: Step,
+        lease: int,
+        calls: CallTimings | None,
+        asked: float,
+        now: datetime,
     ) -> None:
-        self.run = run
-        self.step = step
+        self.run, self.step = run, step
+        self._database_time = now - timedelta(seconds=steady())
         self._calls = calls or CallTimings()
         self._calls.drain()  # what a claim that was lost has left
         self._database = database
-        self._lease_seconds = lease_seconds
+        self._lease_seconds = lease
         self._recorded = run.recorded
-        self._asked, self._until = asked, asked + lease_seconds
+        self._asked, self._until = asked, asked + lease
         self._looked = asked  # what all runs wait for, and whether this one is to end
         self.held_count = 0
         # After a fail-over that has undone a claim its number is given once more: its owner is not.
@@ -61,6 +68,14 @@ class Claim:
             self._transact(self._go_on)
             self._looked = self._asked
         return self._until
+
+    def database_now(self) -> datetime:
+        """The database's clock (UTC), as it answered the claim."""
+        return self._database_time + timedelta(seconds=steady())
+
+    def hold_slots(self, count: int) -> None:
+        """Write into the run how many LMS calls this claim may have in flight."""
+        self._transact(lambda session: self._must(changed(session, _HOLDING, self._ours | {"held": count})))
 
     def renew(self, known_for: float = 0.0) -> None:
         """Renew the lease, unless that was done in the last `known_for` seconds."""
@@ -100,27 +115,31 @@ class Claim:
         self._note({name: getattr(self.run, name) + count for name, count in counts.items()})
         self.held_count += counts.get("licenses_held", 0)
 
-    def advance(self, **values: Any) -> None:
-        """End the step: the run moves on to the next phase. `values` are last columns to set."""
-        phase, run = self.step.ends_as, self.run
-        last = values | {"phase": phase, "owner": None, "error": None, "waits_for": None, "tries": 0}
-        ends = phase in ENDED
-        columns = {"live": None, "lease_until": None} if ends else queued()
+    def advance(self, finish: Callable[[Session], dict[str, int]] = lambda session: {}) -> None:
+        """End the step: the run moves on to the next phase.
 
-        def tidy(session: Session) -> None:
+        `finish` is done in the same transaction; it returns last columns of the run to set.
+        """
+        run, ends = self.run, self.step.ends_as in ENDED
+        last = {"phase": self.step.ends_as, "owner": None, "error": None, "waits_for": None, "tries": 0}
+        columns = ENDED_COLUMNS if ends else queued()
+        counts: dict[str, int] = {}
+
+        def tidy(session: Session) -> dict[str, Any]:
+            counts.update(finish(session))
             # A forced run counts by them what it has sent; those of other runs would fill the table all night.
             if ends == run.force and not run.dry_run:
                 confirmations.drop_confirmations(session, run.enterprise_customer_uuid)
             if ends and not run.dry_run:
                 held.drop_stale_holds(session, run.enterprise_customer_uuid)
+            return counts
 
         self._leave(tidy, **columns | last, **{self.step.ended_at: DatabaseNow()})
-        self._note(last)
+        self._note(last | counts)
 
     def fail(self, error: str) -> None:
         """End the run as failed, with one sentence."""
-        ended = {"phase": Phase.FAILED, "live": None, "owner": None, "lease_until": None, "ended_at": DatabaseNow()}
-
+        ended = ENDED_COLUMNS | {"phase": Phase.FAILED, "ended_at": DatabaseNow()}
         self._leave(self._drop_confirmations, **ended, error=error[:500], waits_for=None)
 
     def release(self) -> None:
@@ -137,11 +156,11 @@ class Claim:
         given = {**queued(seconds), "error": str(error)[:500], "waits_for": error.reason}
         given |= {"tries": tries, "tries_left": left, "gives_up_at": gives_up_at}
 
-        def tidy(session: Session) -> None:
+        def tidy(session: Session) -> dict[str, Any]:
             lms_calls.drop_calls(session, self.run)  # when only the answer to the commit was lost
             joined = tries == self.run.tries  # it spent no try
-            if waits.note_wait(session, self.run, self.run.fence, self.step, error.reason, seconds, joined=joined):
-                self._set(session, retries=self.run.retries + 1)
+            new = waits.note_wait(session, self.run, self.run.fence, self.step, error.reason, seconds, joined=joined)
+            return {"retries": self.run.retries + new}
 
         self._leave(tidy, **given)
         self._note({"owner": None})
@@ -150,19 +169,19 @@ class Claim:
     def _drop_confirmations(self, session: Session) -> None:
         confirmations.drop_confirmations(session, self.run.enterprise_customer_uuid)
 
-    def _leave(self, last: Callable[[Session], None], **values: Any) -> None:
-        """Set these columns of the run, do `last`, and store the LMS calls of this claim.
+    def _leave(self, last: Callable[[Session], dict[str, Any] | None], **values: Any) -> None:
+        """Do `last`, set these columns of the run and those that it returns, and store the LMS calls of this claim.
 
         A run that was stopped meanwhile, and has not ended by this, ends.
         """
         calls = self._calls.drain()
 
         def work(session: Session) -> None:
-            self._set(session, **values)
-            last(session)
-            lms_calls.keep_calls(session, self.run, calls)
-            if "ended_at" not in values:
+            left, more = _LEFT.values(**values | (last(session) or {})), "ended_at" not in values
+            if not changed(session, left.where(_RUN.stopped_by.is_(None)) if more else left, self._ours):
+                self._must(more and changed(session, left, self._ours))
                 end_stopped(session, Run.id == self.run.id)
+            lms_calls.keep_calls(session, self.run, calls)
 
         self._database.transact(work)
 
@@ -190,9 +209,6 @@ class Claim:
     def _renew(self, session: Session) -> None:
         self._must(changed(session, _renewal(self._lease_seconds), self._ours))
 
-    def _set(self, session: Session, **values: Any) -> None:
-        self._must(changed(session, _LEFT.values(**values), self._ours))
-
     def _must(self, ours: bool) -> None:
         if not ours:
             raise LeaseLost(f"run {self.run.id} was taken over from us during its {self.step}")
@@ -206,6 +222,7 @@ _OF_CLAIM = update(_RUNS).where(
 )
 _OWNED = _RUN.owner == bindparam("of_owner")
 _OURS = _OF_CLAIM.where(_OWNED)
+_HOLDING = _OURS.values(slots=bindparam("held"))
 _LEFT = _OF_CLAIM.where(or_(_OWNED, _RUN.owner.is_(None)))  # by us, when only the answer to that commit was lost
 
 
@@ -236,37 +253,41 @@ def claim(
     lease_seconds: int,
     calls: CallTimings | None = None,
     message: int | None = None,
+    lms_url: str | None = None,
 ) -> Claim:
     """Claim a run for a step. Raises NotClaimed with the reason; BadArgument when there is no such run.
 
     `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew; one that is
     not timely cannot. What `calls` has counted is stored when the step ends. `message` is the number of the message
-    that asks for the step: one that was replaced is refused. Messages that were posted by hand have none.
+    that asks for the step: one that was replaced is refused. Messages that were posted by hand have none. With
+    `lms_url` the run is not claimed either while a wait stands, or if the database is not that LMS's.
     """
-    began: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
+    values: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
     if step is STEPS[0]:  # stands before it in the table: MySQL sets one column after the other
-        began["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
+        values["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
     if len(owner) > LONGEST_OWNER:  # the name of a host may be anything, and its process stands at the end
         owner = f"{owner[: LONGEST_OWNER // 2]}...{owner[-LONGEST_OWNER // 2 :]}"
     owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
+    values |= {"phase": step.runs_as, "owner": owner, "lease_until": DatabaseNow(lease_seconds)}
+    values |= {"slots": case((Run.dry_run.is_(True), None), else_=1), "fence": Run.fence + 1}
 
-    def work(session: Session) -> tuple[Run | None, str | None]:
+    def work(session: Session) -> Any:
         free = or_(Run.owner.is_(None), Run.owner == owner, Run.lease_until < DatabaseNow())
         ready = or_(Run.phase == step.starts_from, (Run.phase == step.runs_as) & free)
         of_run = update(Run).where(Run.id == run_id, Run.enterprise_customer_uuid == enterprise)
         of_run = of_run.where(ready, is_timely(), is_newest(message), Run.stopped_by.is_(None))
-        values = {"phase": step.runs_as, "owner": owner, "lease_until": DatabaseNow(lease_seconds), **began}
-        claimed = changed(session, of_run.values(fence=Run.fence + 1, **values))
-        run = session.get(Run, run_id)
-        return run, None if claimed or run is None else _why_not(session, run, message)
+        if lms_url is not None:
+            of_run = of_run.where(waits.NONE_STANDS, exists().where(func.lower(Lms.url) == lms_url.lower()))
+        claimed = changed(session, of_run.values(values))
+        run, now = session.execute(select(Run, DatabaseNow()).where(Run.id == run_id)).one_or_none() or (None, None)
+        return run, now, None if claimed or run is None else _why_not(session, run, message)
 
-    asked = steady()
-    run, why_not = database.transact(work)
+    asked, (run, now, why_not) = steady(), database.transact(work)
     if run is None or run.enterprise_customer_uuid != enterprise:
         raise BadArgument(f"There is no run {run_id} of enterprise {enterprise}", "license-expiry status lists them")
     if why_not is not None:
         raise NotClaimed(f"run {run_id} is {run.phase}{why_not}")
-    return Claim(database, run, step, lease_seconds, calls, asked)
+    return Claim(database, run, step, lease_seconds, calls, asked, now)
 
 
 def _why_not(session: Session, run: Run, message: int | None) -> str:

@@ -40,6 +40,10 @@ def is_timely() -> ColumnElement[bool]:
 UNSENT = {"queued_at": DatabaseNow(), "lease_until": DatabaseNow(-1)}
 
 
+# The columns of a run that has ended, besides its phase and the moment.
+ENDED_COLUMNS: dict[str, Any] = {"live": None, "owner": None, "slots": None, "lease_until": None}
+
+
 def is_newest(message: int | None) -> ColumnElement[bool]:
     """Was the message of this number not replaced, at the Run at hand? One that was posted by hand has no number."""
     return true() if message is None else func.coalesce(Run.message_number, 1) <= message
@@ -49,6 +53,7 @@ def queued(seconds: int = 0) -> dict[str, Any]:
     """The columns of a run that is handed to the broker, from which it can be received in so many seconds."""
     return {
         "owner": None,
+        "slots": None,
         "queued_at": DatabaseNow(seconds),
         "lease_until": DatabaseNow(seconds + QUEUED_SECONDS),
     }
@@ -158,8 +163,13 @@ def _end_as_stopped(session: Session, run: Run) -> bool:
 
 
 def _end_as(session: Session, run: Run, phase: Phase, why: str, free: ColumnElement[bool], **more: Any) -> bool:
-    values: dict[str, Any] = {"owner": None, "fence": run.fence + 1, "live": None, "lease_until": None}
-    values |= {"phase": phase, "error": why[:500], "ended_at": DatabaseNow(), "waits_for": None}
+    values = ENDED_COLUMNS | {
+        "fence": run.fence + 1,
+        "phase": phase,
+        "error": why[:500],
+        "ended_at": DatabaseNow(),
+        "waits_for": None,
+    }
     ended = _change(session, run, free, **values, **more)
     if ended:
         confirmations.drop_confirmations(session, run.enterprise_customer_uuid)

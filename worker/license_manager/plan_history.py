@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from worker.db.license_manager_tables import SubscriptionPlan
 from worker.db.schema_check import PLAN_HISTORY_TABLE, PLAN_TABLE, is_generated
-from worker.db.transactions import Database
+from worker.db.sql import rows_changed
 from worker.db.types import DjangoUUID, UTCDateTime
 
 REASON = "history_change_reason"  # which older releases of Django's simple history do not have
@@ -35,21 +35,16 @@ class PlanHistory:
     read each time; everything else is reflected only when these have changed.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
         self._found: Found | None = None
 
-    def look(self) -> Found:
+    def look(self, session: Session) -> Found:
         """Read the columns' names; return the tables with these."""
-
-        def work(session: Session) -> Found:
-            names = tuple(session.execute(_COLUMNS).keys())
-            if self._found is None or self._names != names:
-                self._names, self._found = names, _reflect(session.connection())
-            return self._found
-
-        return self._database.transact(work)
+        names = tuple(session.execute(_COLUMNS).keys())
+        if self._found is None or self._names != names:
+            self._names, self._found = names, _reflect(session.connection())
+        return self._found
 
 
 def mark_processed(
@@ -62,7 +57,8 @@ def mark_processed(
     later is not covered by its mark. Returns the plans that are marked.
     """
     of_plans = (SubscriptionPlan.uuid.in_(plans), *still)
-    session.execute(sa.update(SubscriptionPlan).where(*of_plans).values(expiration_processed=True, modified=now))
+    update = sa.update(SubscriptionPlan).where(*of_plans).values(expiration_processed=True, modified=now)
+    count = rows_changed(session, update)
     # What the UPDATE has passed over kept its own `modified`.
     ours = sa.and_(
         sa.type_coerce(found.plan.c.uuid, DjangoUUID()).in_(plans),
@@ -73,6 +69,8 @@ def mark_processed(
         own[REASON] = sa.literal(f"license-expiry, run {run_id}")
     rows = sa.select(*found.copied.values(), *own.values()).where(ours)
     session.execute(sa.insert(found.history).from_select([*found.copied, *own], rows))
+    if count == len(plans):
+        return list(plans)
     marked = sa.select(sa.type_coerce(found.plan.c.uuid, DjangoUUID())).where(ours)
     return list(session.scalars(marked).all())
 

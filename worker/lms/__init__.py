@@ -2,6 +2,5 @@
 
 `client` has the calls and how often each is tried; `transport`, its base, has the token and the throttle; `answer`
 reads what comes back, within a time and a size; `learners` the question who is linked; `outcomes` what each answer
-means, and `connecting` what it means that none came; `patience` how long we bear with the LMS; `host_slots` how many
-calls a host may have in flight.
+means, and `connecting` what it means that none came; `patience` says how long we bear with the LMS.
 """

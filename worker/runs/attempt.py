@@ -67,16 +67,15 @@ def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, 
     """
     with structlog.contextvars.bound_contextvars(enterprise=str(enterprise), run=str(run_id), step=step.name):
         try:
-            check_lms(deps.database, deps.settings.LMS_URL, first=True)
-            if wait := outages.look(deps):
-                seconds = _seconds(deps.settings, wait.retry_after or 0)
-                if run := waits.postpone(deps.database, run_id, step, wait, seconds, message):
-                    tell = log.debug if run.waits_for == wait.reason else log.info  # once, however often it comes
-                    tell("step waits", seconds=seconds, error=str(wait))
-                    left = deps.settings.TASK_MAX_RETRIES - run.tries
-                    return Outcome(retry=Retry(seconds, wait, left, run.opened_at + MAX_RUN_AGE))
-            lease = deps.settings.LEASE_SECONDS
-            claim = claims.claim(deps.database, run_id, enterprise, step, owner, lease, deps.calls, message)
+            lease, url = deps.settings.LEASE_SECONDS, deps.settings.LMS_URL
+            take = partial(claims.claim, deps.database, run_id, enterprise, step, owner, lease, deps.calls, message)
+            try:
+                claim = take(url)
+            except NotClaimed:  # for one of two reasons that are looked into here; else for that which is told now
+                check_lms(deps.database, url, first=True)
+                if retry := _retry_of_wait(deps, run_id, step, message):
+                    return Outcome(retry=retry)
+                claim = take()
         except NotClaimed as reason:
             return _skip(reason)
         except Stopping:
@@ -89,6 +88,18 @@ def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, 
             raise
         log.info("step begins")
         return _do(deps, claim)
+
+
+def _retry_of_wait(deps: Deps, run_id: UUID, step: Step, message: int | None) -> Retry | None:
+    """How this run waits for what all runs wait for, if anything stands and it is to wait."""
+    wait = outages.look(deps)
+    seconds = _seconds(deps.settings, wait.retry_after or 0) if wait else 0
+    run = wait and waits.postpone(deps.database, run_id, step, wait, seconds, message)
+    if not (wait and run):
+        return None
+    tell = log.debug if run.waits_for == wait.reason else log.info  # once, however often it comes
+    tell("step waits", seconds=seconds, error=str(wait))
+    return Retry(seconds, wait, deps.settings.TASK_MAX_RETRIES - run.tries, run.opened_at + MAX_RUN_AGE)
 
 
 def _do(deps: Deps, claim: Claim) -> Outcome:

@@ -1,9 +1,10 @@
 """The licenses of a step, read from the database page by page and handed out as batches."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import inf
+from operator import length_hint
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -21,11 +22,15 @@ USABLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class DuePlan:
-    """A plan with downgrades to be done; those of a `waiting` one are recorded license by license."""
+    """A plan of a run: one with downgrades to be done, or `with_work` false: one that is only to be marked.
+
+    The downgrades of a `waiting` one are recorded license by license.
+    """
 
     uuid: UUID
     expiration_date: datetime
     waiting: bool
+    with_work: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class BatchReader:
     """
 
     def __init__(
-        self, claim: Claim, size: int, sources: Iterable[Source], check: Callable[[int], None] = lambda rows: None
+        self, claim: Claim, size: int, sources: Sequence[Source], check: Callable[[int], None] = lambda rows: None
     ) -> None:
         """Read these sources. `check` is told how many rows there are so far, and raises when these are too many."""
         self._claim, self._size, self._sources, self._check = claim, size, iter(sources), check
@@ -101,6 +106,16 @@ class BatchReader:
         self._rows: Sequence[Any] = ()
         self._fresh_until, self._held, self._batches = -inf, 0, PAGE_BATCHES
 
+    @property
+    def at_hand(self) -> bool:
+        """Is there another batch that need not be read anew?"""
+        return bool(self._rows) and steady() < self._fresh_until and self._held == self._claim.held_count
+
+    @property
+    def left(self) -> int:
+        """How many batches there are at least, as far as is known without reading."""
+        return -(-len(self._rows) // self._size) + (0 if self._last else self._batches) + length_hint(self._sources)
+
     def has_next(self) -> bool:
         """Is another batch at hand? Reads one page at most. If not, ask again until `exhausted`."""
         if not self._rows and self._last:
@@ -109,7 +124,7 @@ class BatchReader:
             if following is None:
                 return False
             (self._plan, self._read_page), self._after = following, None
-        if not self._rows or steady() >= self._fresh_until or self._held != self._claim.held_count:
+        if not self.at_hand:
             self._read()
         return bool(self._rows)
 

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from worker.clock import LEEWAY
 from worker.deps import Deps
 from worker.errors import RunRefused
+from worker.ledger.claims import Claim
 
 
-def with_clocks(deps: Deps) -> Callable[[Callable[[], float]], Callable[[], float]]:
+def with_clocks(deps: Deps, claim: Claim) -> Callable[[Callable[[], float]], Callable[[], float]]:
     """Return what lets a call's guard check the clocks as well: once, before the first call of an attempt."""
     agree = False
 
@@ -16,7 +17,7 @@ def with_clocks(deps: Deps) -> Callable[[Callable[[], float]], Callable[[], floa
         def both() -> float:
             nonlocal agree
             if not agree:
-                check_clocks(deps)
+                check_clocks(deps, claim.database_now())
                 agree = True
             return guard()
 
@@ -25,13 +26,13 @@ def with_clocks(deps: Deps) -> Callable[[Callable[[], float]], Callable[[], floa
     return guarded
 
 
-def check_clocks(deps: Deps) -> None:
+def check_clocks(deps: Deps, database_now: datetime) -> None:
     """Raise RunRefused when the database's clock, this worker's and the LMS's are further apart than LEEWAY.
 
     The LMS's is known by the Date of its last token; one that tells none is left out. Raises what fetching a token
     raises.
     """
-    told = {"the LMS": deps.lms.lms_now(), "the database": deps.database.now(), "this worker": datetime.now(UTC)}
+    told = {"the LMS": deps.lms.lms_now(), "the database": database_now, "this worker": datetime.now(UTC)}
     clocks = {whose: moment for whose, moment in told.items() if moment}
     if max(clocks.values()) - min(clocks.values()) > LEEWAY:
         shown = ", ".join(f"{whose} has {moment:%Y-%m-%d %H:%M:%S}" for whose, moment in clocks.items())

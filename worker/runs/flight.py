@@ -16,7 +16,7 @@ from worker.deps import Deps
 from worker.errors import BatchRefused, Unavailable
 from worker.ledger import held
 from worker.ledger.claims import Claim
-from worker.lms.host_slots import POLL_SECONDS
+from worker.ledger.limits import Slots
 from worker.logs import get_logger
 from worker.runs.batches import Batch, BatchReader
 
@@ -43,11 +43,13 @@ class Flight:
         self._deps, self._claim, self._reader = deps, claim, reader
         self._send, self._confirm, self._deadline = send, confirm, deadline
         self._renew_seconds = deps.settings.LEASE_SECONDS / 3
+        self._slots = Slots(deps.database, deps.settings.LMS_PARALLEL_REQUESTS, claim.run.id, claim.hold_slots)
         self._in_flight: dict[Future[Batch], Batch] = {}
         self._split: deque[Batch] = deque()
         self._answered: list[tuple[Batch, Future[Batch]]] = []
+        self._confirmed: list[Batch] = []
         self._batches = 0
-        self._short_of_slots = self._stopped = self._used_up = False
+        self._stopped = self._used_up = False
         self._failure: Exception | None = None
 
     def send_all(self) -> bool:
@@ -57,7 +59,7 @@ class Flight:
         awaited and recorded before the failure is raised. Returns whether the batches are used up.
         """
         while not self._ended:
-            for part in (self._record, self._fill, self._wait_for_answer, self._renew_lease):
+            for part in (self._settle, self._fill, self._record, self._wait_for_answer, self._renew_lease):
                 try:
                     part()
                 except Exception as error:
@@ -69,18 +71,20 @@ class Flight:
     @property
     def _ended(self) -> bool:
         over = self._failure or self._stopped or (self._used_up and not self._split)
-        return bool(over) and not self._in_flight and not self._answered
+        return bool(over) and not (self._in_flight or self._answered or self._confirmed)
 
-    def _record(self) -> None:
-        """Record what became of the batches that were answered; split those that were refused."""
+    def _settle(self) -> None:
+        """Look at the answers: split refused batches, and record at once which single licenses were refused.
+
+        Before the next batch is made: a learner with a license that is held must stay linked.
+        """
         answered, self._answered = self._answered, []
-        confirmed: list[Batch] = []
         refused: list[tuple[UUID, str]] = []
         for batch, future in answered:
             try:
                 sent = future.result()
                 if sent.rows:
-                    confirmed.append(sent)
+                    self._confirmed.append(sent)
             except BatchRefused as refusal:
                 if len(batch.rows) > 1:
                     self._split.extendleft(reversed(batch.halves))
@@ -89,8 +93,14 @@ class Flight:
                     refused.append((batch.licenses[0], refusal.reason))
             except Exception as error:
                 self._failure = self._failure or error
-        if confirmed or refused:
-            self._write(confirmed, refused)
+        if refused:
+            self._write([], refused)
+
+    def _record(self) -> None:
+        """Record the confirmed batches, while the next ones are on their way."""
+        confirmed, self._confirmed = self._confirmed, []
+        if confirmed:
+            self._write(confirmed, [])
 
     def _write(self, confirmed: Sequence[Batch], refused: Sequence[tuple[UUID, str]]) -> None:
         claim = self._claim
@@ -106,26 +116,33 @@ class Flight:
         claim.record(write, **counts)
 
     def _fill(self) -> None:
-        """Send batches while this run and this host may have more in flight."""
-        self._short_of_slots = False
-        while not self._failure and len(self._in_flight) < self._deps.settings.LMS_PARALLEL_REQUESTS:
-            self._stopped, self._used_up = self._deps.shutdown.begun or time.monotonic() >= self._deadline, False
-            if self._stopped:
+        """Send batches while this run has slots for them."""
+        while not self._failure:
+            self._stopped = self._deps.shutdown.begun or time.monotonic() >= self._deadline
+            if self._stopped or not self._has_slot():
                 return
+            self._used_up = False
+            if not self._split and not self._reader.at_hand:
+                self._record()  # before the database is asked for more
             if not self._split and not self._reader.has_next():
                 self._used_up = self._reader.exhausted
                 if self._used_up:
                     return
                 self._renew_lease()  # for there may be thousands of plans without work
                 continue
-            slot = self._deps.slots.take()
-            self._short_of_slots = slot is None
-            if slot is None:
+            if not self._has_slot(ready=True):
                 return
-            if not self._hand_over(self._split.popleft() if self._split else self._reader.take(), slot):
+            if not self._hand_over(self._split.popleft() if self._split else self._reader.take()):
                 return
 
-    def _hand_over(self, batch: Batch, slot: int) -> bool:
+    def _has_slot(self, *, ready: bool = False) -> bool:
+        """Is a slot free for another batch? The first look for slots waits until a batch is `ready`."""
+        slots, in_flight = self._slots, len(self._in_flight)
+        if slots.seconds <= 0 and (ready or slots.usable is not None):
+            slots.look(in_flight + len(self._split) + self._reader.left, in_flight)
+        return in_flight < (1 if slots.usable is None else slots.usable)
+
+    def _hand_over(self, batch: Batch) -> bool:
         """Have a thread send a batch. When none can be started: keep the batch, and return False.
 
         Raises Unavailable then, if no other is in flight.
@@ -134,10 +151,9 @@ class Flight:
         self._batches += 1
         name = f"{self._claim.run.id}-{self._claim.step}-{self._claim.run.fence}-{self._batches}"
         try:
-            self._deps.executor.submit(self._carry, future, slot, batch, name)
+            self._deps.executor.submit(self._carry, future, batch, name)
         except RuntimeError as error:
             if future.cancel():
-                self._deps.slots.give_back(slot)
                 self._split.appendleft(batch)
                 if self._in_flight:
                     return False
@@ -147,29 +163,27 @@ class Flight:
         self._in_flight[future] = batch
         return True
 
-    def _carry(self, future: Future[Batch], slot: int, batch: Batch, name: str) -> None:
+    def _carry(self, future: Future[Batch], batch: Batch, name: str) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
             with self._deps.lms.named(name):
                 sent = self._send(batch)
         except BaseException as error:
-            self._deps.slots.give_back(slot)
             future.set_exception(error)
         else:
-            self._deps.slots.give_back(slot)
             future.set_result(sent)
 
     def _wait_for_answer(self) -> None:
-        """Wait until a batch is answered, or a slot may be free where one is wanted."""
+        """Wait until a batch is answered, or it is time to look for slots."""
+        seconds = max(0.0, min(self._renew_seconds, self._slots.seconds))
         if self._in_flight:
-            seconds = POLL_SECONDS if self._short_of_slots else self._renew_seconds
             done, _ = wait(self._in_flight, seconds, FIRST_COMPLETED)
             if done and self._used_up:  # nothing more to send meanwhile, so that more may be recorded at once
                 done, _ = wait(self._in_flight, TOGETHER_SECONDS)
             self._answered = [(self._in_flight.pop(future), future) for future in done]
-        elif self._short_of_slots:
-            time.sleep(POLL_SECONDS)
+        elif self._slots.usable == 0 and not (self._failure or self._stopped or self._used_up):
+            time.sleep(seconds)
 
     def _renew_lease(self) -> None:
         """Renew the lease of the run, if that was not done for a third of it."""

@@ -1,6 +1,6 @@
 """Marks the plans of a run that are done, as license-manager does it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -16,29 +16,50 @@ from worker.ledger.claims import Claim
 from worker.license_manager import plan_history
 from worker.runs.batches import DuePlan
 
+# Plans marked by one UPDATE: a driver takes no more than some ten thousand parameters.
+CHUNK = 1000
+_NOW = select(DatabaseNow())
 
-def mark_done_plans(deps: Deps, claim: Claim, scope: Scope, plans: Sequence[DuePlan]) -> None:
-    """Mark those of these plans that are done, add a row to their history, and tell Segment."""
-    if all(plan.waiting for plan in plans):
-        return
-    found = deps.plan_history.look()
-    marked: list[UUID] = []
 
-    def write(session: Session) -> None:
-        marked.clear()
-        now = session.execute(select(DatabaseNow())).scalar_one()
-        done = [row[0] for row in statements.fetch(session, done_and_unmarked, scope)]
-        # Once more in the UPDATE itself: meanwhile a plan may have been extended, or a license moved into it.
-        if done:
-            marked[:] = plan_history.mark_processed(session, found, done, now, claim.run.id, *still_done(scope))
-        if marked:
-            more = Run.plans_processed + len(marked)
-            session.execute(update(Run).where(Run.id == claim.run.id).values(plans_processed=more))
+class Marking:
+    """Marks those of a step's plans that are done, adds a row to the history of each, and tells Segment."""
 
-    def guard() -> None:
-        deps.shutdown.check()
-        claim.renew()
+    def __init__(self, deps: Deps, claim: Claim, scope: Scope, plans: Sequence[DuePlan]) -> None:
+        self._deps, self._claim, self._scope = deps, claim, scope
+        self._any = not all(plan.waiting for plan in plans)
+        self._marked: list[UUID] = []
 
-    claim.record(write)
-    claim.run.plans_processed += len(marked)
-    deps.lifecycle.tell(deps.database, guard, marked)
+    def now(self) -> None:
+        """Mark what is done though the step is not."""
+        if not self._any:
+            return
+
+        def write(session: Session) -> None:
+            session.execute(update(Run).where(Run.id == self._claim.run.id).values(self.write(session)))
+
+        self._claim.record(write)
+        self._claim.run.plans_processed += len(self._marked)
+        self.tell(self._claim.renew)
+
+    def write(self, session: Session) -> dict[str, int]:
+        """Mark them in a transaction that fails unless the claim is still the newest; return the run's new count."""
+        run, self._marked = self._claim.run, []
+        if self._any:
+            now = session.connection().execute(_NOW).scalar_one()
+            done = [row[0] for row in statements.fetch(session, done_and_unmarked, self._scope)]
+            found = self._deps.plan_history.look(session) if done else None
+            for first in range(0, len(done), CHUNK):
+                assert found is not None  # noqa: S101, for the type checker
+                # Once more in the UPDATE: meanwhile a plan may have been extended, or a license moved into it.
+                chunk, still = done[first : first + CHUNK], still_done(self._scope)
+                self._marked += plan_history.mark_processed(session, found, chunk, now, run.id, *still)
+        return {"plans_processed": run.plans_processed + len(self._marked)}
+
+    def tell(self, guard: Callable[[], object] = lambda: None) -> None:
+        """Tell Segment of the plans that were marked, until the worker ends or `guard` raises."""
+
+        def both() -> None:
+            self._deps.shutdown.check()
+            guard()
+
+        self._deps.lifecycle.tell(self._deps.database, both, self._marked)

@@ -1,6 +1,7 @@
 """The steps of a run as plain functions: downgrade what is due, unlink who is due."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
@@ -22,22 +23,35 @@ from worker.runs.batches import Batch, BatchReader, DuePlan
 from worker.runs.clocks import with_clocks
 from worker.runs.downgrading import downgrade_batch
 from worker.runs.flight import Flight
-from worker.runs.marking import mark_done_plans
+from worker.runs.marking import Marking
 from worker.runs.unlinking import UnlinkLimit, unlink_batch
 
 log = get_logger(__name__)
 
 T = TypeVar("T")
 
-Do: TypeAlias = Callable[[Deps, Claim, Scope, float], bool]
-"""Does a step until a deadline of time.monotonic; returns whether it is done. Raises Unavailable, RunRefused."""
-Count: TypeAlias = Callable[[Session, Scope, bool], dict[str, int]]
-"""Counts the last columns of the run when a step ends; in a dry run (a bool) all that would be done."""
+Count: TypeAlias = Callable[[Session, Scope], dict[str, int]]
+"""Counts the columns of a dry run: all that the step would do."""
 
 
-def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> bool:
+@dataclass(frozen=True)
+class Ending:
+    """How a step ends: `write` in the transaction in which its run advances, `then` after it.
+
+    `write` returns last columns of the run.
+    """
+
+    write: Callable[[Session], dict[str, int]] = lambda session: {}
+    then: Callable[[], None] = lambda: None
+
+
+Do: TypeAlias = Callable[[Deps, Claim, Scope, float], Ending | None]
+"""Does a step until a deadline of time.monotonic; returns None when that came first. Raises Unavailable, RunRefused."""
+
+
+def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> Ending | None:
     """Downgrade what is due in the claim's run and mark the plans that are done."""
-    guarded = with_clocks(deps)
+    guarded = with_clocks(deps, claim)
 
     def send(batch: Batch) -> Batch:
         return downgrade_batch(deps, scope, batch, select_again, guarded(claim.guard_of_batch()))
@@ -58,22 +72,24 @@ def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: flo
     def read_page(plan: DuePlan, after: UUID | None, limit: int) -> Sequence[Any]:
         return _fetch(deps, downgrades.downgrade_page, scope, **_of(plan), after=after, limit=limit)
 
-    found = deps.database.transact(lambda session: _plans_with_work(session, scope))
-    with_work = {uuid for uuid, *_ in _fetch(deps, plans.due_plans_with_work, scope)}  # most may only be to be marked
-    sources = [(plan, partial(read_page, plan)) for plan in found if plan.waiting or plan.uuid in with_work]
+    found = deps.database.transact(lambda session: _due_plans(session, scope))
+    sources = [(plan, partial(read_page, plan)) for plan in found if plan.with_work]
     reader = BatchReader(claim, deps.settings.LICENSE_EXPIRATION_BATCH_SIZE, sources)
+    marking = Marking(deps, claim, scope, found)
     try:
         done = Flight(deps, claim, reader, send, confirm, deadline).send_all()
     except (Unavailable, RunRefused):
-        settle(mark_done_plans, deps, claim, scope, found)  # a plan that is done is done, whatever befell others
+        settle(marking.now)  # a plan that is done is done, whatever befell others
         raise
-    mark_done_plans(deps, claim, scope, found)
-    return done
+    if done:
+        return Ending(marking.write, marking.tell)
+    marking.now()
+    return None
 
 
-def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> bool:
+def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> Ending | None:
     """Unlink the learners who are due in the claim's run, unless these are more than it may."""
-    limit, guarded = UnlinkLimit(deps.settings, claim.run), with_clocks(deps)
+    limit, guarded = UnlinkLimit(deps.settings, claim.run), with_clocks(deps, claim)
     enterprise = claim.run.enterprise_customer_uuid
 
     def send(batch: Batch) -> Batch:
@@ -87,29 +103,32 @@ def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float)
         events.insert_events(session, licenses, UNLINKED_EVENT)
 
     def read_page(after: UUID | None, rows: int) -> Sequence[Any]:
-        return _fetch(deps, unlinks.unlink_page, scope, after=after, limit=rows)
+        page = _fetch(deps, unlinks.unlink_page, scope, after=after, limit=rows)
+        # Before anything is sent: are there too many? A page that is not full has them all.
+        if after is None and len(page) == rows and not limit.allows(_count(deps, unlinks.unlink_candidates, scope)):
+            limit.check(_count(deps, unlinks.due_unlinks, scope))  # the count before is quick, and never lower
+        return page
 
-    if not limit.allows(_count(deps, unlinks.unlink_candidates, scope)):  # quickly counted, and never fewer
-        limit.check(_count(deps, unlinks.due_unlinks, scope))
     reader = BatchReader(claim, deps.settings.BULK_UNLINK_BATCH_SIZE, [(None, read_page)], limit.check)
-    return Flight(deps, claim, reader, send, confirm, deadline).send_all()
+    done = Flight(deps, claim, reader, send, confirm, deadline).send_all()
+    return Ending(partial(_count_protected, scope=scope)) if done else None
 
 
-def _count_downgrades(session: Session, scope: Scope, dry_run: bool) -> dict[str, int]:
-    if not dry_run:
-        return {}
+def _count_downgrades(session: Session, scope: Scope) -> dict[str, int]:
     of_plans = fetch_count(session, downgrades.due_downgrades, scope)
     alone = fetch_count(session, downgrades.waiting_downgrades, scope)
     marked = fetch_count(session, plans.due_and_unmarked, scope)
     return {"plans_processed": marked, "licenses_downgraded": of_plans + alone}
 
 
-def _count_unlinks(session: Session, scope: Scope, dry_run: bool) -> dict[str, int]:
+def _count_unlinks(session: Session, scope: Scope) -> dict[str, int]:
+    due = fetch_count(session, unlinks.due_unlinks, scope, downgraded=False)
+    return {"learners_unlinked": due} | _count_protected(session, scope)
+
+
+def _count_protected(session: Session, scope: Scope) -> dict[str, int]:
     left = fetch(session, unlinks.first_candidate, scope)  # or the long query would count none
-    counts = {"learners_protected": fetch_count(session, unlinks.protected, scope) if left else 0}
-    if dry_run:
-        counts["learners_unlinked"] = fetch_count(session, unlinks.due_unlinks, scope, downgraded=False)
-    return counts
+    return {"learners_protected": fetch_count(session, unlinks.protected, scope) if left else 0}
 
 
 WORK: dict[str, tuple[Do, Count]] = {
@@ -125,11 +144,13 @@ def do_step(deps: Deps, claim: Claim, deadline: float) -> bool:
     """
     run, (do, count) = claim.run, WORK[claim.step.name]
     scope = scope_of(deps.database, deps.settings, run.as_of, run, run.enterprise_customer_uuid, run.id)
-    if not run.dry_run and not do(deps, claim, scope, deadline):
+    ending = Ending(lambda session: count(session, scope)) if run.dry_run else do(deps, claim, scope, deadline)
+    if ending is None:
         claim.release()
         return False
     claim.renew(deps.settings.LEASE_SECONDS / 3)
-    claim.advance(**deps.database.transact(lambda session: count(session, scope, run.dry_run)))
+    claim.advance(ending.write)
+    ending.then()
     return True
 
 
@@ -155,9 +176,12 @@ def _of(plan: DuePlan | None) -> dict[str, Any]:
     return {"plan": plan.uuid, "waiting": plan.waiting}
 
 
-def _plans_with_work(session: Session, scope: Scope) -> list[DuePlan]:
+def _due_plans(session: Session, scope: Scope) -> list[DuePlan]:
     """Due plans and waiting plans with work, the longest expired first (prior plans before those that follow)."""
-    found = [DuePlan(uuid, expires, waiting=False) for uuid, expires, _ in fetch(session, plans.due_plans, scope)]
+    found = [
+        DuePlan(uuid, expires, False, bool(work))
+        for uuid, expires, _, work in fetch(session, plans.plans_of_run, scope)
+    ]
     if fetch(session, downgrades.first_unconfirmed, scope):  # or the long query would find none
         waiting = fetch(session, downgrades.waiting_plans, scope)
         found += [DuePlan(uuid, expires, waiting=True) for uuid, expires, _ in waiting]

@@ -130,8 +130,9 @@ def test_a_worker_that_is_told_to_end_does_not_sit_a_wait_out(
 @ON_SQLITE
 @pytest.mark.parametrize("answer", [200, 503])  # to the call that is in flight; the second would be tried again
 def test_a_worker_that_lost_its_run_in_the_middle_stops_sending(
-    answer: int, lms: Simulator, make_test_deps: Make
+    answer: int, lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(claims, "CHECKED_SECONDS", 0.0)  # for so long a worker relies on its last check
     laid = lay(lms, licenses=10)
     deps = make_test_deps(**batches_of(2), **unlinking(laid.enterprise))
     run_id = open_one(deps, laid.enterprise)

@@ -8,7 +8,7 @@ from support.steps import change
 
 from simulator.lms.faults import Fault
 from simulator.lms.server import Simulator
-from worker.db.transactions import Database
+from worker.ledger.claims import Claim
 from worker.ledger.order import Phase
 from worker.lms.client import LmsClient
 
@@ -32,7 +32,7 @@ def test_nothing_is_sent_by_clocks_that_are_far_apart(
 ) -> None:
     laid = lay(lms, licenses=2)
     deps = make_test_deps(**unlinking(laid.enterprise))
-    owner, name = (LmsClient, "lms_now") if whose == "the LMS" else (Database, "now")
+    owner, name = (LmsClient, "lms_now") if whose == "the LMS" else (Claim, "database_now")
     real = getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda self: real(self) + by)
     [run] = night(deps).values()

@@ -143,7 +143,7 @@ def test_with_fewer_threads_than_asked_for_all_is_sent_once(
 ) -> None:
     laid = lay(lms, licenses=9)
     few_threads(1)
-    [run] = night(make_test_deps(**batches_of(1, parallel=4), LMS_PARALLEL_REQUESTS_PER_HOST=4)).values()
+    [run] = night(make_test_deps(**batches_of(1, parallel=4))).values()
     assert (run.phase, counts(run)["downgraded"], run.retries) == (Phase.FINISHED, 9, 0)
     assert len(sent(lms, "downgrade")) == 9
     assert lms.journal.most_in_flight == 1
@@ -152,11 +152,11 @@ def test_with_fewer_threads_than_asked_for_all_is_sent_once(
 
 
 @ON_SQLITE
-def test_with_no_thread_at_all_the_step_is_retried_and_loses_neither_batch_nor_slot(
+def test_with_no_thread_at_all_the_step_is_retried_and_loses_no_batch(
     lms: Simulator, make_test_deps: Make, few_threads: Callable[[int], None]
 ) -> None:
     laid = lay(lms, licenses=3)
-    deps = make_test_deps(TASK_MAX_RETRIES=5, **batches_of(1, parallel=2), LMS_PARALLEL_REQUESTS_PER_HOST=2)
+    deps = make_test_deps(TASK_MAX_RETRIES=5, **batches_of(1, parallel=2))
     run_id = open_one(deps, laid.enterprise)
     few_threads(0)
     retry = attempt(deps, laid.enterprise, run_id, DOWNGRADE).retry
@@ -168,4 +168,3 @@ def test_with_no_thread_at_all_the_step_is_retried_and_loses_neither_batch_nor_s
     assert counts(finish(deps, laid.enterprise, run_id))["downgraded"] == 3
     assert sorted(licenses for [licenses] in sent(lms, "downgrade")) == sorted(map(str, laid.licenses))
     assert run_of(deps.database, run_id).phase == Phase.FINISHED
-    assert sorted(iter(deps.slots.take, None)) == [0, 1]

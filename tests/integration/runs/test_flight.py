@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine, QueuePool
 from support.eventually import eventually
 from support.runs import (
+    ON_EACH,
     ON_SQLITE,
     Laid,
     Make,
@@ -44,6 +45,7 @@ from worker.db.ledger_tables import Downgrade, HeldLicense
 from worker.db.license_manager_tables import UNLINKED_EVENT
 from worker.deps import Deps
 from worker.errors import Unavailable
+from worker.ledger import limits
 from worker.ledger.order import DOWNGRADE, Phase
 
 # Calls
@@ -306,14 +308,12 @@ def test_an_lms_that_refuses_everything_has_nobody_held(
 # The slots of a host
 
 
-@ON_SQLITE
-def test_the_limit_holds_over_the_workers_of_a_host_and_is_used_to_the_full(
-    lms: Simulator, make_test_deps: Make
-) -> None:
-    """Two workers, each with more to send than the host may have in flight."""
-    laid = [lay(lms, licenses=12, seed=seed) for seed in (1, 2)]
-    many = batches_of(1, parallel=6) | unlinking(*(each.enterprise for each in laid))
-    workers = [make_test_deps(TASK_MAX_RETRIES=5, LMS_PARALLEL_REQUESTS_PER_HOST=4, **many) for _ in laid]
+@ON_EACH
+def test_the_limit_holds_over_all_workers_and_is_used_to_the_full(lms: Simulator, make_test_deps: Make) -> None:
+    """Three workers, each with more to send than all together may have in flight."""
+    laid = [lay(lms, licenses=12, seed=seed) for seed in (1, 2, 3)]
+    many = batches_of(1, parallel=4) | unlinking(*(each.enterprise for each in laid))
+    workers = [make_test_deps(TASK_MAX_RETRIES=5, **many) for _ in laid]
     runs = start(workers[0])
     lms.faults(Fault(kind="downgrade", delay=60))
     with ThreadPoolExecutor() as threads:
@@ -324,23 +324,26 @@ def test_the_limit_holds_over_the_workers_of_a_host_and_is_used_to_the_full(
         lms.faults()
         lms.lms.latency = 0.01
         lms.release()
-        assert [each.result(60).phase for each in nights] == [Phase.FINISHED] * 2
+        assert [each.result(60).phase for each in nights] == [Phase.FINISHED] * 3
     assert lms.journal.most_in_flight == 4
 
 
 @ON_SQLITE
-def test_a_large_enterprise_does_not_hold_up_a_small_one(lms: Simulator, make_test_deps: Make) -> None:
-    """While the calls of a large one, as many as a run may have, are answered by nobody, a small one is done."""
-    large, small = lay(lms, licenses=40, seed=1), lay(lms, licenses=2, seed=2)
-    settings = batches_of(1, parallel=2) | unlinking(large.enterprise, small.enterprise)
-    workers: list[Deps] = [make_test_deps(LMS_PARALLEL_REQUESTS_PER_HOST=3, **settings) for _ in range(2)]
+def test_a_large_enterprise_does_not_hold_up_a_small_one(
+    lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one that has all slots gives some back while it goes on."""
+    monkeypatch.setattr(limits, "LOOK_SECONDS", 0.1)
+    large, small = lay(lms, licenses=300, seed=1), lay(lms, licenses=2, seed=2)
+    settings = batches_of(1, parallel=3) | unlinking(large.enterprise, small.enterprise) | {"UNLINK_LIMIT": 0}
+    workers: list[Deps] = [make_test_deps(**settings) for _ in range(2)]
     runs = {run.enterprise: run.run_id for run in start(workers[0])}
-    lms.faults(Fault(kind="downgrade", enterprise=str(large.enterprise), delay=600))
+    lms.lms.latency = 0.02
     with ThreadPoolExecutor() as threads:
         held_up = threads.submit(finish, workers[0], large.enterprise, runs[large.enterprise])
-        eventually(lambda: lms.journal.in_flight == 2)
+        eventually(lambda: lms.journal.in_flight == 3)
         assert finish(workers[1], small.enterprise, runs[small.enterprise]).phase == Phase.FINISHED
         assert not held_up.done()
-        lms.faults()
-        lms.release()
+        lms.lms.latency = 0.0
         assert held_up.result(60).phase == Phase.FINISHED
+    assert lms.journal.most_in_flight == 3

@@ -1,23 +1,29 @@
-"""The calls of each kind are booked in the ledger, over all workers."""
+"""Calls are booked in the ledger, and those in flight counted, over all workers."""
 
+import random
+import threading
+from collections import Counter
 from contextlib import nullcontext
 from datetime import timedelta
 from math import inf
 
 import pytest
+from hypothesis import given, strategies as st
 from sqlalchemy import Engine, delete, text, update
-from support.runs import ON_EACH, ON_SQLITE, rows, together
+from support.claims import AS_OF, claim, open_run
+from support.runs import ON_EACH, ON_SQLITE, lapse, rows, together
 
-from worker.db.ledger_tables import Throttle
+from worker.db.ledger_tables import Run, Throttle
 from worker.db.transactions import Database
 from worker.errors import Postponed, Unusable
-from worker.ledger import rate_limit
+from worker.ledger import limits
+from worker.ledger.limits import Slots
 
 ROW_OF = {"downgrade": 1, "unlink": 2}
 
 
 def book(database: Database, per_minute: float | None, within: float, kind: str = "downgrade") -> float:
-    return rate_limit.book_next_call(database, {kind: per_minute}, kind, within)
+    return limits.book_next_call(database, {kind: per_minute}, kind, within)
 
 
 @ON_EACH
@@ -97,7 +103,7 @@ def test_without_a_rate_nothing_is_booked(database: Database, engine: Engine) ->
 def test_each_kind_of_call_has_a_rate_of_its_own_and_an_unlinks_questions_share_its(database: Database) -> None:
     rates = {"downgrade": 0.1, "unlink": 0.2, "learners": 0.2}
     kinds = ("downgrade", "unlink", "downgrade", "learners", "token")
-    waits = [rate_limit.book_next_call(database, rates, kind, inf) for kind in kinds]
+    waits = [limits.book_next_call(database, rates, kind, inf) for kind in kinds]
     assert [round(wait / 100) for wait in waits] == [0, 0, 6, 3, 0]
 
 
@@ -113,3 +119,102 @@ def test_a_row_that_is_gone_is_told_with_the_statement_that_brings_it_back(
     with engine.begin() as connection:
         connection.execute(text(caught.value.remedy))
     assert book(database, 60, 0.0, kind) == 0
+
+
+# Calls in flight, over all workers
+
+
+def test_slots_are_shared_in_equal_parts_in_the_order_of_the_queue() -> None:
+    assert [limits.entitled(place, 3, 8) for place in range(3)] == [3, 3, 2]
+    assert [limits.entitled(place, 5, 3) for place in range(5)] == [1, 1, 1, 0, 0]
+
+
+@given(runs=st.integers(1, 40), limit=st.integers(1, 64))
+def test_equal_parts_add_up_to_the_limit(runs: int, limit: int) -> None:
+    parts = [limits.entitled(place, runs, limit) for place in range(runs)]
+    assert sum(parts) == limit
+    assert max(parts) - min(parts) <= 1
+    assert parts == sorted(parts, reverse=True)
+
+
+def sharing(database: Database, limit: int) -> Slots:
+    """The slots of a new claim, as a step has them."""
+    claimed = claim(database, open_run(database))
+    return Slots(database, limit, claimed.run.id, claimed.hold_slots)
+
+
+@ON_EACH
+def test_a_run_takes_what_others_leave_and_gives_it_back_when_they_come(database: Database) -> None:
+    first = sharing(database, 4)
+    first.look(9, 0)
+    assert first.usable == 4
+    second = sharing(database, 4)
+    second.look(9, 0)
+    assert second.usable == 0  # until the first has given back
+    first.look(9, 3)
+    assert first.usable == 3  # three calls are on their way
+    first.look(9, 0)
+    second.look(9, 0)
+    assert (first.usable, second.usable) == (2, 2)
+    second.look(1, 1)
+    first.look(9, 2)
+    assert (first.usable, second.usable) == (3, 1)
+
+
+@ON_EACH
+def test_runs_beyond_the_limit_wait_in_the_order_of_the_queue(database: Database, engine: Engine) -> None:
+    runs = [open_run(database) for _ in range(3)]
+    for place, run in enumerate(runs):
+        with engine.begin() as connection:
+            connection.execute(update(Run).where(Run.id == run.id).values(queued_at=AS_OF + place * timedelta(hours=1)))
+    claims = [claim(database, run) for run in runs]
+    first, second, third = (Slots(database, 1, each.run.id, each.hold_slots) for each in claims)
+    for each in (third, second, first, third, second):
+        each.look(1, 0)
+    first.look(1, 0)
+    assert (first.usable, second.usable, third.usable) == (1, 0, 0)
+    claims[0].release()
+    third.look(1, 0)
+    second.look(1, 0)
+    assert (second.usable, third.usable) == (1, 0)
+
+
+@ON_EACH
+def test_a_worker_that_died_gives_its_slots_back_with_its_lease(database: Database, engine: Engine) -> None:
+    dead = sharing(database, 2)
+    dead.look(2, 0)
+    other = sharing(database, 2)
+    other.look(2, 0)
+    assert other.usable == 0
+    lapse(engine, dead._run_id)
+    other.look(2, 0)
+    assert other.usable == 2
+    dead.look(2, 0)
+    assert dead.usable == 0
+
+
+def test_a_dry_run_takes_no_slot(database: Database) -> None:
+    claim(database, open_run(database, dry_run=True))
+    alone = sharing(database, 2)
+    alone.look(2, 0)
+    assert alone.usable == 2
+
+
+@ON_EACH
+def test_however_many_look_at_once_together_they_never_have_more_than_the_limit(database: Database) -> None:
+    """Eight threads look as they like; whatever is usable at one moment is within the limit."""
+    limit, shares = 3, [sharing(database, 3) for _ in range(8)]
+    using, most, lock = Counter[int](), [0], threading.Lock()
+
+    def work(number: int) -> None:
+        dice, share = random.Random(number), shares[number]
+        for _ in range(15):
+            share.look(dice.randint(1, 4), 0)
+            with lock:
+                using[number] = share.usable or 0
+                most[0] = max(most[0], using.total())
+            with lock:
+                using[number] = 0  # its calls have ended; the next look may lower its part
+
+    together(8, work)
+    assert 0 < most[0] <= limit
