@@ -120,10 +120,10 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
     request = parse_request(**asked)
     as_of = database.now()
     check_against_database(database, request, frozenset(enterprises), as_of)
-    named: list[UUID | None] = [*sorted(set(enterprises))] or [None]
     scope = scope_of(database, settings, as_of, request)
-    scopes = [replace(scope, enterprise=enterprise) for enterprise in named]
-    by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope)]
+    scopes = [replace(scope, enterprise=enterprise) for enterprise in sorted(set(enterprises))] or [scope]
+    with tables.counting(quiet=as_json):
+        by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope)]
     for error in unknown_enterprises(settings, database).values():
         tables.err.print(f"Warning: {error}", markup=False, soft_wrap=True)
     by_enterprise = with_names(database, forecast.due_rows(by_plan))

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -181,6 +182,11 @@ def show_findings(findings: Sequence[Any], as_json: bool) -> int:
                 shown.add_row("", "", Padding(Text(finding.remedy, "bold"), (0, 0, 0, 2)))
         out.print(shown)
     return 1 if any(finding.status == "wrong" for finding in findings) else 0
+
+
+def counting(*, quiet: bool) -> AbstractContextManager[Any]:
+    """Show on a terminal's stderr that what is due is being counted, until that is done; nothing when `quiet`."""
+    return err.status("Counting what is due ...") if err.is_terminal and not quiet else nullcontext()
 
 
 def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_limit: int) -> None:

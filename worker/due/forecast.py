@@ -53,11 +53,10 @@ class PlanRow:
 def plan_rows(database: Database, scope: Scope, *, detailed: bool = True) -> list[PlanRow]:
     """Count what is due under this scope, by enterprise and plan, the longest expired first.
 
-    When `detailed`, also by what learners are protected, and how many licenses wait.
+    When `detailed`, also how many licenses wait.
     """
     rows: dict[UUID, PlanRow] = {}
-    for name, query in _counted(scope, detailed):
-        found = database.transact(lambda session: session.execute(query).all())  # noqa: B023, run at once
+    for name, found in _counted(database, scope, detailed):
         for customer, plan, expired, processed, count, *more in found:
             state = "processed" if processed else "held"
             row = rows.setdefault(plan, PlanRow(str(customer), str(plan), expired.isoformat(), state))
@@ -88,19 +87,31 @@ def due_rows(plans: Sequence[PlanRow]) -> list[dict[str, Any]]:
     return rows
 
 
-def _counted(scope: Scope, detailed: bool) -> Iterator[tuple[str, Rows]]:
-    """Named queries for (customer, plan, expiration date, whether it is processed, count[, waiting since])."""
+def _counted(database: Database, scope: Scope, detailed: bool) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Named answers: rows of (customer, plan, expiration date, whether it is processed, count[, waiting since])."""
+
+    def ask(query: Rows) -> Sequence[Any]:
+        return database.transact(lambda session: session.execute(query).all())
+
     of = (Agreement.enterprise_customer_uuid, Plan.uuid, Plan.expiration_date, marked().label("marked"))
     due = plans.due_plans(scope).subquery().c
-    yield "due", select(due.enterprise_customer_uuid, due.uuid, due.expiration_date, literal(False), 1)
-    yield "downgrades", _grouped(downgrades.due_downgrades(scope, *of))
-    yield "downgrades", _grouped(downgrades.waiting_downgrades(scope, *of))
-    yield "unlinks", _grouped(unlinks.due_unlinks(scope, *of, downgraded=False))
-    yield "protected", _grouped(unlinks.protected(scope, *of))
-    yield "without_email", _grouped(unlinks.unlink_candidates(scope, *of, addressed=False))
-    yield "waiting", _waiting(scope, detailed)
-    for column in learners.KNOWN_BY if detailed else ():
-        yield f"protected_by_{column}", _grouped(unlinks.protected(scope, *of, by=[column]))
+    yield "due", ask(select(due.enterprise_customer_uuid, due.uuid, due.expiration_date, literal(False), 1))
+    yield "downgrades", ask(_grouped(downgrades.due_downgrades(scope, *of)))
+    if ask(downgrades.first_unconfirmed(scope)):  # or the long query would find none
+        yield "downgrades", ask(_grouped(downgrades.waiting_downgrades(scope, *of)))
+    if ask(unlinks.first_candidate(scope)):
+        yield from _by_fate(ask(_grouped(unlinks.fates(scope, *of, holding=bool(ask(unlinks.any_hold(scope)))))))
+    yield "without_email", ask(_grouped(unlinks.unlink_candidates(scope, *of, addressed=False)))
+    yield "waiting", ask(_waiting(scope, detailed))
+
+
+def _by_fate(found: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
+    for *plan, held, by_email, by_id, count in found:
+        if not held:
+            yield "protected" if by_email or by_id else "unlinks", [(*plan, count)]
+            for column, known in zip(learners.KNOWN_BY, (by_email, by_id), strict=True):
+                if known:
+                    yield f"protected_by_{column}", [(*plan, count)]
 
 
 def _waiting(scope: Scope, counted: bool) -> Rows:

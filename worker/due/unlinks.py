@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, String, bindparam, case, func, or_, select
+from sqlalchemy import ColumnElement, String, bindparam, case, false, func, or_, select
 
 from worker.db.ledger_tables import HeldLicense
 from worker.db.license_manager_tables import (
@@ -17,7 +17,7 @@ from worker.db.license_manager_tables import (
 )
 from worker.db.sql import Among, Mailbox, Rows
 from worker.due import conditions
-from worker.due.learners import KNOWN_BY, Which, is_learner_of
+from worker.due.learners import KNOWN_BY, Which, is_learner_of, ways_to_know
 from worker.due.scope import Scope
 from worker.ledger.order import DOWNGRADE
 
@@ -59,9 +59,27 @@ def _sent_columns() -> tuple[Any, ...]:
     return License.uuid, conditions.on_held_list(), License.user_email, License.lms_user_id
 
 
-def protected(scope: Scope, *columns: Any, by: Sequence[str] = KNOWN_BY) -> Rows:
-    """Which licenses would be due to be unlinked but for another current license of the learner, known `by` these?"""
-    return unlinkable(scope, *columns, protected_by=by)
+def fates(scope: Scope, *columns: Any, holding: bool = True) -> Rows:
+    """Which licenses are candidates to be unlinked, and what keeps their learners linked?
+
+    (`columns`; whether a held license does; whether a current one does by e-mail, and by user id) Not `holding`: no
+    license is held, so these are not looked for, which takes as long as all the rest.
+    """
+    is_held, protects = keeping(scope, conditions.holds(scope)).values()
+    of_held = is_learner_of([is_held], agreements(scope)) if holding else false()
+    known = ways_to_know([protects], agreements(scope))
+    kept = [of_held.label("kept_by_hold"), *(condition.label(f"known_by_{name}") for name, condition in known.items())]
+    return unlink_candidates(scope, *columns, *kept)
+
+
+def any_hold(scope: Scope) -> Rows:
+    """Does any entry of the held list count? (one row, or none)"""
+    return select(HeldLicense.license_uuid).where(conditions.holds(scope)).limit(1)
+
+
+def protected(scope: Scope, *columns: Any) -> Rows:
+    """Which licenses would be due to be unlinked but for another current license of the learner?"""
+    return unlinkable(scope, *columns, protected_by=KNOWN_BY)
 
 
 def unlinkable(
