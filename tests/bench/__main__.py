@@ -11,9 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import due, profile
-from bench.data import finish, lay_down
-from bench.night import ROOT, Asked, license_manager, measure, settings_of
-from simulator.processes import Processes, listens
+from bench.data import Layout, finish, lay_down
+from bench.figures import in_short
+from bench.fleet import Fleet, measure_fleet
+from bench.machines import why_not
+from bench.night import Asked, measure
+from bench.shapes import SHAPES, measure_shape
+from bench.stand import REALISTIC, ROOT, STRESS, Pace, license_manager, server_of, stand
 
 Figures = list[dict[str, Any]]
 
@@ -32,90 +36,162 @@ class Size(click.ParamType[tuple[int, int]]):
         return enterprises, licenses
 
 
+class Night(click.ParamType[tuple[int, int, Pace]]):
+    """ENTERPRISESxLICENSES@SECONDS/IN_FLIGHT/PROCESSES, such as 20x1000@1/16/20."""
+
+    name = "night"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, Pace]:
+        """Read the numbers; without those after the @, the LMS is a realistic one."""
+        if isinstance(value, tuple):
+            return value
+        size, _, pace = str(value).partition("@")
+        enterprises, licenses = Size().convert(size, param, ctx)
+        if not pace:
+            return enterprises, licenses, REALISTIC
+        try:
+            latency, in_flight, processes = pace.split("/")
+            return enterprises, licenses, Pace(float(latency), int(in_flight), int(processes))
+        except ValueError:
+            self.fail(f"{value} is not like 20x1000@1/16/20", param, ctx)
+
+
+NIGHTS = [f"20x1000@{REALISTIC}", f"100x1000@{STRESS}"]
+MACHINES = [1, 2, 4]
+
+
 @click.command(context_settings={"show_default": True})
-@click.option("--night", "nights", multiple=True, type=Size(), default=["10x1000", "100x1000"], help="Repeatable.")
-@click.option(
-    "--large", default=0, help="Licenses of the first enterprise of each night, if not as many as the others."
-)
-@click.option("--chains", default=10_000, help="Enterprises whose chains are published; 0: that is not measured.")
-@click.option(
-    "--due", "of_due", type=Size(), default="10000x100", help="What is looked for in a database; 0x0: nothing."
-)
-@click.option("--latency", default=0.05, help="Seconds that each LMS call takes.")
-@click.option("--in-flight", default=8, help="LMS calls in flight at once, of a run and of the host.")
-@click.option("--concurrency", default=8, help="Processes of the worker.")
+@click.option("--night", "nights", multiple=True, type=Night(), help="Such as 20x1000@1/16/20. Repeatable.")
+@click.option("--large", default=0, help="Licenses of the first enterprise of nights and machines; 0: as others.")
+@click.option("--loop/--no-loop", default=True, help="Whether each night is repeated as license-manager's two jobs.")
+@click.option("--chains", default=0, help="Enterprises whose chains are published.")
+@click.option("--due", "of_due", type=Size(), help="What is looked for in a database of this size.")
+@click.option("--shape", "shapes", multiple=True, type=click.Choice([*SHAPES]), help="And a tenth of it. Repeatable.")
+@click.option("--smaller", default=1, help="Divides the size of each shape.")
+@click.option("--machines", multiple=True, type=int, help="Workers in so many network namespaces (root). Repeatable.")
+@click.option("--of", "shared", type=Size(), default="40x1000", help="The night that these machines share.")
+@click.option("--all", "everything", is_flag=True, help="The usual nights, all shapes, 1, 2 and 4 machines: an hour.")
 @click.option("--profile", "profiles", is_flag=True, help="Sample the worker with py-spy, which slows it down.")
 @click.option("--engine", "kinds", multiple=True, default=["postgresql", "mariadb"], help="Repeatable.")
 @click.option("--folder", type=click.Path(path_type=Path), default=Path(".bench"), help="For logs and bench.json.")
 def main(
-    nights: list[tuple[int, int]],
+    nights: list[tuple[int, int, Pace]],
     large: int,
+    loop: bool,
     chains: int,
-    of_due: tuple[int, int],
-    latency: float,
-    in_flight: int,
-    concurrency: int,
+    of_due: tuple[int, int] | None,
+    shapes: list[str],
+    smaller: int,
+    machines: list[int],
+    shared: tuple[int, int],
+    everything: bool,
     profiles: bool,
     kinds: list[str],
     folder: Path,
 ) -> None:
-    """Measure whole nights, half of whose licenses are due: what the LMS costs, and what we cost besides."""
+    """Measure whole nights, half of whose licenses are due. Without options: two nights, chains, and what is due."""
+    if everything or not (nights or chains or of_due or shapes or machines):
+        nights = [Night().convert(each, None, None) for each in NIGHTS]
+        chains, of_due = 10_000, (10_000, 100)
+    if everything:
+        shapes, machines, large = [*SHAPES], MACHINES, large or 20_000
     folder = folder.resolve()
-    results: dict[str, Figures] = {"nights": [], "chains": [], "due": []}
+    results: dict[str, Figures] = {}
     for kind in kinds:
-        for enterprises, licenses in nights:
-            click.echo(f"{kind}: a night of {enterprises} enterprises with {licenses} licenses each ...")
-            at = folder / f"{kind}-{enterprises}x{licenses}"
-            asked = Asked(kind, enterprises, licenses, latency, concurrency, in_flight, large, profiles)
-            results["nights"].append(measure(asked, at))
-            for what, entries in (profile.top(at / "stacks.txt") if profiles else {}).items():
-                _show([{what: name, "%": share} for name, share in entries], upright=False)
-        if chains:
-            click.echo(f"{kind}: {chains} chains ...")
-            results["chains"].append({"database": kind} | _chains(kind, chains, folder / f"{kind}-chains"))
-        if of_due[0]:
-            click.echo(f"{kind}: what is due in {of_due[0]} enterprises with {of_due[1]} licenses each ...")
-            results["due"] += [{"database": kind} | each for each in _due(kind, *of_due, folder / f"{kind}-due")]
-        (folder / "bench.json").write_text(json.dumps(results, indent=2))
+        with server_of(kind) as server:
+            bench = Bench(kind, server, folder, results)
+            for enterprises, licenses, pace in nights:
+                bench.night(Asked(kind, server, Layout(enterprises, licenses, large=large), pace, profiles, loop))
+            for name in shapes:
+                bench.shape(name, smaller)
+            bench.fleets(machines, Layout(*shared, large=large))
+            if chains:
+                bench.chains(chains)
+            if of_due:
+                bench.due(*of_due)
     for figures in results.values():
         _show(figures)
     click.echo(f"Logs and bench.json are in {folder}.")
 
 
-def _chains(kind: str, count: int, folder: Path) -> dict[str, Any]:
-    with (
-        license_manager(kind, folder) as (engine, url),
-        Processes(folder, ROOT) as processes,
-        settings_of(folder, url, lay_down(engine, count, 2)) as redis,
-    ):
-        processes.start("redis", ["redis-server", "--port", str(redis), "--save", ""], lambda: listens(redis))
-        command = [sys.executable, "-m", "bench.chains", str(count)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    figures: dict[str, Any] = json.loads(done.stdout)
-    return figures | {"ratio": round(figures["chains_per_second"] / figures["plain_chains_per_second"], 2)}
+class Bench:
+    """What is measured on one kind of database; the figures are kept as they come."""
 
+    def __init__(self, kind: str, server: str, folder: Path, results: dict[str, Figures]) -> None:
+        """Take the database server, the folder of all logs, and where the figures go."""
+        self.kind, self.server, self.folder, self.results = kind, server, folder, results
 
-def _due(kind: str, enterprises: int, licenses: int, folder: Path) -> Figures:
-    found = []
-    for protected in (False, True):
-        with license_manager(kind, folder) as (engine, _):
-            listed = lay_down(engine, enterprises, licenses, protected=protected)
-            found.append({"everybody is": "protected" if protected else "due"} | due.find(engine, listed))
-            if not protected:
-                finish(engine)
-                found.append({"everybody is": "unlinked"} | due.find(engine, listed))
-    return found
+    def night(self, asked: Asked) -> None:
+        """Measure a night, and say what took the worker's time if that was sampled."""
+        at = self._begin(f"a night of {asked.layout}, {asked.pace}")
+        self._keep("nights", measure(asked, at))
+        for what, entries in (profile.top(at / "stacks.txt") if asked.profile else {}).items():
+            _show([{what: name, "%": share} for name, share in entries], upright=False)
+
+    def shape(self, name: str, smaller: int) -> None:
+        """Measure a shape and a tenth of it."""
+        both, grown = measure_shape(self.kind, self.server, name, smaller, self._begin(f"the shape {name}"))
+        self._keep("shapes", *both)
+        self._keep("growth", grown)
+
+    def fleets(self, counts: list[int], layout: Layout) -> None:
+        """Measure a night on so many machines each, then on the most of them with one killed half way."""
+        if counts and why_not():
+            click.echo(f"More machines are not measured: {why_not()}.")
+            return
+        lost = [(max(counts), True)] if counts and max(counts) > 1 else []
+        for count, is_lost in [*((count, False) for count in counts), *lost]:
+            at = self._begin(f"a night of {layout} on {count} machines{', one killed' if is_lost else ''}")
+            self._keep("machines", measure_fleet(Fleet(self.kind, self.server, layout, count, is_lost), at))
+
+    def chains(self, count: int) -> None:
+        """Measure how fast chains are opened and published."""
+        at = self._begin(f"{count} chains")
+        with (
+            license_manager(self.server, at) as (engine, _),
+            stand(self.kind, engine, lay_down(engine, count, 2), STRESS, at),
+        ):
+            command = [sys.executable, "-m", "bench.chains", str(count)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        figures = json.loads(done.stdout)
+        ratio = in_short(figures["chains_per_second"] / figures["plain_chains_per_second"])
+        self._keep("chains", {"database": self.kind} | figures | {"ratio": ratio})
+
+    def due(self, enterprises: int, licenses: int) -> None:
+        """Measure how long it takes to find what is due."""
+        at = self._begin(f"what is due in {enterprises} enterprises with {licenses} licenses each")
+
+        def keep(everybody: str, figures: dict[str, float]) -> None:
+            self._keep("due", {"database": self.kind, "everybody is": everybody} | figures)
+
+        for protected in (False, True):
+            with license_manager(self.server, at) as (engine, _):
+                listed = lay_down(engine, enterprises, licenses, protected=protected)
+                keep("protected" if protected else "due", due.find(engine, listed))
+                if not protected:
+                    finish(engine)
+                    keep("unlinked", due.find(engine, listed))
+
+    def _begin(self, what: str) -> Path:
+        click.echo(f"{self.kind}: {what} ...")
+        name = "".join(letter if letter.isalnum() else "-" for letter in f"{self.kind} {what}")
+        return self.folder / name
+
+    def _keep(self, name: str, *figures: dict[str, Any]) -> None:
+        self.results.setdefault(name, []).extend(figures)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "bench.json").write_text(json.dumps(self.results, indent=2))
 
 
 def _show(figures: Figures, *, upright: bool = True) -> None:
-    if not figures:
-        return
+    """Print figures as a table: each a column, or with `upright` false each a row."""
+    names = list(dict.fromkeys(name for each in figures for name in each))
     shown = Table(box=None, show_header=not upright)
-    if upright:  # a column for each
-        for name in figures[0]:
-            shown.add_row(name, *(str(each[name]) for each in figures))
+    if upright:
+        for name in names:
+            shown.add_row(name, *(str(each.get(name, "")) for each in figures))
     else:
-        for name in figures[0]:
+        for name in names:
             shown.add_column(name)
         for each in figures:
             shown.add_row(*map(str, each.values()))

@@ -1,6 +1,7 @@
-"""A bare loop that posts bodies like a night's with requests: `python -m bench.bare URL CALLS`; prints processor s."""
+"""A bare loop that posts bodies like a night's with requests: `python -m bench.bare CALLS`; prints processor s."""
 
 import json
+import os
 import sys
 import time
 from uuid import uuid4
@@ -13,11 +14,15 @@ from worker.lms.transport import TOKEN_PATH
 SECRET = {"client_id": "license-expiry", "client_secret": "not-a-secret", "grant_type": "client_credentials"}
 
 
+def token(session: requests.Session, url: str) -> str:
+    """Ask the LMS at this root for a token, and return it."""
+    return str(session.post(url + TOKEN_PATH, data=SECRET | {"token_type": "jwt"}, timeout=10).json()["access_token"])
+
+
 def post(url: str, calls: int) -> float:
     """Post so many downgrades of 100 licenses that nobody knows; give the seconds of processor time that it took."""
     session = requests.Session()
-    token = session.post(url + TOKEN_PATH, data=SECRET | {"token_type": "jwt"}, timeout=10).json()["access_token"]
-    headers = {"Content-Type": "application/json", "Authorization": f"JWT {token}"}
+    headers = {"Content-Type": "application/json", "Authorization": f"JWT {token(session, url)}"}
     uuids = [[str(uuid4()) for _ in range(100)] for _ in range(calls)]
     began = time.process_time()
     for each in uuids:
@@ -27,4 +32,4 @@ def post(url: str, calls: int) -> float:
 
 
 if __name__ == "__main__":
-    print(post(sys.argv[1], int(sys.argv[2])))  # noqa: T201
+    print(post(os.environ["LMS_URL"], int(sys.argv[1])))  # noqa: T201
