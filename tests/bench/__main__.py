@@ -187,6 +187,8 @@ def _show(figures: Figures, *, upright: bool = True) -> None:
     """Print figures as a table: each a column, or with `upright` false each a row."""
     names = list(dict.fromkeys(name for each in figures for name in each))
     shown = Table(box=None, show_header=not upright)
+    console = Console()
+    console.width = max(console.width, 24 * (1 + len(figures)) if upright else 0)  # a file takes any width
     if upright:
         for name in names:
             shown.add_row(name, *(str(each.get(name, "")) for each in figures))
@@ -195,7 +197,7 @@ def _show(figures: Figures, *, upright: bool = True) -> None:
             shown.add_column(name)
         for each in figures:
             shown.add_row(*map(str, each.values()))
-    Console().print(shown)
+    console.print(shown)
 
 
 if __name__ == "__main__":

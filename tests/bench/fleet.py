@@ -13,17 +13,14 @@ from sqlalchemy import Engine, func, make_url, select
 from bench.data import Layout
 from bench.figures import Counted, figures_of, in_short
 from bench.machines import Machines, machines
-from bench.night import answered, until_all_have_ended, wall_seconds
+from bench.night import answered, ends, until_all_have_ended, wall_seconds
 from bench.stand import Pace, Stand, license_manager, reachable, stand
 from simulator.processes import free_port
 from worker.db.ledger_tables import Run
 
 # A lease must be more than 10 s longer than a call may take; this one lets the bench wait less for a lost machine.
-LEASE = {
-    "BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS": "9",
-    "BULK_UNLINK_REQUEST_TIMEOUT_SECONDS": "9",
-    "LEASE_SECONDS": "20",
-}
+CALLS = ("BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS", "BULK_UNLINK_REQUEST_TIMEOUT_SECONDS")
+LEASE = dict.fromkeys(CALLS, "9") | {"LEASE_SECONDS": "20"}
 PACE = Pace(1.0, 16, 8)
 
 
@@ -51,6 +48,8 @@ def measure_fleet(asked: Fleet, folder: Path) -> dict[str, Any]:
         lost = _lose_one(at, asked.layout) if asked.lost else {}
         wall = until_all_have_ended(engine, asked.layout.enterprises, at.workers)
         figures = figures_of(asked.layout, PACE, at, wall, Counted.now(at).since(before), answered(engine))
+        if asked.lost:  # what its processes had used went with them
+            del figures["worker_ms_per_call"]
         return {"machines": asked.machines, **figures, **_ends(engine, asked.layout), **lost}
 
 
@@ -72,17 +71,13 @@ def _lose_one(at: Stand, layout: Layout) -> dict[str, Any]:
     killed = time.monotonic()
     at.workers.pop().wait()
     theirs = Run.owner.contains(f"machine-{len(at.workers)}")
-    with at.engine.connect() as connection:
-        left = connection.execute(select(func.count()).where(theirs)).scalar_one()
+    left = _count(at.engine, theirs)
     if not left:
         raise SystemExit("The lost machine had no run: nothing is shown")
     while _count(at.engine, theirs) and wall_seconds(at.engine, layout.enterprises) is None:
         at.call("reconcile")
-    return {
-        "runs_of_the_lost": left,
-        "resumed_after": in_short(time.monotonic() - killed),
-        "lease": LEASE["LEASE_SECONDS"],
-    }
+    resumed = in_short(time.monotonic() - killed)
+    return {"runs_of_the_lost": left, "resumed_after": resumed, "lease": LEASE["LEASE_SECONDS"]}
 
 
 def _count(engine: Engine, which: Any) -> int:
@@ -91,12 +86,11 @@ def _count(engine: Engine, which: Any) -> int:
 
 
 def _ends(engine: Engine, layout: Layout) -> dict[str, Any]:
-    """When the small enterprises ended, in seconds from the trigger: the first, the middle and the last; and the large one."""
-    with engine.connect() as connection:
-        rows = connection.execute(select(Run.ended_at, Run.triggered_at, Run.licenses_downgraded)).all()
-    took = [((ended - triggered).total_seconds(), count > layout.licenses) for ended, triggered, count in rows]
-    small = sorted(seconds for seconds, is_large in took if not is_large)
+    """When the small enterprises ended (first, median, last), and the large one: seconds from the trigger."""
+    took = ends(engine, layout)
+    small = [seconds for seconds, is_large in took if not is_large]
+    large = [in_short(seconds) for seconds, is_large in took if is_large]
     return {
         "small_ones_ended_after": " / ".join(f"{each:.1f}" for each in (small[0], median(small), small[-1])),
-        "large_one_ended_after": in_short(max((seconds for seconds, is_large in took if is_large), default=0.0)),
+        **({"large_one_ended_after": large[0]} if large else {}),
     }

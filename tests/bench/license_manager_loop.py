@@ -2,8 +2,8 @@
 
 It repeats what its two commands were seen to do, for whoever wants the comparison without installing license-manager.
 Where that was left open, it does the least: one token and one connection to the LMS for all calls, one INSERT for the
-events of a batch, no Segment, no log, no models. license-manager itself sends 1.3 statements for each due license, this
-loop 1.0, and of its own time Django alone takes more than this whole loop. The first job is given a range of dates, for
+events of a batch, no Segment, no log, no models. So license-manager itself takes longer than this loop: it was seen to
+send 1.3 statements for each due license, this loop sends little more than 1. The first job is given a range of dates:
 by default it takes only plans that expired in the last 24 hours.
 
 `python -m bench.license_manager_loop`, with the environment of `bench.stand`; prints JSON.
@@ -37,7 +37,7 @@ HELD = ("assigned", "activated")
 def run(latency: float) -> dict[str, Any]:
     """Run the loop in a process of its own; return its figures, for an LMS that takes `latency` seconds for a call.
 
-    The simulated LMS answers it at once. Its calls wait for each other, so what they would take is added: calls x latency.
+    The simulated LMS answers it at once; as one call waits for the other, calls x latency is added to its own time.
     """
     command = [sys.executable, "-m", "bench.license_manager_loop"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

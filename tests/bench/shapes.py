@@ -9,6 +9,7 @@ from bench.figures import growth
 from bench.night import Asked, measure
 from bench.stand import STRESS
 
+Figures = dict[str, Any]
 SHAPES = {
     "one-large": Layout(1, 1_000_000),
     "many-small": Layout(10_000, 100),
@@ -26,9 +27,7 @@ def smaller(layout: Layout, by: int) -> Layout:
     return replace(layout, licenses=layout.licenses // by, plans=plans)
 
 
-def measure_shape(
-    kind: str, server: str, name: str, by: int, folder: Path
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure_shape(kind: str, server: str, name: str, by: int, folder: Path) -> tuple[list[Figures], Figures]:
     """Measure a shape, made smaller by this factor, and a tenth of that; give both figures, and how they grow."""
     layout = smaller(SHAPES[name], by)
     both = [
