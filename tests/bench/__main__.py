@@ -1,6 +1,7 @@
 """`make bench`: nights of any size on real processes, as tables and as JSON."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -95,10 +96,13 @@ def main(
         chains, of_due = 10_000, (10_000, 100)
     if everything:
         shapes, machines, large = [*SHAPES], MACHINES, large or 20_000
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM")
+    )  # so that processes and namespaces go as well
     folder = folder.resolve()
     results: dict[str, Figures] = {}
     for kind in kinds:
-        with server_of(kind) as server:
+        with server_of(kind, folder / f"{kind}-server") as server:
             bench = Bench(kind, server, folder, results)
             for enterprises, licenses, pace in nights:
                 bench.night(Asked(kind, server, Layout(enterprises, licenses, large=large), pace, profiles, loop))

@@ -24,10 +24,16 @@ def of_group(leader: int) -> Used:
     return _sum([pid for pid in _pids() if _stat(pid) and int(_stat(pid)[2]) == leader])
 
 
-def of_server(name: str) -> Used:
-    """Of all processes of a server's program (mariadbd, mysqld, postgres): MySQL's is started by a loader."""
+def of_server(name: str, port: int) -> Used:
+    """Of all processes of a server's program (mariadbd, mysqld, postgres): MySQL's is started by a loader.
+
+    Of several servers, the one whose command line has this port; else those that have none there.
+    """
     of_loader = f"/{name}\0"
-    return _sum([pid for pid in _pids() if _read(pid, "comm").strip() == name or of_loader in _read(pid, "cmdline")])
+    lines = {pid: _read(pid, "cmdline") for pid in _pids()}
+    found = [pid for pid, line in lines.items() if of_loader in line or _read(pid, "comm").strip() == name]
+    own = [pid for pid in found if f"--port={port}\0" in lines[pid]]
+    return _sum(own or [pid for pid in found if "--port=" not in lines[pid]])
 
 
 def _sum(pids: list[int]) -> Used:

@@ -46,8 +46,8 @@ REALISTIC, STRESS = Pace(1.0, 16, 20), Pace(0.05, 8, 8)
 
 
 @contextmanager
-def server_of(kind: str) -> Iterator[str]:
-    """Give the URL of a database server of this kind, as whoever may make databases there."""
+def server_of(kind: str, folder: Path) -> Iterator[str]:
+    """Give the URL of a database server of this kind, for a user who may make databases; files are in the folder."""
     yield SERVERS[kind]
 
 
@@ -100,7 +100,7 @@ class Stand:
         largest = max((each.mebibytes for each in workers), default=0.0)
         return {
             "worker": Used(sum(each.seconds for each in workers), largest),
-            "database": of_server(PROGRAMS[self.kind]),
+            "database": of_server(PROGRAMS[self.kind], self.engine.url.port or 0),
             "lms": of_group(self.lms.pid),
             "broker": of_group(self.redis.pid),
         }
