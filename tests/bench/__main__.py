@@ -63,7 +63,9 @@ MACHINES = [1, 2, 4]
 
 @click.command(context_settings={"show_default": True})
 @click.option("--night", "nights", multiple=True, type=Night(), help="Such as 20x1000@1/16/20. Repeatable.")
-@click.option("--large", default=0, help="Licenses of the first enterprise of nights and machines; 0: as others.")
+@click.option(
+    "--large", default=0, help="Licenses of each night's first enterprise. For machines 0 is 20 times the others."
+)
 @click.option("--loop/--no-loop", default=True, help="Whether each night is repeated as license-manager's two jobs.")
 @click.option("--chains", default=0, help="Enterprises whose chains are published.")
 @click.option("--due", "of_due", type=Size(), help="What is looked for in a database of this size.")
@@ -95,7 +97,7 @@ def main(
         nights = [Night().convert(each, None, None) for each in NIGHTS]
         chains, of_due = 10_000, (10_000, 100)
     if everything:
-        shapes, machines, large = [*SHAPES], MACHINES, large or 20_000
+        shapes, machines = [*SHAPES], MACHINES
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit("Ended by SIGTERM")
     )  # so that processes and namespaces go as well
@@ -108,7 +110,7 @@ def main(
                 bench.night(Asked(kind, server, Layout(enterprises, licenses, large=large), pace, profiles, loop))
             for name in shapes:
                 bench.shape(name, smaller)
-            bench.fleets(machines, Layout(*shared, large=large))
+            bench.fleets(machines, Layout(*shared, large=large or 20 * shared[1]))
             if chains:
                 bench.chains(chains)
             if of_due:
