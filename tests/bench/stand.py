@@ -18,9 +18,10 @@ import requests
 from sqlalchemy import Engine, make_url
 from support.databases import with_tables
 from support.processes import BOTH_QUEUES
-from support.services import SERVERS, database_on
+from support.services import database_on
 
 from bench.meters import Used, of_group, of_server
+from bench.servers import server
 from simulator.processes import Processes, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,8 @@ REALISTIC, STRESS = Pace(1.0, 16, 20), Pace(0.05, 8, 8)
 @contextmanager
 def server_of(kind: str, folder: Path) -> Iterator[str]:
     """Give the URL of a database server of this kind, for a user who may make databases; files are in the folder."""
-    yield SERVERS[kind]
+    with server(kind, folder) as url:
+        yield url
 
 
 @contextmanager
@@ -139,7 +141,6 @@ def stand(
         "LICENSE_EXPIRY_CFG": str(folder / "settings.yml"),
         "UNLINK_LIMIT": "0",
         "LMS_PARALLEL_REQUESTS": str(pace.in_flight),
-        "LMS_PARALLEL_REQUESTS_PER_HOST": str(pace.in_flight),
         "BENCH_FOLDER": str(folder),
         "PYTHONPATH": f"{ROOT}/tests:{ROOT}",
     }

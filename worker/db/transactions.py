@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime
+from math import inf
 from typing import TypeVar
 
 from sqlalchemy import Engine, false, select
@@ -18,6 +19,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
+from worker.clock import steady
 from worker.db.engine import DENIED, address_of, cannot_be_used, code_of
 from worker.db.schema_check import require_schema
 from worker.db.sql import DatabaseNow
@@ -28,6 +30,7 @@ MISSING: set[object] = {1054, 1146, "42P01", "42703"}
 # How they say that a statement took longer than is allowed: by an administrator or a proxy, since our sessions set no
 # limit of their own. It would take as long again.
 _TOOK_TOO_LONG: set[object] = {3024, 1969, "57014"}
+READABLE_SECONDS = 60.0
 TRIES = 5  # with waits that double: 4.5 s in all. What lasts longer is waited for by the caller, not in place
 
 T = TypeVar("T")
@@ -38,6 +41,7 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._readable: dict[type[DeclarativeBase], tuple[float, bool]] = {}
         self._sessions = sessionmaker(engine, expire_on_commit=False, execution_options={"synchronize_session": False})
 
     def transact(self, work: Callable[[Session], T]) -> T:
@@ -67,7 +71,17 @@ class Database:
         return moment
 
     def may_read(self, table: type[DeclarativeBase]) -> bool:
-        """Is this table there, with the columns that we know, and may we read it? Raises as `transact` does."""
+        """Is this table there, with the columns that we know, and may we read it?
+
+        An answer is remembered for READABLE_SECONDS. Raises as `transact` does.
+        """
+        until, readable = self._readable.get(table, (-inf, False))
+        if steady() >= until:
+            readable = self._may_read(table)
+            self._readable[table] = steady() + READABLE_SECONDS, readable
+        return readable
+
+    def _may_read(self, table: type[DeclarativeBase]) -> bool:
         rows = select(*table.__table__.columns).where(false())
         try:
             with self.engine.connect() as connection:

@@ -172,10 +172,8 @@ class Settings(DatabaseSettings):
     """How long to wait for the answer to a downgrade call"""
     BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = setting("120", 120)
     """How long to wait for the answer to an unlink call"""
-    LMS_PARALLEL_REQUESTS: PositiveInt = setting("4", 4, le=64)
-    """LMS calls in flight at once, for each run"""
-    LMS_PARALLEL_REQUESTS_PER_HOST: PositiveInt = setting("8", 8, le=256)
-    """LMS calls in flight at once, for all workers of one host that share its temporary folder"""
+    LMS_PARALLEL_REQUESTS: PositiveInt = setting("8", 8, le=64)
+    """LMS calls in flight at once, for all workers together, however many hosts they are on"""
     LMS_DOWNGRADES_PER_MINUTE: PositiveFloat | None = setting("800", None)
     """The LMS's throttle for downgrade calls, held over all workers; no limit when not set"""
     LMS_UNLINKS_PER_MINUTE: PositiveFloat | None = setting("2000", None)
