@@ -145,7 +145,7 @@ def unlink_learners(
 
 @shared_task(name="license_expiry.reconcile", base=Trigger, throws=(LicenseExpiryError,))
 def reconcile() -> dict[str, int]:
-    """Resume abandoned runs (a worker died, the broker lost the chain), and start the night that beat missed.
+    """Resume abandoned runs (a worker died, the broker lost the chain), start the night that beat missed, and prune.
 
     While everything is paused, it only ends what was stopped, notes the night and shows that beat is running.
     """
@@ -160,7 +160,8 @@ def reconcile() -> dict[str, int]:
         late = reconciling.start_overdue_nights(deps, latest, publish) if latest else 0
     postponed = reconciling.start_postponed_runs(deps, publish)
     nights.record_heartbeat(deps.database)
-    return counts | {"nights": late, "postponed": postponed, "stopped": stopped}
+    pruned = reconciling.prune_ledger(deps, latest)  # last: nothing is to wait for it
+    return counts | {"nights": late, "postponed": postponed, "stopped": stopped, "pruned": pruned}
 
 
 def run_step(

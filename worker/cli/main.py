@@ -22,7 +22,7 @@ from worker.due.scope import scope_of
 from worker.errors import Unusable
 from worker.ledger import migrations, order, waits
 from worker.ledger.held import held_licenses
-from worker.ledger.lms_address import set_lms
+from worker.ledger.identity import set_lms
 from worker.ledger.runs import newest_runs
 from worker.runs.request import check_against_database, parse_request, unknown_enterprises
 from worker.runs.start import start_runs

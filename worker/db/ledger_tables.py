@@ -151,6 +151,15 @@ class LmsCall(Ledger):
     seconds: Mapped[float] = mapped_column(Double())
 
 
+class Pruned(Ledger):
+    """What the pruned runs sum up to: a counter's name and the values of its labels, with spaces, and its value."""
+
+    __tablename__ = "license_expiry_pruned"
+
+    series: Mapped[str] = mapped_column(String(128), primary_key=True)
+    value: Mapped[float] = mapped_column(Double())
+
+
 class Downgrade(Ledger):
     """The LMS confirmed the downgrade of this license in this run; kept until its plan is processed."""
 

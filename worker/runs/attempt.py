@@ -14,7 +14,7 @@ from worker.deps import Deps
 from worker.errors import LeaseLost, LicenseExpiryError, NotClaimed, Postponed, Stopped, Stopping, Unavailable
 from worker.ledger import claims, runs, waits
 from worker.ledger.claims import Claim
-from worker.ledger.lms_address import check_lms
+from worker.ledger.identity import check_lms
 from worker.ledger.order import Step
 from worker.ledger.stalled import MAX_RUN_AGE
 from worker.lms.outcomes import THROTTLED

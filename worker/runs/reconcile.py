@@ -1,12 +1,15 @@
-"""Resumes what was abandoned: runs whose worker died or whose chain was lost, and nights that beat missed."""
+"""Resumes what was abandoned: runs whose worker died or whose chain was lost, and nights that beat missed.
+
+Also has the ledger pruned.
+"""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from worker.deps import Deps
 from worker.errors import BadArgument
-from worker.ledger import nights, runs, waits
-from worker.ledger.lms_address import check_lms
+from worker.ledger import nights, past, runs, waits
+from worker.ledger.identity import check_lms
 from worker.ledger.stalled import end_lost_stops, release_stalled
 from worker.logs import get_logger
 from worker.runs.request import Request
@@ -86,3 +89,11 @@ def start_postponed_runs(deps: Deps, publish: Publish) -> int:
         nights.not_postponed(deps.database, run.id)
         begun += sum(new.new for new in started)
     return begun
+
+
+def prune_ledger(deps: Deps, latest: datetime | None) -> int:
+    """Prune a part of what is older than it may be; return how many runs. `latest` is the last scheduled night."""
+    pruned = past.prune(deps.database, timedelta(days=deps.settings.LEDGER_KEEP_DAYS), latest)
+    if pruned:
+        log.info("old runs pruned", runs=pruned, keep_days=deps.settings.LEDGER_KEEP_DAYS)
+    return pruned

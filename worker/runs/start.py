@@ -14,7 +14,7 @@ from worker.due.enterprises import find_due_enterprises
 from worker.due.scope import scope_of
 from worker.errors import LicenseExpiryError, Paused
 from worker.ledger import nights, runs, waits
-from worker.ledger.lms_address import check_lms
+from worker.ledger.identity import check_lms
 from worker.logs import get_logger
 from worker.runs.request import Request, check_against_database, unknown_enterprises
 

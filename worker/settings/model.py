@@ -186,6 +186,8 @@ class Settings(DatabaseSettings):
     """How often a step is tried again when its own calls fail; waiting for an LMS that is away costs none of these"""
     TASK_RETRY_SECONDS: PositiveInt = setting("60", 60)
     """The wait before the first of these, doubled each time up to 15 minutes; an LMS that is away is asked as often"""
+    LEDGER_KEEP_DAYS: int = setting("400", 400, ge=32, le=36500)
+    """For how many days the ledger keeps runs that have ended; `reconcile` prunes older ones"""
     SEGMENT_KEY: str = setting("(a secret)", "", secret=True)
     """Segment's write key, for license-manager's lifecycle events; none are sent when not set"""
     SEGMENT_INCLUDE_EMAIL: bool = setting("false", False)

@@ -3,28 +3,26 @@
 Runs that ended long ago are added up once in a process. A scrape reads only the runs since.
 """
 
-import re
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from itertools import accumulate
-from typing import Any, TypeAlias
 
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
-from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run, Wait
+from worker.db.ledger_tables import Heartbeat, HeldLicense, Night, Run, Wait
 from worker.db.sql import DatabaseNow, Rows
 from worker.db.transactions import Database
 from worker.due.forecast import due_rows, plan_rows
 from worker.due.scope import scope_of
 from worker.errors import LicenseExpiryError
-from worker.ledger import lms_calls, order, runs, waits
+from worker.ledger import lms_calls, order, past, runs, waits
+from worker.ledger.past import Values, added
 from worker.logs import get_logger
 from worker.settings import DatabaseSettings
 from worker.web import matters
@@ -35,8 +33,6 @@ log = get_logger(__name__)
 # A run that was opened before this long and is not live changes no more: far longer than a commit takes.
 SETTLED = timedelta(hours=1)
 DUE_SECONDS = 300.0
-
-Values: TypeAlias = dict[tuple[str, ...], float]  # by a metric's name and its labels' values
 
 _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "build_info": (("version",), "1, with the version of license-expiry."),
@@ -70,14 +66,7 @@ _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "due_counted_timestamp_seconds": ((), "When the work due was last counted."),
 }
 _CALLS = "HTTP calls to the LMS, by how long they took; kept when their step ends or is given back."
-# Of a question: 401, 408 and 429 are none.
-_REFUSED = re.compile(r"http_4(?!01|08|29)\d\d")
 _BOUNDS = [lms_calls.bucket(bound) for bound in lms_calls.BUCKETS]
-_LICENSES = {
-    "downgraded_licenses_total": Run.licenses_downgraded,
-    "unlinked_licenses_total": Run.learners_unlinked,
-    "protected_licenses_total": Run.learners_protected,
-}
 
 
 _LIVE = select(func.min(Run.opened_at)).where(Run.live.is_not(None))
@@ -161,8 +150,8 @@ class Metrics:
         with self._lock:  # or scrapes that come while the first one reads the whole history would read it too
             since = self._until
             self._until, settled, fresh, values = read_once(self._database, lambda session: _read(session, since))
-            self._past = _added(self._past, settled)
-            sums = _added(_added(_zeros(), self._past), fresh)
+            self._past = added(self._past, settled)
+            sums = added(added(_zeros(), self._past), fresh)
         values |= sums | self._due.latest() | {("build_info", version("license-expiry")): 1}
         yield from _families(values)
 
@@ -210,51 +199,22 @@ def _last_finished_night(session: Session) -> float:
 
 
 def _sums(session: Session, since: datetime | None, until: datetime) -> tuple[Values, Values]:
-    """The sums of the runs opened from `since` to `until`, and of those opened later."""
-    fresh: Values = defaultdict(float)
-    old: Values = defaultdict(float)
+    """The sums of the runs opened from `since` to `until`, and of those opened later. Without `since`, of all."""
 
-    def opened_since(moment: datetime) -> Rows:
+    def opened_since(moment: datetime) -> past.Chosen:
         other = aliased(Run)
-        return select(other.id).where(other.opened_at >= moment)
+        return lambda run_id: run_id.in_(select(other.id).where(other.opened_at >= moment))
 
-    def grouped(run_id: Any, by: Sequence[Any], *summed: Any) -> Iterator[tuple[Values, Sequence[str], Sequence[Any]]]:
-        """Rows as: which sums they belong to, the values they are grouped by, what is summed up."""
-        settled: ColumnElement[int] = case((run_id.in_(opened_since(until)), 0), else_=1).label("settled")
-        query = select(settled, *by, *summed).group_by("settled", *by)
-        for is_settled, *row in session.execute(query.where(run_id.in_(opened_since(since))) if since else query):
-            yield (old if is_settled else fresh), row[: len(by)], row[len(by) :]
-
-    began = {step.name: getattr(Run, step.began_at) for step in order.STEPS}
-    counted = [func.sum(column) for column in _LICENSES.values()] + [func.count(column) for column in began.values()]
-    for into, (phase, dry_run), (count, *more) in grouped(Run.id, (Run.phase, Run.dry_run), func.count(), *counted):
-        if phase not in order.ENDED or not dry_run:
-            into["ended_runs_total" if phase in order.ENDED else "live_runs", phase] += count
-        for name, number in zip(_LICENSES, more, strict=False):
-            into[name,] += 0 if dry_run else float(number)
-        for step, number in zip(began, more[len(_LICENSES) :], strict=True):
-            into["steps_total", step] += number
-    for into, labels, (count,) in grouped(Retry.run_id, (Retry.step, Retry.reason), func.count()):
-        into["retries_total", *labels] += count
-    buckets = (LmsCall.step, LmsCall.outcome, LmsCall.le)
-    sums = (func.sum(LmsCall.calls), func.sum(LmsCall.seconds))
-    for into, (*labels, le), (calls, seconds) in grouped(LmsCall.run_id, buckets, *sums):
-        into["calls", *labels, le] += float(calls)
-        if labels[0] == "learners" and _REFUSED.fullmatch(labels[1]):
-            into["unchecked_addresses_total",] += float(calls)
-        into["seconds", *labels] += seconds
-    return old, fresh
-
-
-def _added(one: Values, other: Values) -> Values:
-    return {key: one.get(key, 0) + other.get(key, 0) for key in one.keys() | other.keys()}
+    if since is None:
+        return past.sums_of_all(session, opened_since(until))
+    return past.sums(session, opened_since(since), opened_since(until))
 
 
 def _zeros() -> Values:
     """Series exported as 0 before their first event, so that rate() sees the first increase."""
     phases = {("ended_runs_total" if phase in order.ENDED else "live_runs", phase): 0.0 for phase in order.Phase}
     steps = {("steps_total", step.name): 0.0 for step in order.STEPS}
-    return phases | steps | {(name,): 0.0 for name in (*_LICENSES, "unchecked_addresses_total")}
+    return phases | steps | {(name,): 0.0 for name in (*past.LICENSES, "unchecked_addresses_total")}
 
 
 def _families(values: Values) -> Iterator[Metric]:

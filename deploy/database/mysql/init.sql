@@ -17,4 +17,5 @@ GRANT CREATE, ALTER, INDEX, SELECT, INSERT, UPDATE ON license_expiry_retry TO 'l
 GRANT CREATE, ALTER, INDEX, SELECT, INSERT, UPDATE ON license_expiry_wait TO 'license_expiry_init'@'%';
 GRANT CREATE, ALTER, INDEX, SELECT, INSERT, UPDATE ON license_expiry_ledger TO 'license_expiry_init'@'%';
 GRANT CREATE, ALTER, INDEX, SELECT, INSERT, UPDATE ON license_expiry_lms_call TO 'license_expiry_init'@'%';
+GRANT CREATE, ALTER, INDEX, SELECT, INSERT, UPDATE ON license_expiry_pruned TO 'license_expiry_init'@'%';
 GRANT CREATE, ALTER, INDEX, SELECT, INSERT, UPDATE ON license_expiry_alembic_version TO 'license_expiry_init'@'%';

@@ -33,7 +33,7 @@ from worker.db.sql import Fingerprint
 from worker.db.transactions import Database
 from worker.errors import Unavailable
 from worker.ledger import migrations
-from worker.ledger.lms_address import set_lms
+from worker.ledger.identity import set_lms
 from worker.lms.client import NOBODYS_EMAIL, NOBODYS_LICENSE
 from worker.settings import DatabaseSettings, Settings
 from worker.settings.sources import CONFIG_FILE_VARIABLE

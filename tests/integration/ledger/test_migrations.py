@@ -23,7 +23,20 @@ from worker.db.transactions import Database
 from worker.ledger import confirmations, migrations
 
 UuidForm = Literal["char32", "native"]
-NAMES = ("run", "retry", "lms_call", "downgrade", "held", "night", "heartbeat", "throttle", "lms", "wait", "ledger")
+NAMES = (
+    "run",
+    "retry",
+    "lms_call",
+    "downgrade",
+    "held",
+    "night",
+    "heartbeat",
+    "throttle",
+    "lms",
+    "wait",
+    "ledger",
+    "pruned",
+)
 OURS = {f"license_expiry_{name}" for name in (*NAMES, "alembic_version")}
 MYSQL = pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid", "mysql"], indirect=True)
 UUIDS = {

@@ -277,7 +277,7 @@ def test_a_reconcile_that_comes_twice_publishes_nothing_twice(queue: Queue, lms:
     tasks.reconcile.apply_async()
     message = queue.take()
     for _ in range(2):
-        told = {"published": 0, "abandoned": 0, "nights": 0, "postponed": 0, "stopped": 0}
+        told = {"published": 0, "abandoned": 0, "nights": 0, "postponed": 0, "stopped": 0, "pruned": 0}
         assert queue.carry_out(message).result == told
     assert queue.empty()
 

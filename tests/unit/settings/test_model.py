@@ -45,6 +45,7 @@ def test_the_names_and_defaults_are_those_of_the_design() -> None:
         "VISIBILITY_TIMEOUT_SECONDS": 4200,
         "TASK_MAX_RETRIES": 5,
         "TASK_RETRY_SECONDS": 60,
+        "LEDGER_KEEP_DAYS": 400,
         "SEGMENT_KEY": "",
         "SEGMENT_INCLUDE_EMAIL": False,
     }

@@ -12,7 +12,7 @@ from worker.cli.checks.findings import Finding, explained
 from worker.db.engine import make_engine
 from worker.db.transactions import Database
 from worker.errors import LicenseExpiryError
-from worker.ledger.lms_address import lms_of, of_another_lms
+from worker.ledger.identity import lms_of, of_another_lms
 from worker.lms.client import LmsClient
 from worker.runs.request import unknown_enterprises
 from worker.settings import Settings

@@ -36,7 +36,7 @@ RIGHTS: Wanted = {
     License.__tablename__: ("SELECT",),
     EVENT_TABLE: ("SELECT", "INSERT"),
     PLAN_HISTORY_TABLE: ("SELECT", "INSERT"),
-    "license_expiry_run": ("SELECT", "INSERT", "UPDATE"),
+    "license_expiry_run": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "license_expiry_downgrade": ("SELECT", "INSERT", "DELETE"),
     "license_expiry_held": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "license_expiry_night": ("SELECT", "INSERT", "UPDATE", "DELETE"),
@@ -47,6 +47,7 @@ RIGHTS: Wanted = {
     "license_expiry_wait": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "license_expiry_ledger": ("SELECT",),
     "license_expiry_lms_call": ("SELECT", "INSERT", "DELETE"),
+    "license_expiry_pruned": ("SELECT", "INSERT", "UPDATE"),
     VERSION_TABLE: ("SELECT",),
 }
 # By these columns /metrics counts the work due; the pages need the others alone.

@@ -9,7 +9,7 @@ from worker.db.ledger_tables import Lms
 from worker.db.transactions import Database
 from worker.deps import Deps
 from worker.errors import LicenseExpiryError, Unusable
-from worker.ledger.lms_address import check_lms, lms_of, set_lms
+from worker.ledger.identity import check_lms, lms_of, set_lms
 from worker.ledger.order import DOWNGRADE
 from worker.runs import reconcile
 from worker.runs.start import start_scheduled_night
