@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 named = $(if $(findstring command line,$(origin $(1))),$(2)='$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-floors audit test-engines test-compose mysql mysql-stop bench chaos check lint format lock clean
+.PHONY: help setup run test test-floors audit test-engines test-compose mysql mysql-stop bench chaos soak check lint format lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ chaos: setup  ## Kill and cut off real processes at random, with people at work;
 	@PYTHONPATH=tests:. $(BIN)/python -m chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),50) \
 	  --engine $(or $(ENGINE),both) $(if $(BROKER),--broker $(BROKER)) $(if $(NIGHT),--night $(NIGHT)) $(if $(POINTS),--points $(POINTS))
 
+soak: setup  ## Play 30 nights in a row on real processes, and see whether anything grows (ARGS="--help" tells more)
+	@PYTHONPATH=tests:. $(BIN)/python -m soak $(ARGS)
+
 check: setup  ## Run ruff, mypy and the import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -97,5 +100,5 @@ audit: setup  ## Compare the pinned packages with the known advisories, where th
 	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
 	@PYTHONPATH=tests:. $(BIN)/python -m support.audit .venv-audit/bin/pip-audit requirements/dev.txt requirements/floors.txt
 
-clean:  ## Drop the demo's and the bench's data and logs
-	@rm -rf .demo .bench
+clean:  ## Drop the data and logs of the demo, the bench and the soak
+	@rm -rf .demo .bench .soak

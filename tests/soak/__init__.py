@@ -1,0 +1,1 @@
+"""`make soak`: many nights in a row on real processes; whatever grows shows."""
