@@ -190,7 +190,7 @@ def test_a_worker_that_lacks_a_right_ends_its_run_with_a_sentence(
 WRITES = {
     SERVE: ["UPDATE license_expiry_run SET phase = 'finished'", "DELETE FROM license_expiry_downgrade"],
     FLOWER: ["DELETE FROM license_expiry_run", "DELETE FROM license_expiry_held"],
-    WORKER: ["DELETE FROM license_expiry_run", "UPDATE license_expiry_ledger SET uuid = uuid"],
+    WORKER: ["DELETE FROM license_expiry_pruned", "UPDATE license_expiry_ledger SET uuid = uuid"],
 }
 OF_LICENSE_MANAGER = [
     "DELETE FROM subscriptions_license",
