@@ -7,7 +7,7 @@ call, and every write of the claim is made on condition that the fencing number 
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -74,7 +74,7 @@ class Claim:
         return self._database_time + timedelta(seconds=steady())
 
     def hold_slots(self, count: int) -> None:
-        """Write into the run how many LMS calls this claim may have in flight."""
+        """Write into the run how many LMS calls this claim has in flight at most."""
         self._transact(lambda session: self._must(changed(session, _HOLDING, self._ours | {"held": count})))
 
     def renew(self, known_for: float = 0.0) -> None:
@@ -110,8 +110,7 @@ class Claim:
 
         self._transact(work)
         self._recorded += 1
-        if counts:
-            self._note({"tries": 0, "waits_for": None})
+        self._note({"tries": 0, "waits_for": None} if counts else {})
         self._note({name: getattr(self.run, name) + count for name, count in counts.items()})
         self.held_count += counts.get("licenses_held", 0)
 
@@ -122,7 +121,6 @@ class Claim:
         """
         run, ends = self.run, self.step.ends_as in ENDED
         last = {"phase": self.step.ends_as, "owner": None, "error": None, "waits_for": None, "tries": 0}
-        columns = ENDED_COLUMNS if ends else queued()
         counts: dict[str, int] = {}
 
         def tidy(session: Session) -> dict[str, Any]:
@@ -134,13 +132,14 @@ class Claim:
                 held.drop_stale_holds(session, run.enterprise_customer_uuid)
             return counts
 
-        self._leave(tidy, **columns | last, **{self.step.ended_at: DatabaseNow()})
+        self._leave(tidy, **(ENDED_COLUMNS if ends else queued()) | last, **{self.step.ended_at: DatabaseNow()})
         self._note(last | counts)
 
     def fail(self, error: str) -> None:
         """End the run as failed, with one sentence."""
-        ended = ENDED_COLUMNS | {"phase": Phase.FAILED, "ended_at": DatabaseNow()}
-        self._leave(self._drop_confirmations, **ended, error=error[:500], waits_for=None)
+        drop = partial(confirmations.drop_confirmations, enterprise=self.run.enterprise_customer_uuid)
+        ended = ENDED_COLUMNS | {"phase": Phase.FAILED, "ended_at": DatabaseNow(), "waits_for": None}
+        self._leave(drop, **ended, error=error[:500])
 
     def release(self) -> None:
         """Give the run back: its step goes on elsewhere, or the run ends if it was stopped."""
@@ -165,9 +164,6 @@ class Claim:
         self._leave(tidy, **given)
         self._note({"owner": None})
         return True
-
-    def _drop_confirmations(self, session: Session) -> None:
-        confirmations.drop_confirmations(session, self.run.enterprise_customer_uuid)
 
     def _leave(self, last: Callable[[Session], dict[str, Any] | None], **values: Any) -> None:
         """Do `last`, set these columns of the run and those that it returns, and store the LMS calls of this claim.

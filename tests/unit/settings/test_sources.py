@@ -47,7 +47,7 @@ def test_an_empty_variable_hides_neither_the_file_nor_the_default(env: Env, yaml
     yaml("UNLINK_AFTER_DAYS: 30\n")
     env(UNLINK_AFTER_DAYS="", LMS_PARALLEL_REQUESTS="")
     settings = load_settings()
-    assert (settings.UNLINK_AFTER_DAYS, settings.LMS_PARALLEL_REQUESTS) == (30, 4)
+    assert (settings.UNLINK_AFTER_DAYS, settings.LMS_PARALLEL_REQUESTS) == (30, 8)
 
 
 def test_what_else_is_in_the_file_or_the_environment_is_none_of_ours(env: Env, yaml: Yaml) -> None:
