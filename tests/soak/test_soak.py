@@ -14,7 +14,7 @@ from soak.verdict import as_markdown, growing
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["postgresql", "mariadb"])
 def test_two_nights_are_played_and_measured(engine: str, tmp_path: Path) -> None:
     started = subprocess.run(
@@ -23,7 +23,7 @@ def test_two_nights_are_played_and_measured(engine: str, tmp_path: Path) -> None
         env={**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
     )
     if "OperationalError" in started.stderr and "CREATE DATABASE" in started.stderr:
