@@ -127,12 +127,12 @@ class Stand:
 
 
 @contextmanager
-def stand(
-    kind: str, engine: Engine, customers: list[UUID], pace: Pace, folder: Path, host: str = LOOPBACK, **more: str
-) -> Iterator[Stand]:
-    """Start Redis and the simulated LMS on this address, and give them; `more` are settings besides."""
+def settings_of(
+    folder: Path, url: str, customers: Sequence[UUID], in_flight: int = 8, host: str = LOOPBACK, **more: str
+) -> Iterator[None]:
+    """Put the settings of what is started meanwhile into the environment; `more` are settings besides."""
     given = {
-        "DATABASE_URL": engine.url.render_as_string(hide_password=False),
+        "DATABASE_URL": url,
         "CELERY_BROKER_URL": f"redis://{host}:{free_port()}/0",
         "LMS_URL": f"http://{host}:{free_port()}",
         "ALLOW_HTTP": "true",
@@ -140,7 +140,7 @@ def stand(
         "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "not-a-secret",
         "LICENSE_EXPIRY_CFG": str(folder / "settings.yml"),
         "UNLINK_LIMIT": "0",
-        "LMS_PARALLEL_REQUESTS": str(pace.in_flight),
+        "LMS_PARALLEL_REQUESTS": str(in_flight),
         "BENCH_FOLDER": str(folder),
         "PYTHONPATH": f"{ROOT}/tests:{ROOT}",
     }
@@ -149,13 +149,22 @@ def stand(
     before = dict(os.environ)
     os.environ.update(given | more)
     try:
-        with Processes(folder, ROOT) as processes:
-            made = Stand(folder, kind, engine, host, processes)
-            made.take(pace.latency)
-            yield made
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def stand(
+    kind: str, engine: Engine, customers: list[UUID], pace: Pace, folder: Path, host: str = LOOPBACK, **more: str
+) -> Iterator[Stand]:
+    """Start Redis and the simulated LMS on this address, and give them; `more` are settings besides."""
+    url = engine.url.render_as_string(hide_password=False)
+    with settings_of(folder, url, customers, pace.in_flight, host, **more), Processes(folder, ROOT) as processes:
+        made = Stand(folder, kind, engine, host, processes)
+        made.take(pace.latency)
+        yield made
 
 
 def reachable(host: str, port: int) -> bool:

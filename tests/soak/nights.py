@@ -13,11 +13,12 @@ from pathlib import Path
 from uuid import UUID
 
 import redis
-from bench.night import ROOT, license_manager, settings_of
+from bench.stand import ROOT, license_manager, settings_of
 from sqlalchemy import ColumnElement, Engine, false, func, make_url, select
 from sqlalchemy.orm import Session
 from support.eventually import eventually
 from support.processes import BOTH_QUEUES, CELERY, leases_of
+from support.services import SERVERS
 
 from simulator.data.rows import DAY
 from simulator.lms.faults import Fault
@@ -161,7 +162,7 @@ class Soak:
 def play(kind: str, nights: int, enterprises: int, folder: Path) -> tuple[list[Figures], list[str]]:
     """Play so many nights; give the figures of each, and the promises that were broken. Logs are in this folder."""
     figures: list[Figures] = []
-    with license_manager(kind, folder) as (engine, url):
+    with license_manager(SERVERS[kind], folder) as (engine, url):
         customers = Customers(engine, enterprises)
         with (
             _settings(folder, url, customers) as port,
