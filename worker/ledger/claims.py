@@ -119,9 +119,8 @@ class Claim:
 
         `finish` is done in the same transaction; it returns last columns of the run to set.
         """
-        run, ends = self.run, self.step.ends_as in ENDED
+        run, ends, counts = self.run, self.step.ends_as in ENDED, dict[str, int]()
         last = {"phase": self.step.ends_as, "owner": None, "error": None, "waits_for": None, "tries": 0}
-        counts: dict[str, int] = {}
 
         def tidy(session: Session) -> dict[str, Any]:
             counts.update(finish(session))
@@ -138,8 +137,8 @@ class Claim:
     def fail(self, error: str) -> None:
         """End the run as failed, with one sentence."""
         drop = partial(confirmations.drop_confirmations, enterprise=self.run.enterprise_customer_uuid)
-        ended = ENDED_COLUMNS | {"phase": Phase.FAILED, "ended_at": DatabaseNow(), "waits_for": None}
-        self._leave(drop, **ended, error=error[:500])
+        failed = {"phase": Phase.FAILED, "ended_at": DatabaseNow(), "waits_for": None, "error": error[:500]}
+        self._leave(drop, **ENDED_COLUMNS | failed)
 
     def release(self) -> None:
         """Give the run back: its step goes on elsewhere, or the run ends if it was stopped."""
