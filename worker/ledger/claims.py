@@ -84,14 +84,8 @@ class Claim:
 
     def guard_of_batch(self) -> Callable[[], float]:
         """`guard` for the calls of one batch: before the first, a check of the last CHECKED_SECONDS is enough."""
-        known_for = CHECKED_SECONDS
-
-        def guard() -> float:
-            nonlocal known_for
-            enough, known_for = known_for, 0.0
-            return self.guard(enough)
-
-        return guard
+        of_first = iter([CHECKED_SECONDS])
+        return lambda: self.guard(next(of_first, 0.0))
 
     def record(self, write: Callable[[Session], None] | None = None, **counts: int) -> None:
         """Record an outcome: add to the run's counts and `write` what it changes, all or nothing.
@@ -254,17 +248,12 @@ def claim(
 
     `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew; one that is
     not timely cannot. What `calls` has counted is stored when the step ends. `message` is the number of the message
-    that asks for the step: one that was replaced is refused. Messages that were posted by hand have none. With
-    `lms_url` the run is not claimed either while a wait stands, or if the database is not that LMS's.
+    that asks for the step: one that was replaced is refused; one posted by hand has none. With `lms_url`, the run is
+    not claimed while a wait stands, or if the database is not that LMS's.
     """
-    values: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
-    if step is STEPS[0]:  # stands before it in the table: MySQL sets one column after the other
-        values["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
     if len(owner) > LONGEST_OWNER:  # the name of a host may be anything, and its process stands at the end
         owner = f"{owner[: LONGEST_OWNER // 2]}...{owner[-LONGEST_OWNER // 2 :]}"
     owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
-    values |= {"phase": step.runs_as, "owner": owner, "lease_until": DatabaseNow(lease_seconds)}
-    values |= {"slots": case((Run.dry_run.is_(True), None), else_=1), "fence": Run.fence + 1}
 
     def work(session: Session) -> Any:
         free = or_(Run.owner.is_(None), Run.owner == owner, Run.lease_until < DatabaseNow())
@@ -273,7 +262,7 @@ def claim(
         of_run = of_run.where(ready, is_timely(), is_newest(message), Run.stopped_by.is_(None))
         if lms_url is not None:
             of_run = of_run.where(waits.NONE_STANDS, exists().where(func.lower(Lms.url) == lms_url.lower()))
-        claimed = changed(session, of_run.values(values))
+        claimed = changed(session, of_run.values(owner=owner, **_taken(step, lease_seconds)))
         run, now = session.execute(select(Run, DatabaseNow()).where(Run.id == run_id)).one_or_none() or (None, None)
         return run, now, None if claimed or run is None else _why_not(session, run, message)
 
@@ -283,6 +272,15 @@ def claim(
     if why_not is not None:
         raise NotClaimed(f"run {run_id} is {run.phase}{why_not}")
     return Claim(database, run, step, lease_seconds, calls, asked, now)
+
+
+def _taken(step: Step, lease_seconds: int) -> dict[str, Any]:
+    """The columns of a run that is claimed, besides its owner."""
+    began: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
+    if step is STEPS[0]:  # stands before it in the table: MySQL sets one column after the other
+        began["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
+    held = {"slots": case((Run.dry_run.is_(True), None), else_=1), "lease_until": DatabaseNow(lease_seconds)}
+    return {"phase": step.runs_as, "fence": Run.fence + 1, **held, **began}
 
 
 def _why_not(session: Session, run: Run, message: int | None) -> str:

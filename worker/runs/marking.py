@@ -1,6 +1,6 @@
 """Marks the plans of a run that are done, as license-manager does it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -30,7 +30,7 @@ class Marking:
         self._marked: list[UUID] = []
 
     def now(self) -> None:
-        """Mark what is done though the step is not."""
+        """Mark what is done while the run is still ours, and tell Segment of it."""
         if not self._any:
             return
 
@@ -39,7 +39,12 @@ class Marking:
 
         self._claim.record(write)
         self._claim.run.plans_processed += len(self._marked)
-        self.tell(self._claim.renew)
+
+        def guard() -> None:
+            self._deps.shutdown.check()
+            self._claim.renew()
+
+        self._deps.lifecycle.tell(self._deps.database, guard, self._marked)
 
     def write(self, session: Session) -> dict[str, int]:
         """Mark them in a transaction that fails unless the claim is still the newest; return the run's new count."""
@@ -54,12 +59,3 @@ class Marking:
                 chunk, still = done[first : first + CHUNK], still_done(self._scope)
                 self._marked += plan_history.mark_processed(session, found, chunk, now, run.id, *still)
         return {"plans_processed": run.plans_processed + len(self._marked)}
-
-    def tell(self, guard: Callable[[], object] = lambda: None) -> None:
-        """Tell Segment of the plans that were marked, until the worker ends or `guard` raises."""
-
-        def both() -> None:
-            self._deps.shutdown.check()
-            guard()
-
-        self._deps.lifecycle.tell(self._deps.database, both, self._marked)

@@ -1,7 +1,6 @@
 """The steps of a run as plain functions: downgrade what is due, unlink who is due."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
@@ -30,26 +29,17 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
-Count: TypeAlias = Callable[[Session, Scope], dict[str, int]]
+Count: TypeAlias = Callable[..., dict[str, int]]
 """Counts the columns of a dry run: all that the step would do."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a step ends: `write` in the transaction in which its run advances, `then` after it.
-
-    `write` returns last columns of the run.
-    """
-
-    write: Callable[[Session], dict[str, int]] = lambda session: {}
-    then: Callable[[], None] = lambda: None
-
-
-Do: TypeAlias = Callable[[Deps, Claim, Scope, float], Ending | None]
+Finish: TypeAlias = Callable[[Session], dict[str, int]]
+"""What is written in the transaction in which the run advances; returns last columns of the run."""
+Do: TypeAlias = Callable[[Deps, Claim, Scope, float], Finish | None]
 """Does a step until a deadline of time.monotonic; returns None when that came first. Raises Unavailable, RunRefused."""
 
 
-def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> Ending | None:
+def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> Finish | None:
     """Downgrade what is due in the claim's run and mark the plans that are done."""
     guarded = with_clocks(deps, claim)
 
@@ -81,13 +71,12 @@ def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: flo
     except (Unavailable, RunRefused):
         settle(marking.now)  # a plan that is done is done, whatever befell others
         raise
-    if done:
-        return Ending(marking.write, marking.tell)
-    marking.now()
-    return None
+    if not done or deps.lifecycle.key:  # Segment is told while the run is ours
+        marking.now()
+    return marking.write if done else None
 
 
-def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> Ending | None:
+def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> Finish | None:
     """Unlink the learners who are due in the claim's run, unless these are more than it may."""
     limit, guarded = UnlinkLimit(deps.settings, claim.run), with_clocks(deps, claim)
     enterprise = claim.run.enterprise_customer_uuid
@@ -111,7 +100,7 @@ def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float)
 
     reader = BatchReader(claim, deps.settings.BULK_UNLINK_BATCH_SIZE, [(None, read_page)], limit.check)
     done = Flight(deps, claim, reader, send, confirm, deadline).send_all()
-    return Ending(partial(_count_protected, scope=scope)) if done else None
+    return partial(_count_protected, scope=scope) if done else None
 
 
 def _count_downgrades(session: Session, scope: Scope) -> dict[str, int]:
@@ -144,13 +133,12 @@ def do_step(deps: Deps, claim: Claim, deadline: float) -> bool:
     """
     run, (do, count) = claim.run, WORK[claim.step.name]
     scope = scope_of(deps.database, deps.settings, run.as_of, run, run.enterprise_customer_uuid, run.id)
-    ending = Ending(lambda session: count(session, scope)) if run.dry_run else do(deps, claim, scope, deadline)
-    if ending is None:
+    finish = partial(count, scope=scope) if run.dry_run else do(deps, claim, scope, deadline)
+    if finish is None:
         claim.release()
         return False
     claim.renew(deps.settings.LEASE_SECONDS / 3)
-    claim.advance(ending.write)
-    ending.then()
+    claim.advance(finish)
     return True
 
 
