@@ -122,8 +122,10 @@ class Flight:
             if self._stopped or not self._has_slot():
                 return
             self._used_up = False
-            if not self._split and not self._reader.at_hand:
-                self._record()  # before the database is asked for more
+            if len(self._in_flight) + len(self._confirmed) >= self._deps.settings.LMS_PARALLEL_REQUESTS or not (
+                self._split or self._reader.at_hand
+            ):
+                self._record()  # or a crash could leave more to be sent again; and before more is read
             if not self._split and not self._reader.has_next():
                 self._used_up = self._reader.exhausted
                 if self._used_up:

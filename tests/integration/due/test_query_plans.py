@@ -105,6 +105,8 @@ def of_a_run(scope: Scope, customer: Customer) -> Queries:
     queries = of_a_night(scope) | {
         "forced due_plans": plans.due_plans(forced),
         "forced due_downgrades": downgrades.due_downgrades(forced),
+        "plans_of_run": plans.plans_of_run(scope),
+        "first_unconfirmed": downgrades.first_unconfirmed(scope),
         "plans_of": enterprises.plans_of(frozenset({customer.uuid}), (due, waiting)),
     }
     for page, after in (("first", None), ("later", MIDDLE)):

@@ -332,18 +332,26 @@ def test_the_limit_holds_over_all_workers_and_is_used_to_the_full(lms: Simulator
 def test_a_large_enterprise_does_not_hold_up_a_small_one(
     lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large one that has all slots gives some back while it goes on."""
-    monkeypatch.setattr(limits, "LOOK_SECONDS", 0.1)
-    large, small = lay(lms, licenses=300, seed=1), lay(lms, licenses=2, seed=2)
+    """A large one that has all slots gives one back as soon as calls of it are answered."""
+    monkeypatch.setattr(limits, "LOOK_SECONDS", 0.0)
+    large, small = lay(lms, licenses=150, seed=1), lay(lms, licenses=2, seed=2)
     settings = batches_of(1, parallel=3) | unlinking(large.enterprise, small.enterprise) | {"UNLINK_LIMIT": 0}
     workers: list[Deps] = [make_test_deps(**settings) for _ in range(2)]
     runs = {run.enterprise: run.run_id for run in start(workers[0])}
-    lms.lms.latency = 0.02
+    lms.faults(Fault(kind="downgrade", enterprise=str(large.enterprise), delay=600))
     with ThreadPoolExecutor() as threads:
         held_up = threads.submit(finish, workers[0], large.enterprise, runs[large.enterprise])
         eventually(lambda: lms.journal.in_flight == 3)
-        assert finish(workers[1], small.enterprise, runs[small.enterprise]).phase == Phase.FINISHED
+        quick = threads.submit(finish, workers[1], small.enterprise, runs[small.enterprise])
+
+        def has_ended() -> bool:
+            lms.release()
+            return quick.done()
+
+        eventually(has_ended)
         assert not held_up.done()
-        lms.lms.latency = 0.0
-        assert held_up.result(60).phase == Phase.FINISHED
+        monkeypatch.setattr(limits, "LOOK_SECONDS", 1.0)
+        lms.faults()
+        lms.release()
+        assert (quick.result().phase, held_up.result(120).phase) == (Phase.FINISHED, Phase.FINISHED)
     assert lms.journal.most_in_flight == 3
