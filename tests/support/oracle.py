@@ -5,8 +5,9 @@ selects. A `World` keeps rows as objects and lays them down in a database; a `Re
 of what is due; `answers_of` and `pages_of` put the same questions to the queries themselves.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,9 @@ from sqlalchemy.orm import Session
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Agreement, Data, Status
 from worker.db import ledger_tables, license_manager_tables, sql
+from worker.db.transactions import Database
 from worker.due import downgrades, enterprises, plans, unlinks
+from worker.due.forecast import PlanRow, plan_rows
 from worker.due.scope import Scope
 from worker.due.statements import fetch
 
@@ -235,7 +238,6 @@ class Reading:
             "due_unlinks": self.due_unlinks,
             "rehearsed_unlinks": self.rehearsed_unlinks,
             "protected": self.protected,
-            "without_email": self.without_email,
         }
         found: dict[str, Iterable[Row]] = {
             name: ((plan.uuid, plan.expires, plan.customer) for plan in ask()) for name, ask in of_plans.items()
@@ -279,6 +281,18 @@ class Reading:
     def protected(self) -> set[License]:
         return {license for license in self._unlinkable() if self.is_protected(license)}
 
+    def counts(self) -> Counter[tuple[UUID, str]]:
+        """What `license-expiry due` counts of each plan's licenses."""
+        of = {
+            "downgrades": self.due_downgrades() | self.waiting_downgrades(),
+            "unlinks": self.rehearsed_unlinks(),
+            "protected": (protected := self.protected()),
+            "protected_by_user_email": {each for each in protected if self._is_known_by_email(each)},
+            "protected_by_lms_user_id": {each for each in protected if self._is_known_by_id(each)},
+            "without_email": self.without_email(),
+        }
+        return Counter((license.plan.uuid, name) for name, those in of.items() for license in those)
+
     def due_enterprises(self) -> set[UUID]:
         plans = self.due_plans() | {license.plan for license in self.due_downgrades() | self.rehearsed_unlinks()}
         return {plan.customer for plan in plans}
@@ -306,14 +320,24 @@ class Reading:
 
         And at most a day before its first.
         """
+        return self.is_of_one_who_has(license, self._current())
+
+    def _current(self) -> list[License]:
         assert self.scope.now is not None
         now = self.scope.now
-        current = [
-            other
-            for other in self.world.licenses.values()
-            if other.plan.is_active and other.plan.starts - DAY <= now <= other.plan.expires
-        ]
-        return self.is_of_one_who_has(license, current)
+        licenses = self.world.licenses.values()
+        return [it for it in licenses if it.plan.is_active and it.plan.starts - DAY <= now <= it.plan.expires]
+
+    def _is_known_by_email(self, license: License) -> bool:
+        return any(license.has_address_of(that) for that in self._current())
+
+    def _is_known_by_id(self, license: License) -> bool:
+        """Does a license with the address have the user id of a current one, or of one with a current one's address?"""
+        mine = [other for other in self.world.licenses.values() if other.has_address_of(license)]
+        current = self._current()
+        theirs = [*current, *(it for it in self.world.licenses.values() if any(map(it.has_address_of, current)))]
+        users = {(it.plan.customer, it.lms_user_id) for it in theirs if it.lms_user_id is not None}
+        return any((it.plan.customer, it.lms_user_id) in users for it in mine)
 
     def is_of_one_who_has(self, license: License, those: Iterable[License]) -> bool:
         """Is the address, or any user id that goes with it, of somebody who has one of those licenses?"""
@@ -454,7 +478,6 @@ QUESTIONS: dict[str, Callable[[Scope], sql.Rows]] = {
     "due_unlinks": _of_licenses(unlinks.due_unlinks),
     "rehearsed_unlinks": _of_licenses(unlinks.due_unlinks, downgraded=False),
     "protected": _of_licenses(unlinks.protected),
-    "without_email": _of_licenses(unlinks.unlink_candidates, addressed=False),
 }
 
 
@@ -467,6 +490,14 @@ def answers_of(connection: Connection, scope: Scope, *names: str) -> Answers:
         else:
             answers[name] = sorted((tuple(row) for row in fetch(session, QUESTIONS[name], scope)), key=str)
     return answers
+
+
+def counts_of(engine: Engine, scope: Scope) -> Counter[tuple[UUID, str]]:
+    """What `license-expiry due` counts, to hold against `Reading.counts`."""
+    told = plan_rows(Database(engine), scope)
+    names = [name for name, count in asdict(PlanRow("", "", "", "")).items() if count == 0]
+    counts = {(UUID(row.plan_uuid), name): getattr(row, name) for row in told for name in names}
+    return +Counter({key: count for key, count in counts.items() if key[1] not in ("nights_back", "waiting")})
 
 
 def pages_of(connection: Connection, page: Page, limit: int) -> Iterator[list[Row]]:

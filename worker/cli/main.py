@@ -122,8 +122,8 @@ def due(enterprises: tuple[UUID, ...], asked: dict[str, Any], as_csv: bool, as_j
     check_against_database(database, request, frozenset(enterprises), as_of)
     scope = scope_of(database, settings, as_of, request)
     scopes = [replace(scope, enterprise=enterprise) for enterprise in sorted(set(enterprises))] or [scope]
-    with tables.counting(quiet=as_json):
-        by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope)]
+    with tables.counting(quiet=as_json) as progress:
+        by_plan = [row for scope in scopes for row in forecast.plan_rows(database, scope, progress=progress)]
     for error in unknown_enterprises(settings, database).values():
         tables.err.print(f"Warning: {error}", markup=False, soft_wrap=True)
     by_enterprise = with_names(database, forecast.due_rows(by_plan))

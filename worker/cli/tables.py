@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.db.ledger_tables import HeldLicense, Run, Wait
+from worker.due.fates import Progress
 from worker.due.forecast import PlanRow
 from worker.errors import Unusable
 from worker.ledger import order, waits
@@ -184,9 +185,15 @@ def show_findings(findings: Sequence[Any], as_json: bool) -> int:
     return 1 if any(finding.status == "wrong" for finding in findings) else 0
 
 
-def counting(*, quiet: bool) -> AbstractContextManager[Any]:
-    """Show on a terminal's stderr that what is due is being counted, until that is done; nothing when `quiet`."""
-    return err.status("Counting what is due ...") if err.is_terminal and not quiet else nullcontext()
+@contextmanager
+def counting(*, quiet: bool) -> Iterator[Progress]:
+    """Show on a terminal's stderr how far the counting of what is due is, until that is done; nothing when `quiet`."""
+    if quiet or not err.is_terminal:
+        yield lambda _done, _of: None
+        return
+    doing = "Counting what is due ..."
+    with err.status(doing) as status:
+        yield lambda done, of: status.update(f"{doing} {done:,} of {of:,} enterprises")
 
 
 def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_limit: int) -> None:

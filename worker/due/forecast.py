@@ -1,6 +1,6 @@
 """What a night would do, counted plan by plan: for the command `due` and the metrics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -11,7 +11,8 @@ from sqlalchemy import func, literal, select
 from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
 from worker.db.sql import Rows
 from worker.db.transactions import Database
-from worker.due import conditions, downgrades, learners, plans, unlinks
+from worker.due import conditions, downgrades, plans
+from worker.due.fates import Progress, count_fates
 from worker.due.scope import Scope
 from worker.license_manager.marks import marked
 
@@ -50,13 +51,15 @@ class PlanRow:
         return self.state == "due" or self.downgrades > 0 or self.unlinks > 0
 
 
-def plan_rows(database: Database, scope: Scope, *, detailed: bool = True) -> list[PlanRow]:
+def plan_rows(
+    database: Database, scope: Scope, *, detailed: bool = True, progress: Progress = lambda _done, _of: None
+) -> list[PlanRow]:
     """Count what is due under this scope, by enterprise and plan, the longest expired first.
 
-    When `detailed`, also how many licenses wait.
+    When `detailed`, also how many licenses wait. `progress` is that of `count_fates`.
     """
     rows: dict[UUID, PlanRow] = {}
-    for name, found in _counted(database, scope, detailed):
+    for name, found in _counted(database, scope, detailed, progress):
         for customer, plan, expired, processed, count, *more in found:
             state = "processed" if processed else "held"
             row = rows.setdefault(plan, PlanRow(str(customer), str(plan), expired.isoformat(), state))
@@ -87,7 +90,9 @@ def due_rows(plans: Sequence[PlanRow]) -> list[dict[str, Any]]:
     return rows
 
 
-def _counted(database: Database, scope: Scope, detailed: bool) -> Iterator[tuple[str, Sequence[Any]]]:
+def _counted(
+    database: Database, scope: Scope, detailed: bool, progress: Progress
+) -> Iterator[tuple[str, Iterable[Any]]]:
     """Named answers: rows of (customer, plan, expiration date, whether it is processed, count[, waiting since])."""
 
     def ask(query: Rows) -> Sequence[Any]:
@@ -97,21 +102,9 @@ def _counted(database: Database, scope: Scope, detailed: bool) -> Iterator[tuple
     due = plans.due_plans(scope).subquery().c
     yield "due", ask(select(due.enterprise_customer_uuid, due.uuid, due.expiration_date, literal(False), 1))
     yield "downgrades", ask(_grouped(downgrades.due_downgrades(scope, *of)))
-    if ask(downgrades.first_unconfirmed(scope)):  # or the long query would find none
-        yield "downgrades", ask(_grouped(downgrades.waiting_downgrades(scope, *of)))
-    if ask(unlinks.first_candidate(scope)):
-        yield from _by_fate(ask(_grouped(unlinks.fates(scope, *of, holding=bool(ask(unlinks.any_hold(scope)))))))
-    yield "without_email", ask(_grouped(unlinks.unlink_candidates(scope, *of, addressed=False)))
+    for plan, name, count in count_fates(database, scope, progress):
+        yield name, [(plan.customer, plan.uuid, plan.expired, plan.processed, count)]
     yield "waiting", ask(_waiting(scope, detailed))
-
-
-def _by_fate(found: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    for *plan, held, by_email, by_id, count in found:
-        if not held:
-            yield "protected" if by_email or by_id else "unlinks", [(*plan, count)]
-            for column, known in zip(learners.KNOWN_BY, (by_email, by_id), strict=True):
-                if known:
-                    yield f"protected_by_{column}", [(*plan, count)]
 
 
 def _waiting(scope: Scope, counted: bool) -> Rows:

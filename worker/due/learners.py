@@ -33,20 +33,11 @@ def is_learner_of(which: Sequence[Which], customers: Rows, known_by: Sequence[st
     It compares with sets that do not depend on the license at hand, so that they are read once and not once for each
     license. The OFFSET, and a CASE that hides them, keep databases from doing otherwise.
     """
-    known = _known(which, customers)
-    return _hidden(and_(Mailbox(License.user_email) != "", or_(*(known[name] for name in known_by))))
-
-
-def ways_to_know(which: Sequence[Which], customers: Rows) -> dict[str, ColumnElement[bool]]:
-    """`is_learner_of` by each of KNOWN_BY apart, from the same sets: one query tells them all."""
-    return {name: _hidden(condition) for name, condition in _known(which, customers).items()}
-
-
-def _known(which: Sequence[Which], customers: Rows) -> dict[str, ColumnElement[bool]]:
     theirs, ids = _addresses_and_ids(which, customers)
     mine = tuple_(Plan.customer_agreement_id, _address(License))
     by_id = _read_once(_pairs(_of(customers), _address, _user_id, ids))
-    return {"user_email": mine.in_(theirs), "lms_user_id": mine.in_(by_id)}
+    known = {"user_email": mine.in_(theirs), "lms_user_id": mine.in_(by_id)}
+    return _hidden(and_(Mailbox(License.user_email) != "", or_(*(known[name] for name in known_by))))
 
 
 def licenses_of_learners(scope: Scope, licenses: Sequence[UUID], *columns: Any) -> Rows:

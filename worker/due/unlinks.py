@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, String, bindparam, case, false, func, or_, select
+from sqlalchemy import ColumnElement, String, bindparam, case, func, or_, select
 
 from worker.db.ledger_tables import HeldLicense
 from worker.db.license_manager_tables import (
@@ -17,7 +17,7 @@ from worker.db.license_manager_tables import (
 )
 from worker.db.sql import Among, Mailbox, Rows
 from worker.due import conditions
-from worker.due.learners import KNOWN_BY, Which, is_learner_of, ways_to_know
+from worker.due.learners import KNOWN_BY, Which, is_learner_of
 from worker.due.scope import Scope
 from worker.ledger.order import DOWNGRADE
 
@@ -59,19 +59,6 @@ def _sent_columns() -> tuple[Any, ...]:
     return License.uuid, conditions.on_held_list(), License.user_email, License.lms_user_id
 
 
-def fates(scope: Scope, *columns: Any, holding: bool = True) -> Rows:
-    """Which licenses are candidates to be unlinked, and what keeps their learners linked?
-
-    (`columns`; whether a held license does; whether a current one does by e-mail, and by user id) Not `holding`: no
-    license is held, so these are not looked for, which takes as long as all the rest.
-    """
-    is_held, protects = keeping(scope, conditions.holds(scope)).values()
-    of_held = is_learner_of([is_held], agreements(scope)) if holding else false()
-    known = ways_to_know([protects], agreements(scope))
-    kept = [of_held.label("kept_by_hold"), *(condition.label(f"known_by_{name}") for name, condition in known.items())]
-    return unlink_candidates(scope, *columns, *kept)
-
-
 def any_hold(scope: Scope) -> Rows:
     """Does any entry of the held list count? (one row, or none)"""
     return select(HeldLicense.license_uuid).where(conditions.holds(scope)).limit(1)
@@ -97,13 +84,10 @@ def unlinkable(
     return candidates.where(~is_learner_of([is_held], customers), is_learner_of([protects], customers, protected_by))
 
 
-def unlink_candidates(scope: Scope, *columns: Any, addressed: bool = True) -> Rows:
-    """Which licenses would be due to be unlinked if none were held or protected, and all were downgraded?
-
-    Those with an e-mail address; or, if not `addressed`, those that only the lack of one keeps from it.
-    """
+def unlink_candidates(scope: Scope, *columns: Any) -> Rows:
+    """Which licenses would be due to be unlinked if none were held or protected, and all were downgraded?"""
     theirs = scope.lists("customers", Agreement.enterprise_customer_uuid)
-    of_plan, *of_license = not_unlinked(scope, addressed).values()
+    of_plan, *of_license = not_unlinked(scope).values()
     plans = conditions.plans_where(theirs, of_plan, *conditions.asked_for(scope).values())
     return conditions.licenses(*columns).where(Among(License.subscription_plan_id, plans), *of_license)
 
@@ -113,19 +97,18 @@ def first_candidate(scope: Scope) -> Rows:
     return unlink_candidates(scope).limit(1)
 
 
-def not_unlinked(scope: Scope, addressed: bool = True) -> conditions.Rules:
+def not_unlinked(scope: Scope) -> conditions.Rules:
     """Did the Plan at hand expire long enough ago, and is the License one of a learner who was not unlinked since?
 
-    Of one with an e-mail address; or, if not `addressed`, without: nobody can be unlinked by that.
+    Of one with an e-mail address: nobody can be unlinked without.
     """
-    address = func.coalesce(Mailbox(License.user_email), "")
     return {
         "age": Plan.expiration_date < scope["old_before"],
         "date": conditions.can_be_read(Plan.expiration_date),
         "status": License.status.in_(conditions.LEARNER_STATUSES),
         # In a CASE, or MariaDB may read all the NULLs of its index, which are most of it, to merge them with a plan's.
         "renewed": case((License.renewed_to_id.is_(None), 1), else_=0) == 1,
-        "email": address != "" if addressed else address == "",
+        "email": func.coalesce(Mailbox(License.user_email), "") != "",
         "unlinked": ~unlinked(),
     }
 

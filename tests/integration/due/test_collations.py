@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 from support.databases import with_tables
-from support.oracle import Reading, World, answers_of, lay_down
+from support.oracle import Reading, World, answers_of, counts_of, lay_down
 from support.services import new_database
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, Data
@@ -93,8 +93,13 @@ def test_what_is_due_is_the_same(collated: Engine, request: pytest.FixtureReques
         found, beyond = (answers_of(connection, scope) for scope in scopes)
 
     assert found == Reading(world, scopes[0]).answers()
+    assert counts_of(collated, scopes[0]) == Reading(world, scopes[0]).counts()
+    counted = counts_of(collated, scopes[1])
     assert len(found["protected"]) == len(SAME)
     assert len(found["due_unlinks"]) == len(ANOTHER) + 2
     # Where it cannot, they are two learners; lms_user_id tells whether they are one.
     folded = request.node.callspec.params["collated"] not in [f"postgresql {each}" for each in FOLDS_ASCII_ONLY]
     assert [len(beyond["protected"]), len(beyond["due_unlinks"])] == ([1, 0] if folded else [0, 1])
+    assert [name for _, name in counted if name in ("protected", "unlinks")] == (
+        ["protected"] if folded else ["unlinks"]
+    )

@@ -37,7 +37,6 @@ from support.oracle import (
 from support.runs import ON_ALL
 
 from simulator.data.rows import UNLINKED_EVENT
-from worker.db.license_manager_tables import License
 from worker.due import downgrades, unlinks as conditions_unlinks
 from worker.due.enterprises import known_enterprises, plans_of
 from worker.due.scope import Scope
@@ -56,19 +55,6 @@ def test_every_answer_is_the_readings(engine: Engine, database: Drawn, asked: Dr
             found = answers_of(laid.connection, scope)
             assert found == Reading(laid.world, scope).answers()
             check_relations(found, laid.world, scope)
-
-
-@ON_ALL
-@drawn(max_examples=10)
-@given(database=databases(), asked=scopes)
-def test_what_becomes_of_a_candidate_is_the_readings(engine: Engine, database: Drawn, asked: DrawnScope) -> None:
-    with laid_down(engine, database) as laid:
-        scope = laid.scope(asked)
-        holding = bool(rows(laid.connection, conditions_unlinks.any_hold(scope)))
-        fates = rows(laid.connection, conditions_unlinks.fates(scope, License.uuid, holding=holding))
-        expected = Reading(laid.world, scope).answers()
-        assert {uuid for uuid, *kept in fates if not any(kept)} == uuids(expected["rehearsed_unlinks"])
-        assert {uuid for uuid, hold, *known in fates if not hold and any(known)} == uuids(expected["protected"])
 
 
 def check_relations(found: Answers, world: World, scope: Scope) -> None:

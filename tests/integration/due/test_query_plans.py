@@ -43,7 +43,7 @@ BIG_TABLES = (
     "license_expiry_downgrade",
 )
 # Who is the same learner is looked for among all licenses of the customers; of all customers, that is all there are.
-ALL_READ = ("waiting_plans", "waiting_downgrades", "due_unlinks", "rehearsed unlinks", "protected", "fates")
+ALL_READ = ("waiting_plans", "waiting_downgrades", "due_unlinks", "rehearsed unlinks", "protected")
 EXPLAIN = {"postgresql": "EXPLAIN (FORMAT JSON)", "mariadb": "EXPLAIN FORMAT=JSON", "mysql": "EXPLAIN FORMAT=JSON"}
 CARRY_OUT = {
     "postgresql": "EXPLAIN (FORMAT JSON, ANALYZE, TIMING OFF)",
@@ -92,7 +92,6 @@ def of_a_night(scope: Scope) -> Queries:
         "due_unlinks": unlinks.due_unlinks(scope),
         "rehearsed unlinks": unlinks.due_unlinks(scope, downgraded=False),
         "protected": unlinks.protected(scope),
-        "fates": unlinks.fates(scope),
         "perhaps_due_enterprises": enterprises.perhaps_due_enterprises(scope),
         "known_enterprises": enterprises.known_enterprises(scope.unlink_enabled),
     }

@@ -1,0 +1,177 @@
+"""What becomes of the candidates to be unlinked, counted plan by plan. For displays: a run asks `unlinks`.
+
+Databases are slow to compare the learners of a million licenses. Here each license is read once, and compared in Python
+by the rules of `learners`.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, type_coerce
+from sqlalchemy.orm import Session
+from sqlalchemy.types import NullType
+
+from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
+from worker.db.sql import OneOf, ReadMailbox, Rows, any_of, folded
+from worker.db.transactions import Database
+from worker.due import conditions, learners, plans, unlinks
+from worker.due.scope import Scope
+from worker.license_manager.marks import marked
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with how many enterprises are done, of how many."""
+
+# As many are in memory at a time, in some 30 MB; or those of one enterprise.
+LICENSES_AT_ONCE = 100_000
+ROWS_AT_ONCE = 10_000
+_LEFT, _UNCONFIRMED, _HELD = 1, 2, 4
+
+
+@dataclass(frozen=True, eq=False)
+class CountedPlan:
+    """A plan of an enterprise with candidates to be unlinked; `judged` if it may have some itself."""
+
+    agreement: Any
+    uuid: UUID
+    customer: UUID
+    expired: Any
+    processed: int
+    current: int
+    judged: int
+
+
+class _License(NamedTuple):
+    plan: CountedPlan
+    address: str
+    user_id: int | None
+    flags: int
+
+
+def count_fates(database: Database, scope: Scope, progress: Progress) -> Iterator[tuple[CountedPlan, str, int]]:
+    """Count the candidates to be unlinked: (plan, count of PlanRow's that they belong to, how many)."""
+    sizes = database.transact(lambda session: session.execute(_agreements(scope)).all())
+    ended: set[UUID] = set()
+    if sizes:
+        ended = set(database.transact(lambda session: session.scalars(plans.plans_whose_chain_ended(scope)).all()))
+    holding = bool(sizes and database.transact(lambda session: session.execute(unlinks.any_hold(scope)).all()))
+    done = 0
+    for chunk in _chunks(sizes):
+        read = _reader(scope, chunk, ended, holding)
+        for (plan, name), count in database.transact(read).items():
+            yield plan, name, count
+        done += len(chunk)
+        progress(done, len(sizes))
+
+
+def _reader(
+    scope: Scope, agreements: Sequence[UUID], ended: Collection[UUID], holding: bool
+) -> Callable[[Session], Counter[tuple[CountedPlan, str]]]:
+    def read(session: Session) -> Counter[tuple[CountedPlan, str]]:
+        connection = session.connection()
+        of = {raw: CountedPlan(*rest) for raw, *rest in connection.execute(_plans(scope, agreements))}
+        alone = any(plan.judged and plan.uuid not in ended for plan in of.values())
+        query = _licenses(scope, agreements, alone, holding)
+        rows = connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
+        customers: defaultdict[Any, list[_License]] = defaultdict(list)
+        for raw, address, user_id, flags in rows:
+            plan = of[raw]
+            customers[plan.agreement].append(_License(plan, folded(address), user_id, flags))
+        counts: Counter[tuple[CountedPlan, str]] = Counter()
+        while customers:
+            counts.update(_of_customer(customers.popitem()[1], ended))
+        return counts
+
+    return read
+
+
+def _of_customer(licenses: Sequence[_License], ended: Collection[UUID]) -> Iterator[tuple[CountedPlan, str]]:
+    """For each candidate among all licenses of a customer: its plan, and each count that it belongs to."""
+    current = _known(licenses, [each for each in licenses if each.plan.current])
+    held = _known(licenses, [each for each in licenses if each.flags & _HELD])
+    for plan, address, _, flags in licenses:
+        if not plan.judged or not flags & _LEFT:
+            continue
+        if not address:
+            yield plan, "without_email"
+        elif not any(address in addresses for addresses in held.values()):
+            known_by = [name for name, addresses in current.items() if address in addresses]
+            yield plan, "protected" if known_by else "unlinks"
+            yield from ((plan, f"protected_by_{name}") for name in known_by)
+            if not known_by and flags & _UNCONFIRMED and plan.uuid not in ended:
+                yield plan, "downgrades"
+
+
+def _known(licenses: Sequence[_License], which: Sequence[_License]) -> dict[str, set[str]]:
+    """The addresses of the learners of `which`, by what they are known: `learners.is_learner_of` for all of them."""
+    by_address = {each.address for each in which} - {""}
+    ids = {each.user_id for each in which} | {each.user_id for each in licenses if each.address in by_address}
+    ids.discard(None)
+    by_id = {each.address for each in licenses if each.user_id in ids}
+    return dict(zip(learners.KNOWN_BY, (by_address, by_id), strict=True))
+
+
+def _chunks(sizes: Iterable[Any]) -> Iterator[list[UUID]]:
+    """Those agreements together that have LICENSES_AT_ONCE licenses at most, or one alone that has more."""
+    chunk: list[UUID] = []
+    licenses = 0
+    for agreement, size in sizes:
+        if chunk and licenses + size > LICENSES_AT_ONCE:
+            yield chunk
+            chunk, licenses = [], 0
+        chunk.append(agreement)
+        licenses += size
+    if chunk:
+        yield chunk
+
+
+def _left(scope: Scope) -> ColumnElement[bool]:
+    """Is the License at hand a candidate to be unlinked, whether it has an address or not, by its own rules?"""
+    return and_(*(rule for name, rule in unlinks.not_unlinked(scope).items() if name != "email"))
+
+
+def _agreements(scope: Scope) -> Rows:
+    """Which agreements have a candidate to be unlinked? (uuid, how many licenses the agreement has)"""
+    of_agreement = Plan.customer_agreement_id == Agreement.uuid
+    theirs = select(literal(1)).join_from(License, Plan, Plan.uuid == License.subscription_plan_id).where(of_agreement)
+    left = any_of(theirs.where(_left(scope), *conditions.asked_for(scope).values()).correlate(Agreement))
+    number = theirs.with_only_columns(func.count()).correlate(Agreement).scalar_subquery()
+    return select(Agreement.uuid, number).where(scope.lists("customers", Agreement.enterprise_customer_uuid), left)
+
+
+def _plans(scope: Scope, agreements: Sequence[UUID]) -> Rows:
+    """The plans of these agreements. (as the driver gives its UUID; as CountedPlan)"""
+    old = and_(Plan.expiration_date < scope["old_before"], *conditions.asked_for(scope).values())
+    return conditions.plans_where(
+        OneOf(Agreement.uuid, "agreements", agreements),
+        columns=(
+            _raw(Plan.uuid),
+            Agreement.uuid,
+            Plan.uuid.label("plan"),
+            Agreement.enterprise_customer_uuid,
+            conditions.readable(Plan.expiration_date),
+            case((marked(), 1), else_=0),
+            case((and_(*unlinks.current(scope, Plan)), 1), else_=0),
+            case((old, 1), else_=0),
+        ),
+    )
+
+
+def _licenses(scope: Scope, agreements: Sequence[UUID], alone: bool, holding: bool) -> Rows:
+    """The licenses of these agreements. (plan, address, user id, flags: left, unconfirmed if `alone`, held)"""
+    unconfirmed = case((~conditions.confirmed(scope), _UNCONFIRMED), else_=0) if alone else literal(0)
+    flags: ColumnElement[int] = case((_left(scope), _LEFT + unconfirmed), else_=0)
+    if holding:
+        flags += case((conditions.held(scope), _HELD), else_=0)
+    known = or_(License.user_email.is_not(None), License.lms_user_id.is_not(None), License.status != "unassigned")
+    columns = (_raw(License.subscription_plan_id), ReadMailbox(License.user_email), License.lms_user_id, flags)
+    of_plan = Plan.uuid == License.subscription_plan_id
+    theirs = OneOf(Plan.customer_agreement_id, "agreements", agreements)
+    return select(*columns).join_from(License, Plan, of_plan).where(theirs, known)
+
+
+def _raw(column: Any) -> ColumnElement[Any]:
+    """A UUID as the driver gives it: to make a UUID of each license's would take longer than to read it."""
+    return type_coerce(column, NullType())
