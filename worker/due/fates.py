@@ -5,14 +5,15 @@ by the rules of `learners`.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
+from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, type_coerce
+from sqlalchemy import ColumnElement, String, and_, case, cast, func, literal, or_, select, type_coerce
 from sqlalchemy.orm import Session
-from sqlalchemy.types import NullType
 
 from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
 from worker.db.sql import OneOf, ReadMailbox, Rows, any_of, folded
@@ -28,6 +29,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 LICENSES_AT_ONCE = 100_000
 ROWS_AT_ONCE = 10_000
 _LEFT, _UNCONFIRMED, _HELD = 1, 2, 4
+_Known: TypeAlias = tuple[str, str]
+_BETWEEN = "\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +46,19 @@ class CountedPlan:
     judged: int
 
 
-class _License(NamedTuple):
-    plan: CountedPlan
-    address: str
-    user_id: int | None
-    flags: int
+@dataclass
+class _Licenses:
+    """Those of a plan, in lists of texts and numbers: Python's garbage collector would go through a million tuples."""
+
+    addresses: list[str] = field(default_factory=list)
+    user_ids: list[str] = field(default_factory=list)
+    flags: list[int] = field(default_factory=list)
+
+    def known(self) -> Iterable[_Known]:
+        return zip(self.addresses, self.user_ids, strict=True)
+
+    def held(self) -> Iterable[_Known]:
+        return (known for known, flags in zip(self.known(), self.flags, strict=True) if flags & _HELD)
 
 
 def count_fates(database: Database, scope: Scope, progress: Progress) -> Iterator[tuple[CountedPlan, str, int]]:
@@ -75,42 +86,62 @@ def _reader(
         alone = any(plan.judged and plan.uuid not in ended for plan in of.values())
         query = _licenses(scope, agreements, alone, holding)
         rows = connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
-        customers: defaultdict[Any, list[_License]] = defaultdict(list)
-        for raw, address, user_id, flags in rows:
-            plan = of[raw]
-            customers[plan.agreement].append(_License(plan, folded(address), user_id, flags))
+        licenses: defaultdict[Any, _Licenses] = defaultdict(_Licenses)
+        for text in rows.scalars():
+            raw, flags, user_id, address = text.split(_BETWEEN, 3)
+            of_plan = licenses[raw]
+            of_plan.addresses.append(folded(address))
+            of_plan.user_ids.append(user_id)
+            of_plan.flags.append(int(flags))
+        customers: defaultdict[Any, dict[CountedPlan, _Licenses]] = defaultdict(dict)
+        for raw, of_plan in licenses.items():
+            customers[of[raw].agreement][of[raw]] = of_plan
         counts: Counter[tuple[CountedPlan, str]] = Counter()
-        while customers:
-            counts.update(_of_customer(customers.popitem()[1], ended))
+        for customer in customers.values():
+            counts.update(_of_customer(customer, ended))
         return counts
 
     return read
 
 
-def _of_customer(licenses: Sequence[_License], ended: Collection[UUID]) -> Iterator[tuple[CountedPlan, str]]:
-    """For each candidate among all licenses of a customer: its plan, and each count that it belongs to."""
-    current = _known(licenses, [each for each in licenses if each.plan.current])
-    held = _known(licenses, [each for each in licenses if each.flags & _HELD])
-    for plan, address, _, flags in licenses:
-        if not plan.judged or not flags & _LEFT:
-            continue
-        if not address:
-            yield plan, "without_email"
-        elif not any(address in addresses for addresses in held.values()):
-            known_by = [name for name, addresses in current.items() if address in addresses]
-            yield plan, "protected" if known_by else "unlinks"
-            yield from ((plan, f"protected_by_{name}") for name in known_by)
-            if not known_by and flags & _UNCONFIRMED and plan.uuid not in ended:
-                yield plan, "downgrades"
+def _of_customer(
+    licenses: Mapping[CountedPlan, _Licenses], ended: Collection[UUID]
+) -> Iterator[tuple[CountedPlan, str]]:
+    """For each candidate among all licenses of a customer, by plan: its plan, and each count that it belongs to."""
+    every = licenses.values()
+    current = _known(every, [of_plan.known() for plan, of_plan in licenses.items() if plan.current])
+    held = set().union(*_known(every, [of_plan.held() for of_plan in every]).values())
+    for plan in filter(attrgetter("judged"), licenses):
+        of_plan = licenses[plan]
+        for address, flags in zip(of_plan.addresses, of_plan.flags, strict=True):
+            if not flags & _LEFT:
+                continue
+            if not address:
+                yield plan, "without_email"
+            elif address not in held:
+                known_by = [name for name, addresses in current.items() if address in addresses]
+                yield plan, "protected" if known_by else "unlinks"
+                for name in known_by:
+                    yield plan, f"protected_by_{name}"
+                if not known_by and flags & _UNCONFIRMED and plan.uuid not in ended:
+                    yield plan, "downgrades"
 
 
-def _known(licenses: Sequence[_License], which: Sequence[_License]) -> dict[str, set[str]]:
+def _known(every: Collection[_Licenses], which: Iterable[Iterable[_Known]]) -> dict[str, set[str]]:
     """The addresses of the learners of `which`, by what they are known: `learners.is_learner_of` for all of them."""
-    by_address = {each.address for each in which} - {""}
-    ids = {each.user_id for each in which} | {each.user_id for each in licenses if each.address in by_address}
-    ids.discard(None)
-    by_id = {each.address for each in licenses if each.user_id in ids}
-    return dict(zip(learners.KNOWN_BY, (by_address, by_id), strict=True))
+    addresses: set[str] = set()
+    ids: set[str] = set()
+    for address, user_id in chain.from_iterable(which):
+        addresses.add(address)
+        ids.add(user_id)
+    addresses.discard("")
+    for of_plan in every if addresses else ():
+        ids.update(user_id for address, user_id in of_plan.known() if address in addresses)
+    ids.discard("")
+    by_id: set[str] = set()
+    for of_plan in every if ids else ():
+        by_id.update(address for address, user_id in of_plan.known() if user_id in ids)
+    return dict(zip(learners.KNOWN_BY, (addresses, by_id), strict=True))
 
 
 def _chunks(sizes: Iterable[Any]) -> Iterator[list[UUID]]:
@@ -142,7 +173,7 @@ def _agreements(scope: Scope) -> Rows:
 
 
 def _plans(scope: Scope, agreements: Sequence[UUID]) -> Rows:
-    """The plans of these agreements. (as the driver gives its UUID; as CountedPlan)"""
+    """The plans of these agreements. (UUID as the database writes it; as CountedPlan)"""
     old = and_(Plan.expiration_date < scope["old_before"], *conditions.asked_for(scope).values())
     return conditions.plans_where(
         OneOf(Agreement.uuid, "agreements", agreements),
@@ -160,18 +191,24 @@ def _plans(scope: Scope, agreements: Sequence[UUID]) -> Rows:
 
 
 def _licenses(scope: Scope, agreements: Sequence[UUID], alone: bool, holding: bool) -> Rows:
-    """The licenses of these agreements. (plan, address, user id, flags: left, unconfirmed if `alone`, held)"""
+    """The licenses of these agreements. (plan, flags, user id and address, as one text)
+
+    Flags: left, unconfirmed if `alone`, held if `holding`. As one text, because PyMySQL takes its time for each column.
+    """
     unconfirmed = case((~conditions.confirmed(scope), _UNCONFIRMED), else_=0) if alone else literal(0)
     flags: ColumnElement[int] = case((_left(scope), _LEFT + unconfirmed), else_=0)
     if holding:
         flags += case((conditions.held(scope), _HELD), else_=0)
+    columns = (cast(flags, String), cast(License.lms_user_id, String), ReadMailbox(License.user_email))
+    text = _raw(License.subscription_plan_id)
+    for column in columns:
+        text = text.concat(_BETWEEN).concat(func.coalesce(column, ""))
     known = or_(License.user_email.is_not(None), License.lms_user_id.is_not(None), License.status != "unassigned")
-    columns = (_raw(License.subscription_plan_id), ReadMailbox(License.user_email), License.lms_user_id, flags)
     of_plan = Plan.uuid == License.subscription_plan_id
     theirs = OneOf(Plan.customer_agreement_id, "agreements", agreements)
-    return select(*columns).join_from(License, Plan, of_plan).where(theirs, known)
+    return select(text).join_from(License, Plan, of_plan).where(theirs, known)
 
 
 def _raw(column: Any) -> ColumnElement[Any]:
-    """A UUID as the driver gives it: to make a UUID of each license's would take longer than to read it."""
-    return type_coerce(column, NullType())
+    """A UUID as the database writes it: to make a UUID of each license's would take longer than to read it."""
+    return cast(type_coerce(column, String()), String)

@@ -8,13 +8,12 @@ from uuid import UUID
 
 from sqlalchemy import func, literal, select
 
-from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
+from worker.db.license_manager_tables import License, SubscriptionPlan as Plan
 from worker.db.sql import Rows
 from worker.db.transactions import Database
-from worker.due import conditions, downgrades, plans
+from worker.due import conditions, plans
 from worker.due.fates import Progress, count_fates
 from worker.due.scope import Scope
-from worker.license_manager.marks import marked
 
 COUNTS = ("downgrades", "unlinks", "protected")
 
@@ -98,13 +97,19 @@ def _counted(
     def ask(query: Rows) -> Sequence[Any]:
         return database.transact(lambda session: session.execute(query).all())
 
-    of = (Agreement.enterprise_customer_uuid, Plan.uuid, Plan.expiration_date, marked().label("marked"))
-    due = plans.due_plans(scope).subquery().c
-    yield "due", ask(select(due.enterprise_customer_uuid, due.uuid, due.expiration_date, literal(False), 1))
-    yield "downgrades", ask(_grouped(downgrades.due_downgrades(scope, *of)))
+    due = ask(_due(scope))
+    yield "due", due
+    yield "downgrades", [row for row in due if row[-1]]
     for plan, name, count in count_fates(database, scope, progress):
         yield name, [(plan.customer, plan.uuid, plan.expired, plan.processed, count)]
     yield "waiting", ask(_waiting(scope, detailed))
+
+
+def _due(scope: Scope) -> Rows:
+    sent_now = (~conditions.sent(scope), ~conditions.held(scope))
+    count = conditions.licenses_of(Plan.uuid).where(*sent_now).with_only_columns(func.count()).scalar_subquery()
+    due = plans.due_plans(scope).add_columns(count.label("count")).subquery().c
+    return select(due.enterprise_customer_uuid, due.uuid, due.expiration_date, literal(False), due.count)
 
 
 def _waiting(scope: Scope, counted: bool) -> Rows:
@@ -115,8 +120,3 @@ def _waiting(scope: Scope, counted: bool) -> Rows:
     return select(
         waits.enterprise_customer_uuid, waits.uuid, waits.expiration_date, literal(False), count, waits.waiting_since
     )
-
-
-def _grouped(query: Rows) -> Rows:
-    columns = query.subquery().c
-    return select(*columns, func.count()).group_by(*columns)
