@@ -63,7 +63,7 @@ class _Licenses:
 
 def count_fates(database: Database, scope: Scope, progress: Progress) -> Iterator[tuple[CountedPlan, str, int]]:
     """Count the candidates to be unlinked: (plan, count of PlanRow's that they belong to, how many)."""
-    sizes = database.transact(lambda session: session.execute(_agreements(scope)).all())
+    sizes = database.transact(lambda session: session.execute(agreements_with_candidates(scope)).all())
     ended: set[UUID] = set()
     if sizes:
         ended = set(database.transact(lambda session: session.scalars(plans.plans_whose_chain_ended(scope)).all()))
@@ -94,8 +94,8 @@ def _reader(
             of_plan.user_ids.append(user_id)
             of_plan.flags.append(int(flags))
         customers: defaultdict[Any, dict[CountedPlan, _Licenses]] = defaultdict(dict)
-        for raw, of_plan in licenses.items():
-            customers[of[raw].agreement][of[raw]] = of_plan
+        for raw in licenses.keys() & of.keys():  # other plans were added since these were read
+            customers[of[raw].agreement][of[raw]] = licenses[raw]
         counts: Counter[tuple[CountedPlan, str]] = Counter()
         for customer in customers.values():
             counts.update(_of_customer(customer, ended))
@@ -163,7 +163,7 @@ def _left(scope: Scope) -> ColumnElement[bool]:
     return and_(*(rule for name, rule in unlinks.not_unlinked(scope).items() if name != "email"))
 
 
-def _agreements(scope: Scope) -> Rows:
+def agreements_with_candidates(scope: Scope) -> Rows:
     """Which agreements have a candidate to be unlinked? (uuid, how many licenses the agreement has)"""
     of_agreement = Plan.customer_agreement_id == Agreement.uuid
     theirs = select(literal(1)).join_from(License, Plan, Plan.uuid == License.subscription_plan_id).where(of_agreement)

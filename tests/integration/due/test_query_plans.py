@@ -25,7 +25,7 @@ from support.services import new_database
 from simulator.data.rows import DAY
 from simulator.data.schema import table
 from worker.db import sql
-from worker.due import downgrades, enterprises, plans, unlinks
+from worker.due import downgrades, enterprises, fates, plans, unlinks
 from worker.due.scope import Scope
 
 pytestmark = pytest.mark.timeout(600)
@@ -92,6 +92,7 @@ def of_a_night(scope: Scope) -> Queries:
         "due_unlinks": unlinks.due_unlinks(scope),
         "rehearsed unlinks": unlinks.due_unlinks(scope, downgraded=False),
         "protected": unlinks.protected(scope),
+        "agreements_with_candidates": fates.agreements_with_candidates(scope),
         "perhaps_due_enterprises": enterprises.perhaps_due_enterprises(scope),
         "known_enterprises": enterprises.known_enterprises(scope.unlink_enabled),
     }
