@@ -40,7 +40,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """The figures of a night that took `wall` seconds, from what was counted meanwhile and by the simulated LMS."""
     counts = stand.ask("counts")
-    calls = counts["requests"]["downgrade"] + counts["requests"]["unlink"]
+    calls = sum(counts["requests"][kind] for kind in ("downgrade", "learners", "unlink"))
     ideal = calls * pace.latency / pace.in_flight
     return {
         "database": stand.kind,
