@@ -127,7 +127,7 @@ def test_a_redis_that_is_frozen_and_then_forgets_everything(
 ) -> None:
     enterprises = lay(data, lms, enterprises=4, licenses=20)
     lms.lms.latency = 0.2
-    sizes = {"LICENSE_EXPIRATION_BATCH_SIZE": 2, "BULK_UNLINK_BATCH_SIZE": 2, "LMS_PARALLEL_REQUESTS": 1}
+    sizes = {"LICENSE_EXPIRATION_BATCH_SIZE": 2, "BULK_UNLINK_BATCH_SIZE": 2, "LMS_PARALLEL_REQUESTS": 2}
     environment(**sizes, **listed(*enterprises))
     worker(app="support.fast_app")
     beat()

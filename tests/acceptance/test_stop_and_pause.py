@@ -47,7 +47,7 @@ def test_a_pause_in_the_middle_of_a_night_holds_everything_and_resume_finishes_i
 ) -> None:
     enterprises = lay(data, lms, enterprises=4, licenses=12)
     lms.faults(Fault(kind="downgrade", delay=60, last=2))
-    environment(**SMALL, **listed(*enterprises))
+    environment(**SMALL | {"LMS_PARALLEL_REQUESTS": 2}, **listed(*enterprises))
     worker(app="support.fast_app")
     beat()
     assert command("run", "--no-wait", fast=True)[0] == 0

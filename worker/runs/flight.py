@@ -24,6 +24,8 @@ log = get_logger(__name__)
 
 # Batches whose answers come within this many seconds are recorded together, if they are the last ones.
 TOGETHER_SECONDS = 0.02
+# How often a run without a slot looks whether it is to end or to wait.
+WAITING_SECONDS = 5.0
 
 Send: TypeAlias = Callable[[Batch], Batch]
 """Sends a batch; returns what was really sent of it, or what is done for another reason."""
@@ -186,6 +188,7 @@ class Flight:
             self._answered = [(self._in_flight.pop(future), future) for future in done]
         elif self._slots.usable == 0 and not (self._failure or self._stopped or self._used_up):
             time.sleep(seconds)
+            self._claim.guard(WAITING_SECONDS)  # it may be stopped or paused meanwhile
 
     def _renew_lease(self) -> None:
         """Renew the lease of the run, if that was not done for a third of it."""

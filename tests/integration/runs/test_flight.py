@@ -47,6 +47,8 @@ from worker.deps import Deps
 from worker.errors import Unavailable
 from worker.ledger import limits
 from worker.ledger.order import DOWNGRADE, Phase
+from worker.ledger.runs import stop_run
+from worker.runs import flight
 
 # Calls
 
@@ -326,6 +328,26 @@ def test_the_limit_holds_over_all_workers_and_is_used_to_the_full(lms: Simulator
         lms.release()
         assert [each.result(60).phase for each in nights] == [Phase.FINISHED] * 3
     assert lms.journal.most_in_flight == 4
+
+
+@ON_SQLITE
+def test_a_run_that_waits_for_a_slot_can_be_stopped(
+    lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flight, "WAITING_SECONDS", 0.0)
+    first, second = lay(lms, licenses=1, seed=1), lay(lms, licenses=1, seed=2)
+    workers = [make_test_deps(**batches_of(1, parallel=1)) for _ in range(2)]
+    runs = {run.enterprise: run.run_id for run in start(workers[0])}
+    lms.faults(Fault(kind="downgrade", enterprise=str(first.enterprise), delay=60))
+    with ThreadPoolExecutor() as threads:
+        held_up = threads.submit(finish, workers[0], first.enterprise, runs[first.enterprise])
+        eventually(lambda: lms.journal.in_flight == 1)
+        waiting = threads.submit(finish, workers[1], second.enterprise, runs[second.enterprise])
+        eventually(lambda: run_of(workers[0].database, runs[second.enterprise]).slots == 0)
+        stop_run(workers[0].database, runs[second.enterprise], "somebody", "a test")
+        assert waiting.result(30).phase == Phase.STOPPED
+        lms.release()
+        assert held_up.result(30).phase == Phase.FINISHED
 
 
 @ON_SQLITE
