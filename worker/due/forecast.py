@@ -106,8 +106,7 @@ def _counted(
 
 
 def _due(scope: Scope) -> Rows:
-    sent_now = (~conditions.sent(scope), ~conditions.held(scope))
-    count = conditions.licenses_of(Plan.uuid).where(*sent_now).with_only_columns(func.count()).scalar_subquery()
+    count = plans.workable(scope).with_only_columns(func.count()).scalar_subquery()
     due = plans.due_plans(scope).add_columns(count.label("count")).subquery().c
     return select(due.enterprise_customer_uuid, due.uuid, due.expiration_date, literal(False), due.count)
 

@@ -22,7 +22,7 @@ Which: TypeAlias = Callable[[Any, Any], Sequence[ColumnElement[bool]]]
 """Conditions on a license and its plan (aliases)."""
 
 
-def is_learner_of(which: Sequence[Which], customers: Rows, known_by: Sequence[str] = KNOWN_BY) -> ColumnElement[bool]:
+def is_learner_of(which: Sequence[Which], customers: Rows) -> ColumnElement[bool]:
     """Is the address of the License and Plan at hand that of a learner of any of the licenses `which`?
 
     `customers` are the ids of the agreements that it may be about; only licenses of one customer are compared. Known by
@@ -36,8 +36,7 @@ def is_learner_of(which: Sequence[Which], customers: Rows, known_by: Sequence[st
     theirs, ids = _addresses_and_ids(which, customers)
     mine = tuple_(Plan.customer_agreement_id, _address(License))
     by_id = _read_once(_pairs(_of(customers), _address, _user_id, ids))
-    known = {"user_email": mine.in_(theirs), "lms_user_id": mine.in_(by_id)}
-    return _hidden(and_(Mailbox(License.user_email) != "", or_(*(known[name] for name in known_by))))
+    return _hidden(and_(Mailbox(License.user_email) != "", or_(mine.in_(theirs), mine.in_(by_id))))
 
 
 def licenses_of_learners(scope: Scope, licenses: Sequence[UUID], *columns: Any) -> Rows:

@@ -23,15 +23,18 @@ def due_plans(scope: Scope) -> Rows:
     held licenses is left waits until these may be tried again.
     """
     waits = licenses_of(Plan.uuid).where(~sent(scope), held(scope))
-    workable = licenses_of(Plan.uuid).where(~sent(scope), ~held(scope))
     ended = Plan.uuid.in_(plans_whose_chain_ended(scope))
-    return plans_where(ended, or_(any_of(workable), ~any_of(waits)), columns=COLUMNS)
+    return plans_where(ended, or_(any_of(workable(scope)), ~any_of(waits)), columns=COLUMNS)
 
 
 def plans_of_run(scope: Scope) -> Rows:
     """The due plans (as `due_plans`, and whether a license of theirs is to be downgraded just now)."""
-    workable = any_of(licenses_of(Plan.uuid).where(~sent(scope), ~held(scope)))
-    return due_plans(scope).add_columns(case((workable, 1), else_=0))
+    return due_plans(scope).add_columns(case((any_of(workable(scope)), 1), else_=0))
+
+
+def workable(scope: Scope) -> Rows:
+    """The UUIDs of the licenses of the Plan at hand that are to be downgraded just now."""
+    return licenses_of(Plan.uuid).where(~sent(scope), ~held(scope))
 
 
 def due_and_unmarked(scope: Scope) -> Rows:

@@ -17,7 +17,7 @@ from worker.db.license_manager_tables import (
 )
 from worker.db.sql import Among, Mailbox, Rows
 from worker.due import conditions
-from worker.due.learners import KNOWN_BY, Which, is_learner_of
+from worker.due.learners import Which, is_learner_of
 from worker.due.scope import Scope
 from worker.ledger.order import DOWNGRADE
 
@@ -66,22 +66,22 @@ def any_hold(scope: Scope) -> Rows:
 
 def protected(scope: Scope, *columns: Any) -> Rows:
     """Which licenses would be due to be unlinked but for another current license of the learner?"""
-    return unlinkable(scope, *columns, protected_by=KNOWN_BY)
+    return unlinkable(scope, *columns, only_protected=True)
 
 
 def unlinkable(
-    scope: Scope, *columns: Any, protected_by: Sequence[str] = (), held: ColumnElement[bool] | None = None
+    scope: Scope, *columns: Any, only_protected: bool = False, held: ColumnElement[bool] | None = None
 ) -> Rows:
     """Which licenses are due to be unlinked, whether their downgrade is confirmed or not?
 
-    With `protected_by`: those that only a current license of the learner, known by these, keeps from it. A license that
+    With `only_protected`: those that only a current license of the learner keeps from it. A license that
     is `held` so (as the scope has it unless given) keeps its learner linked.
     """
     candidates, how = unlink_candidates(scope, *columns), conditions.holds(scope) if held is None else held
-    if not protected_by:
+    if not only_protected:
         return candidates.where(~_kept(scope, how))
     (is_held, protects), customers = keeping(scope, how).values(), agreements(scope)
-    return candidates.where(~is_learner_of([is_held], customers), is_learner_of([protects], customers, protected_by))
+    return candidates.where(~is_learner_of([is_held], customers), is_learner_of([protects], customers))
 
 
 def unlink_candidates(scope: Scope, *columns: Any) -> Rows:

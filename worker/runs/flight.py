@@ -96,26 +96,27 @@ class Flight:
             except Exception as error:
                 self._failure = self._failure or error
         if refused:
-            self._write([], refused)
+            self._hold(refused)
 
-    def _record(self) -> None:
-        """Record the confirmed batches, while the next ones are on their way."""
-        confirmed, self._confirmed = self._confirmed, []
-        if confirmed:
-            self._write(confirmed, [])
-
-    def _write(self, confirmed: Sequence[Batch], refused: Sequence[tuple[UUID, str]]) -> None:
+    def _hold(self, refused: Sequence[tuple[UUID, str]]) -> None:
         claim = self._claim
 
         def write(session: Session) -> None:
             for license_uuid, reason in refused:
                 held.hold(session, claim.run, claim.step.name, license_uuid, reason)
-            if confirmed:
-                self._confirm(session, confirmed)
-                held.release(session, [row[0] for batch in confirmed for row in batch.rows if row[1]])
 
-        counts = {claim.step.counts: sum(len(batch.rows) for batch in confirmed), "licenses_held": len(refused)}
-        claim.record(write, **counts)
+        claim.record(write, licenses_held=len(refused))
+
+    def _record(self) -> None:
+        """Record the confirmed batches, while the next ones are on their way."""
+        confirmed, self._confirmed = self._confirmed, []
+
+        def write(session: Session) -> None:
+            self._confirm(session, confirmed)
+            held.release(session, [row[0] for batch in confirmed for row in batch.rows if row[1]])
+
+        if confirmed:
+            self._claim.record(write, **{self._claim.step.counts: sum(len(batch.rows) for batch in confirmed)})
 
     def _fill(self) -> None:
         """Send batches while this run has slots for them."""

@@ -35,7 +35,9 @@ class Marking:
             return
 
         def write(session: Session) -> None:
-            session.execute(update(Run).where(Run.id == self._claim.run.id).values(self.write(session)))
+            count = self.write(session)
+            if self._marked:
+                session.execute(update(Run).where(Run.id == self._claim.run.id).values(count))
 
         self._claim.record(write)
         self._claim.run.plans_processed += len(self._marked)
@@ -52,10 +54,10 @@ class Marking:
         if self._any:
             now = session.connection().execute(_NOW).scalar_one()
             done = [row[0] for row in statements.fetch(session, done_and_unmarked, self._scope)]
-            found = self._deps.plan_history.look(session) if done else None
-            for first in range(0, len(done), CHUNK):
-                assert found is not None  # noqa: S101, for the type checker
+            if done:
                 # Once more in the UPDATE: meanwhile a plan may have been extended, or a license moved into it.
-                chunk, still = done[first : first + CHUNK], still_done(self._scope)
-                self._marked += plan_history.mark_processed(session, found, chunk, now, run.id, *still)
+                found, still = self._deps.plan_history.look(session), still_done(self._scope)
+                for first in range(0, len(done), CHUNK):
+                    chunk = done[first : first + CHUNK]
+                    self._marked += plan_history.mark_processed(session, found, chunk, now, run.id, *still)
         return {"plans_processed": run.plans_processed + len(self._marked)}

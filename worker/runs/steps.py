@@ -29,10 +29,8 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
-Count: TypeAlias = Callable[..., dict[str, int]]
+Count: TypeAlias = Callable[[Session, Scope], dict[str, int]]
 """Counts the columns of a dry run: all that the step would do."""
-
-
 Finish: TypeAlias = Callable[[Session], dict[str, int]]
 """What is written in the transaction in which the run advances; returns last columns of the run."""
 Do: TypeAlias = Callable[[Deps, Claim, Scope, float], Finish | None]
@@ -133,7 +131,7 @@ def do_step(deps: Deps, claim: Claim, deadline: float) -> bool:
     """
     run, (do, count) = claim.run, WORK[claim.step.name]
     scope = scope_of(deps.database, deps.settings, run.as_of, run, run.enterprise_customer_uuid, run.id)
-    finish = partial(count, scope=scope) if run.dry_run else do(deps, claim, scope, deadline)
+    finish = (lambda session: count(session, scope)) if run.dry_run else do(deps, claim, scope, deadline)
     if finish is None:
         claim.release()
         return False
