@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -28,7 +29,7 @@ settings.load_profile("default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the slots of the many LMSs, and what else is left in the temporary folder, in one that is dropped."""
+    """Keep what is left in the temporary folder in one that is dropped."""
     if not hasattr(config, "workerinput"):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="lx-")
@@ -148,3 +149,12 @@ def make_test_deps(database_url: str, lms: Simulator) -> Iterator[Callable[..., 
     yield make
     for deps in made:
         deps.close()
+
+
+@pytest.fixture
+def all_counted(make_test_deps: Callable[..., Deps]) -> Iterator[None]:
+    """No thread of /metrics is left behind that counts what is due, with a connection of deps that are closed."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "due":
+            thread.join(30)

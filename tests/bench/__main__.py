@@ -17,8 +17,9 @@ from bench.figures import in_short
 from bench.fleet import Fleet, measure_fleet
 from bench.machines import why_not
 from bench.night import Asked, measure
+from bench.servers import server
 from bench.shapes import SHAPES, measure_shape
-from bench.stand import REALISTIC, ROOT, STRESS, Pace, license_manager, server_of, stand
+from bench.stand import REALISTIC, ROOT, STRESS, Pace, license_manager, stand
 
 Figures = list[dict[str, Any]]
 
@@ -104,10 +105,10 @@ def main(
     folder = folder.resolve()
     results: dict[str, Figures] = {}
     for kind in kinds:
-        with server_of(kind, folder / f"{kind}-server") as server:
-            bench = Bench(kind, server, folder, results)
+        with server(kind, folder / f"{kind}-server") as url:
+            bench = Bench(kind, url, folder, results)
             for enterprises, licenses, pace in nights:
-                bench.night(Asked(kind, server, Layout(enterprises, licenses, large=large), pace, profiles, loop))
+                bench.night(Asked(kind, url, Layout(enterprises, licenses, large=large), pace, profiles, loop))
             for name in shapes:
                 bench.shape(name, smaller)
             bench.fleets(machines, Layout(*shared, large=large or 20 * shared[1]))

@@ -39,7 +39,7 @@ def measure_fleet(asked: Fleet, folder: Path) -> dict[str, Any]:
     """Carry the night through; give its figures, when enterprises ended, and what became of a lost machine's runs."""
     with (
         license_manager(asked.server, folder) as (engine, _),
-        machines(asked.machines, folder) as made,
+        machines(asked.machines) as made,
         stand(asked.kind, engine, asked.layout.lay_down(engine), PACE, folder, made.host, **LEASE) as at,
     ):
         _start_workers(at, made)

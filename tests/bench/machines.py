@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ def why_not() -> str:
 
 
 @contextmanager
-def machines(count: int, folder: Path) -> Iterator[Machines]:
-    """Make this many, each with a folder for temporary files of its own in this folder; remove them at the end."""
+def machines(count: int) -> Iterator[Machines]:
+    """Make this many; remove them at the end."""
     number = os.getpid()  # so that two benches can be at work
     net, bridge = f"198.18.{number % 250}", f"lxb{number}"  # a network that is kept for benchmarks
     names = [f"lxm{number}n{machine}" for machine in range(count)]
@@ -42,9 +41,7 @@ def machines(count: int, folder: Path) -> Iterator[Machines]:
             _ip(f"-n {name} addr add {net}.{machine + 2}/24 dev eth0")
             _ip(f"-n {name} link set eth0 up")
             _ip(f"-n {name} link set lo up")
-            (folder / name).mkdir()
-        started = [["ip", "netns", "exec", name, "env", f"TMPDIR={folder / name}"] for name in names]
-        yield Machines(f"{net}.1", started)
+        yield Machines(f"{net}.1", [["ip", "netns", "exec", name] for name in names])
     finally:
         for name in names:
             _ip(f"netns del {name}", check=False)  # its end of the cable goes with it, and so does the other end

@@ -21,7 +21,12 @@ class Used:
 
 def of_group(leader: int) -> Used:
     """Of the processes that a leader has started, those that have ended included, and of itself."""
-    return _sum([pid for pid in _pids() if _stat(pid) and int(_stat(pid)[2]) == leader])
+    return _sum(group(leader))
+
+
+def group(leader: int) -> list[int]:
+    """The processes that a leader has started, and itself."""
+    return [pid for pid in _pids() if (stat := _stat(pid)) and int(stat[2]) == leader]
 
 
 def of_server(name: str, port: int) -> Used:

@@ -21,7 +21,6 @@ from support.processes import BOTH_QUEUES
 from support.services import database_on
 
 from bench.meters import Used, of_group, of_server
-from bench.servers import server
 from simulator.processes import Processes, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -44,13 +43,6 @@ class Pace:
 
 # An LMS takes seconds for 100 licenses: what nights are like. The stress shows what the worker costs beside the LMS.
 REALISTIC, STRESS = Pace(1.0, 16, 20), Pace(0.05, 8, 8)
-
-
-@contextmanager
-def server_of(kind: str, folder: Path) -> Iterator[str]:
-    """Give the URL of a database server of this kind, for a user who may make databases; files are in the folder."""
-    with server(kind, folder) as url:
-        yield url
 
 
 @contextmanager
@@ -127,9 +119,7 @@ class Stand:
 
 
 @contextmanager
-def settings_of(
-    folder: Path, url: str, customers: Sequence[UUID], in_flight: int = 8, host: str = LOOPBACK, **more: str
-) -> Iterator[None]:
+def settings_of(folder: Path, url: str, customers: Sequence[UUID], host: str = LOOPBACK, **more: str) -> Iterator[None]:
     """Put the settings of what is started meanwhile into the environment; `more` are settings besides."""
     given = {
         "DATABASE_URL": url,
@@ -140,7 +130,6 @@ def settings_of(
         "BACKEND_SERVICE_EDX_OAUTH2_SECRET": "not-a-secret",
         "LICENSE_EXPIRY_CFG": str(folder / "settings.yml"),
         "UNLINK_LIMIT": "0",
-        "LMS_PARALLEL_REQUESTS": str(in_flight),
         "BENCH_FOLDER": str(folder),
         "PYTHONPATH": f"{ROOT}/tests:{ROOT}",
     }
@@ -161,7 +150,8 @@ def stand(
 ) -> Iterator[Stand]:
     """Start Redis and the simulated LMS on this address, and give them; `more` are settings besides."""
     url = engine.url.render_as_string(hide_password=False)
-    with settings_of(folder, url, customers, pace.in_flight, host, **more), Processes(folder, ROOT) as processes:
+    more |= {"LMS_PARALLEL_REQUESTS": str(pace.in_flight)}
+    with settings_of(folder, url, customers, host, **more), Processes(folder, ROOT) as processes:
         made = Stand(folder, kind, engine, host, processes)
         made.take(pace.latency)
         yield made

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.processes import played
 
 from chaos import counter, servers
 from chaos.brokers import pairs
@@ -29,7 +28,6 @@ from chaos.faults import (
 )
 from chaos.hands import HANDS
 
-ROOT = Path(__file__).parents[2]
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SCALE = Scale(points=1700, downgrades=70, unlinks=50, enterprises=("a", "b", "c"))
 FAULTS_EACH = 10
@@ -48,17 +46,9 @@ def folder() -> Iterator[Path]:
 def test_every_promise_holds_under_faults_drawn_at_random(engine: str, broker: str, folder: Path) -> None:
     servers.require(engine, broker)
     print(f"CHAOS_SEED={SEED}")  # noqa: T201, shown when it fails
-    command = [sys.executable, "-m", "chaos", "--seed", str(SEED), "--faults", str(FAULTS_EACH)]
-    played = subprocess.run(
-        [*command, "--engine", engine, "--broker", broker, "--folder", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
-    assert played.returncode == 0, played.stdout + played.stderr
+    drawn = ("--seed", str(SEED), "--faults", str(FAULTS_EACH))
+    ended = played("chaos", *drawn, "--engine", engine, "--broker", broker, "--folder", str(folder))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert (
         sum(json.loads((folder / f"{engine}-{broker}" / "totals.json").read_text())["faults"].values()) >= FAULTS_EACH
     )

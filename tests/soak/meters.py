@@ -1,13 +1,13 @@
 """What a night leaves behind: memory, connections, files, threads, rows, and how long fixed queries take."""
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import redis
 import requests
+from bench.meters import group
 from sqlalchemy import Engine, func, inspect, select, table, text
 from support.processes import COMMAND, ROOT
 
@@ -21,10 +21,9 @@ Figures = dict[str, float]
 def of_processes(name: str, leader: int) -> Figures:
     """The memory in MiB (PSS), files and threads of a leader's process group."""
     found = {"MiB": 0.0, "files": 0.0, "threads": 0.0}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in group(leader):
+        folder = Path(f"/proc/{pid}")
         try:
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[2]) != leader:
-                continue
             [pss] = [line for line in (folder / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:")]
             found["MiB"] += int(pss.split()[1]) / 1024
             found["files"] += len(list((folder / "fd").iterdir()))
@@ -69,12 +68,6 @@ def of_queries(serve: str) -> Figures:
             lambda: subprocess.run([*COMMAND, "status", "--json"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         ),
     }
-
-
-def serve_command(port: int) -> list[str]:
-    """The command that serves pages and metrics on this port."""
-    code = "from worker.cli.main import main; main()"
-    return [sys.executable, "-c", code, "serve", "--port", str(port)]
 
 
 def _took(ask: Callable[[], object]) -> float:

@@ -17,7 +17,7 @@ from bench.stand import ROOT, license_manager, settings_of
 from sqlalchemy import ColumnElement, Engine, false, func, make_url, select
 from sqlalchemy.orm import Session
 from support.eventually import eventually
-from support.processes import BOTH_QUEUES, CELERY, leases_of
+from support.processes import BOTH_QUEUES, CELERY, COMMAND, leases_of
 from support.services import SERVERS
 
 from simulator.data.rows import DAY
@@ -60,7 +60,7 @@ class Soak:
         schedule = f"--schedule={processes.folder}/schedule"
         beat = [*APP, "beat", "--loglevel=INFO", schedule, "--pidfile="]
         self._beat = processes.start("beat", beat, lambda: "beat: Starting" in processes.log("beat"))
-        serve = meters.serve_command(self._serve)
+        serve = [*COMMAND, "serve", "--port", str(self._serve)]
         self._pages = processes.start("serve", serve, lambda: listens(self._serve))
         self.broken: list[str] = []
         self._counted: dict[tuple[str, ...], float] = {}
@@ -178,7 +178,6 @@ def play(kind: str, nights: int, enterprises: int, folder: Path) -> tuple[list[F
 
 @contextmanager
 def _settings(folder: Path, url: str, customers: Customers) -> Iterator[int]:
-    with settings_of(folder, url, customers.enterprises):
-        more = {"LEDGER_KEEP_DAYS": KEEP, "TASK_RETRY_SECONDS": 1, "TASK_MAX_RETRIES": 50, **leases_of(8)}
-        os.environ.update({name: str(value) for name, value in more.items()})
+    more = {"LEDGER_KEEP_DAYS": KEEP, "TASK_RETRY_SECONDS": 1, "TASK_MAX_RETRIES": 50, **leases_of(8)}
+    with settings_of(folder, url, customers.enterprises, **{name: str(value) for name, value in more.items()}):
         yield make_url(os.environ["LMS_URL"]).port or 0

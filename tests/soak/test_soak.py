@@ -1,31 +1,19 @@
 """The soak itself: two nights of a few enterprises, and what it says of figures that grow."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.processes import played
 from support.services import REMEDIES, missing
 
 from soak.meters import Figures
 from soak.verdict import as_markdown, growing
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["postgresql"])  # make soak plays on both
 def test_two_nights_are_played_and_measured(engine: str, tmp_path: Path) -> None:
-    started = subprocess.run(
-        [sys.executable, "-m", "soak", "--nights=2", "--enterprises=4", f"--engine={engine}", f"--folder={tmp_path}"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
+    started = played("soak", "--nights=2", "--enterprises=4", f"--engine={engine}", f"--folder={tmp_path}")
     if "OperationalError" in started.stderr and "CREATE DATABASE" in started.stderr:
         missing(engine, REMEDIES[engine])
     assert started.returncode == 0, started.stdout + started.stderr

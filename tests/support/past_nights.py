@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, insert, text, update
 
 from simulator.data.rows import DAY, Data
 from worker.db.ledger_tables import Heartbeat, HeldLicense, LmsCall, Night, Retry, Run
+from worker.db.sql import Rows
 from worker.ledger.order import Phase
 
 NAMES = ("Harbour", "Meadow", "Lantern", "Juniper", "Cobalt", "Saffron", "Orchard", "Granite", "Willow", "Beacon")
@@ -92,3 +93,14 @@ def _lay_run(rows: Any, data: Data, dice: random.Random, what: tuple[datetime, U
     call = {"step": "downgrade", "outcome": "http_200", "le": "2.5", "calls": 4, "seconds": 6.1}
     rows[LmsCall].append({"run_id": run["id"], "fence": 1, **call})
     rows[Run].append(run)
+
+
+def explained(engine: Engine, query: Rows) -> str:
+    """What the database says of a query's plan, once it knows how the runs are spread."""
+    statement = str(query.compile(engine, compile_kwargs={"literal_binds": True}))
+    with engine.connect() as connection:
+        connection.execute(
+            text("ANALYZE" if engine.dialect.name == "postgresql" else "ANALYZE TABLE license_expiry_run")
+        )
+        connection.commit()
+        return repr(list(map(tuple, connection.execute(text(f"EXPLAIN {statement}".replace(":", r"\:"))))))

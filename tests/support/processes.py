@@ -154,3 +154,16 @@ def kill_all_of(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def played(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Play nights by a module of the tests, `chaos` or `soak`; give its status and what it has said."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/tests:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )

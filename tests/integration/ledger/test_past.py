@@ -1,6 +1,5 @@
 """Pruning: what goes, what stays, and that no sum changes by it."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -9,9 +8,9 @@ from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from sqlalchemy import Engine, delete, event, insert, text
+from sqlalchemy import Engine, delete, event, insert
 from support.database_account import Account
-from support.past_nights import Past, lay_past
+from support.past_nights import Past, explained, lay_past
 from support.runs import ON_EACH, ON_SERVERS, ON_SQLITE, Make, rows, together
 
 from simulator.data.rows import DAY
@@ -24,6 +23,8 @@ from worker.ledger.runs import newest_runs
 from worker.runs.reconcile import prune_ledger
 from worker.web.metrics import Metrics
 
+pytestmark = pytest.mark.usefixtures("all_counted")
+
 KEEP = 32 * DAY
 ONE, OTHER = UUID(int=1), UUID(int=2)
 
@@ -31,15 +32,6 @@ ONE, OTHER = UUID(int=1), UUID(int=2)
 @pytest.fixture
 def database(engine: Engine) -> Database:
     return Database(engine)
-
-
-@pytest.fixture(autouse=True)
-def _all_counted(make_test_deps: Make) -> Iterator[None]:
-    """No thread of /metrics is left behind that counts what is due, with a connection of deps that are closed."""
-    yield
-    for thread in threading.enumerate():
-        if thread.name == "due":
-            thread.join(30)
 
 
 def a_run(number: int, enterprise: UUID, opened_at: datetime, **more: Any) -> dict[str, Any]:
@@ -243,13 +235,7 @@ def test_the_documented_rights_are_enough(engine: Engine, account: Account, old_
 @ON_SERVERS
 def test_old_runs_are_found_by_an_index(engine: Engine, database: Database) -> None:
     laid = lay_past(engine, enterprises=20, nights=300)
-    statement = str(past.old_runs(laid.now - 295 * DAY).compile(engine, compile_kwargs={"literal_binds": True}))
-    with engine.connect() as connection:
-        connection.execute(
-            text("ANALYZE TABLE license_expiry_run" if engine.dialect.name != "postgresql" else "ANALYZE")
-        )
-        connection.commit()
-        plan = repr(list(map(tuple, connection.execute(text(f"EXPLAIN {statement}".replace(":", r"\:"))))))
+    plan = explained(engine, past.old_runs(laid.now - 295 * DAY))
     assert "license_expiry_run_opened" in plan, plan
     assert "license_expiry_run_enterprise" in plan, plan
     assert "Seq Scan" not in plan, plan

@@ -307,7 +307,7 @@ def test_an_lms_that_refuses_everything_has_nobody_held(
     assert len(sent(lms, kind)) <= 2  # and nothing was split
 
 
-# The slots of a host
+# Slots, over all workers
 
 
 @ON_EACH

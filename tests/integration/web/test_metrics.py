@@ -46,17 +46,10 @@ from worker.ledger.order import DOWNGRADE, ENDED, Phase
 from worker.web import metrics
 from worker.web.metrics import Metrics
 
+pytestmark = pytest.mark.usefixtures("all_counted")
+
 DOCS = Path(__file__).parents[3] / "docs/metrics.md"
 Samples = dict[tuple[Any, ...], float]
-
-
-@pytest.fixture(autouse=True)
-def _all_counted(make_test_deps: Make) -> Iterator[None]:
-    """No thread is left behind that counts what is due, with a connection of deps that are closed."""
-    yield
-    for thread in threading.enumerate():
-        if thread.name == "due":
-            thread.join(30)
 
 
 @pytest.fixture
