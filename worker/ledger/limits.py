@@ -74,7 +74,7 @@ class Slots:
             content = self._taken == self.usable == wants == 1
             self._again, self._wait = inf if content else steady() + LOOK_SECONDS, FIRST_SECONDS
         else:
-            self._take(0)  # so that two that wait do not keep each other from the last slot
+            self._take(in_flight)  # so that two that wait do not keep each other from the last slot
             self._again, self._wait = steady() + self._wait, min(2 * self._wait, LONGEST_SECONDS)
 
     def _share(self, wants: int, in_flight: int) -> bool:

@@ -180,6 +180,20 @@ def test_runs_beyond_the_limit_wait_in_the_order_of_the_queue(database: Database
     assert (second.usable, third.usable) == (1, 0)
 
 
+@ON_SQLITE
+def test_a_lease_that_has_lapsed_gives_up_no_slot_of_a_call_in_flight(database: Database, engine: Engine) -> None:
+    """Nobody has the run yet, so its renewal revives the lease, and the call counts again."""
+    claimed = claim(database, open_run(database))
+    late = Slots(database, 2, claimed.run.id, claimed.hold_slots)
+    late.look(2, 0)
+    lapse(engine, claimed.run.id)
+    late.look(2, 2)
+    claimed.renew()
+    other = sharing(database, 2)
+    other.look(2, 0)
+    assert other.usable == 0
+
+
 @ON_EACH
 def test_a_worker_that_died_gives_its_slots_back_with_its_lease(database: Database, engine: Engine) -> None:
     dead = sharing(database, 2)
