@@ -103,7 +103,7 @@ def test_what_is_no_message_at_all_does_not_end_a_worker_either(
     eventually(lambda: [run for run in runs(engine) if run.ended_at], what="the dry run behind them")
     assert processes.log("worker").count("message dropped: ") == len(raw)
     assert attacked.poll() is None
-    assert redis_server.hlen("license_expiry:unacked") == 0
+    eventually(lambda: redis_server.hlen("license_expiry:unacked") == 0, what="an end of what was begun")
 
 
 @WORKER_SQLITE
