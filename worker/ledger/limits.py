@@ -64,10 +64,10 @@ class Slots:
     def look(self, wants: int, in_flight: int) -> None:
         """Take what this run may have of the slots that it wants; give back what others need. Sets `usable`.
 
-        It never takes more than the limit. `in_flight` calls of it are on their way: their slots are kept. Raises what
-        `write` raises, and as `transact`.
+        It never takes more than the limit. `in_flight` calls of it are on their way: their slots are kept. A run that
+        wants none keeps one, until it has found that nothing is left. Raises what `write` raises, and as `transact`.
         """
-        wants, self.usable = min(wants, self._limit), self.usable or 0
+        wants, self.usable = max(1, min(wants, self._limit)), self.usable or 0
         if self._share(wants, in_flight):
             self._share(wants, in_flight)  # what was taken just now is usable once it was seen beside the others'
         if self.usable:

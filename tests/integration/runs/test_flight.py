@@ -351,6 +351,18 @@ def test_a_run_that_waits_for_a_slot_can_be_stopped(
 
 
 @ON_SQLITE
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_look_for_slots_after_the_last_batch_does_not_hold_up_the_end(
+    parallel: int, lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LOOK_SECONDS", 0.0)
+    lay(lms, licenses=5)
+    deps = make_test_deps(**batches_of(1, parallel=parallel))
+    (run,) = start(deps)
+    assert finish(deps, run.enterprise, run.run_id).phase == Phase.FINISHED
+
+
+@ON_SQLITE
 def test_a_large_enterprise_does_not_hold_up_a_small_one(
     lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
