@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 named = $(if $(findstring command line,$(origin $(1))),$(2)='$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-floors audit test-engines test-compose mysql mysql-stop bench chaos soak check lint format lock clean
+.PHONY: help setup run test test-floors audit test-all test-compose mysql mysql-stop bench chaos soak check lint format lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +55,8 @@ test-floors: setup $(FLOORS)/.ready  ## Run the tests of attacks with the oldest
 	@$(FLOORS)/bin/python -m pytest -n auto --dist loadscope tests/security \
 	  $(addprefix --ignore=tests/security/test_,accounts.py broker_user.py health.py)  # which are about servers
 
-test-engines: setup  ## Run the tests of the steps on each kind of database, not on SQLite alone
-	@EVERY_ENGINE=1 $(BIN)/python -m pytest -n auto tests/integration/runs
+test-all: setup  ## Run the long tests too, and those of the steps on each kind of database (an hour)
+	@EVERY_ENGINE=1 $(BIN)/python -m pytest -m "" -n auto --dist loadscope --no-loadscope-reorder $(T)
 
 mysql: setup  ## Start the tests' MySQL servers, 9.7 and one set as 8.x (fetches 50 MB the first time; Debian)
 	@PYTHONPATH=tests:. $(BIN)/python -m support.mysql_server start

@@ -35,7 +35,7 @@ from worker.runs.attempt import Outcome
 from worker.runs.request import parse_request
 from worker.runs.start import start_runs
 
-# What does not depend on the kind of database is tried on the quickest one alone; by `make test-engines`, on each.
+# What does not depend on the kind of database is tried on the quickest one alone; by `make test-all`, on each.
 EVERY_ENGINE = bool(os.environ.get("EVERY_ENGINE"))
 ON_SQLITE = pytest.mark.parametrize("engine_kind", KINDS if EVERY_ENGINE else ["sqlite"], indirect=True)
 # What depends on it, but not on the form of the UUIDs.
