@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 named = $(if $(findstring command line,$(origin $(1))),$(2)='$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-floors audit test-all test-compose mysql mysql-stop bench chaos soak check lint format lock clean
+.PHONY: help setup run test test-all test-floors package audit test-compose mysql mysql-stop bench chaos soak check lint format lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,24 +77,37 @@ chaos: setup  ## Kill and cut off real processes at random, with people at work;
 soak: setup  ## Play 30 nights in a row on real processes, and see whether anything grows (ARGS="--help" tells more)
 	@PYTHONPATH=tests:. $(BIN)/python -m soak $(ARGS)
 
-check: setup  ## Run ruff, mypy and the import rules
+check: setup  ## Run ruff, mypy, the import rules and the check of the workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/zizmor --offline --strict-collection --no-progress --quiet .github
 
 format: setup  ## Put the code in form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# The tools that build, check and pin; apart from .venv, so that `setup` stays quick.
+PACKAGE := .venv-package
+$(PACKAGE)/.ready: requirements/package.txt $(READY)
+	@$(PYTHON) -m venv --without-pip --clear $(PACKAGE)
+	@$(BIN)/python -m pip --python $(PACKAGE)/bin/python install --quiet --disable-pip-version-check --no-compile \
+	  --require-hashes -r requirements/package.txt
+	@touch $@
+
+package: setup $(PACKAGE)/.ready  ## Build dist/, the same bytes each time; check, install and test what was built
+	@.ci/package
+
 # What each list is made with; requirements/build.txt is what a package is built with.
-COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet --upgrade
+COMPILE := $(PACKAGE)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet --upgrade
 RUN := pyproject.toml --extra mysql --extra postgresql --extra segment
-lock: setup  ## Pin the environment's packages anew, by name and hash (needs uv)
+lock: setup $(PACKAGE)/.ready  ## Pin the environment's packages anew, by name and hash
 	@$(COMPILE) pyproject.toml --all-extras --group dev --output-file requirements/dev.txt
 	@$(COMPILE) $(RUN) --constraint requirements/dev.txt --output-file requirements/run.txt
 	@echo setuptools | $(COMPILE) - --constraint requirements/dev.txt --output-file requirements/build.txt
 	@$(COMPILE) $(RUN) --resolution lowest-direct --output-file requirements/floors.txt
+	@$(COMPILE) --group package --constraint requirements/dev.txt --output-file requirements/package.txt
 
 audit: setup  ## Compare the pinned packages with the known advisories, where their service can be reached
 	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }

@@ -52,6 +52,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["python", "-m", "simulator", "--help"], "make-data"),
         (["python", "-c", "import tasks; print(sorted(tasks.run_nightly.app.tasks))"], "license_expiry.run_nightly"),
         (["python", "-c", "import worker.ledger.migrations.versions as v; print(*v.__path__)"], "versions"),
+        (
+            ["python", "-c", "from importlib.resources import files as f; print((f('worker') / 'py.typed').is_file())"],
+            "True",
+        ),
+        (
+            [
+                "python",
+                "-c",
+                "from importlib.metadata import metadata as m; print(m('license-expiry')['License-Expression'])",
+            ],
+            "AGPL",
+        ),
     ],
 )
 def test_it_starts_in_an_empty_folder(installed: Path, tmp_path: Path, command: list[str], expected: str) -> None:

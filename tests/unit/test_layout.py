@@ -12,7 +12,7 @@ MODULES = sorted(path for folder in ("worker", "tasks") for path in (ROOT / fold
 
 
 def test_worker_has_few_entries() -> None:
-    assert len([path for path in WORKER.iterdir() if path.name != "__pycache__"]) <= 18
+    assert len([path for path in WORKER.iterdir() if path.name not in ("__pycache__", "py.typed")]) <= 18
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: str(package.relative_to(WORKER)))
