@@ -21,7 +21,12 @@ UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
 DOCS = [ROOT / "docs" / name for name in ("install.md", "security.md", "runbooks.md")]
 SETTINGS = {*Settings.model_fields, *FlowerSettings.model_fields, CONFIG_FILE_VARIABLE}
 FLOWERS = {f"FLOWER_{name.upper()}" for name in import_module("flower.options").default_options}
-OF_OTHERS = {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MYSQL_HOST"}  # Python's and Tutor's, and requests'
+OF_OTHERS = {
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "MYSQL_HOST",
+    "DOCKER_REGISTRY",
+}  # Python's and Tutor's, and requests'
 OF_OTHERS |= {"CURL_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 SECRETS = {f"{process}_DATABASE_URL" for process in ("INIT", "FLOWER", "SERVE")}  # by their names at their source
 
