@@ -61,6 +61,19 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
         [analyze, "verify", "--man=no", *sorted(units.glob("*.service"))], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+    for path in units.glob("*.service"):
+        assessed = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", path]  # its level times ten
+        done = subprocess.run(assessed, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+def test_the_documented_installation_takes_only_what_has_the_pinned_hashes() -> None:
+    texts = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    installs = re.findall(r"/opt/license-expiry/bin/pip install (.+)", texts)
+    assert installs == [
+        "--require-hashes -r requirements/run.txt -r requirements/build.txt",
+        "--no-deps --no-build-isolation .",
+    ]
 
 
 @pytest.mark.parametrize("name", ["worker", "beat", "flower", "serve", "init"])
