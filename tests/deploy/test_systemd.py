@@ -62,7 +62,14 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     for path in units.glob("*.service"):
-        assessed = [analyze, "security", "--offline=true", "--threshold=20", "--no-pager", str(path)]  # its level times ten
+        assessed = [
+            analyze,
+            "security",
+            "--offline=true",
+            "--threshold=20",
+            "--no-pager",
+            str(path),
+        ]  # its level times ten
         done = subprocess.run(assessed, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout.splitlines()[-1]
 
