@@ -1,4 +1,4 @@
-"""What the Tutor plugin renders, started on the engine beside the demo's database, Redis and LMS in the place of Tutor's.
+"""What the Tutor plugin renders, started on the engine with the demo's database, Redis and LMS in place of Tutor's.
 
 The rest of Tutor's services are left out: their images cannot be had here.
 """
@@ -45,10 +45,7 @@ def runs_under_tutor(stack: Stack) -> None:
     compose("up", "--detach")
     names = [f"license-expiry-{process}" for process in ("worker", "beat", "flower", "serve")]
 
-    def healths() -> set[str]:
-        return {stack.inspected()[name]["State"]["Health"]["Status"] for name in names}
-
-    eventually(lambda: healths() == {"healthy"}, 120, "every process is healthy")
+    eventually(lambda: healths(*names) == {"healthy"}, 120, "every process is healthy")
     told = "license-expiry run --json || [ $? = 1 ]"
     runs = yaml.safe_load(compose("exec", "-T", "license-expiry-worker", "sh", "-c", told))["runs"]
     assert runs
