@@ -30,13 +30,12 @@ def runs_under_tutor(stack: Stack) -> None:
     def compose(*command: str) -> str:
         return stack.engine.run(*PROJECT, *command, cwd=local)
 
-    eventually(
-        lambda: stack.inspected()["simulator"]["State"]["Health"]["Status"] == "healthy", 120, "the LMS is there"
-    )
-    for *_, service, shell, strict, option, script in tutor(folder, "local", "do", "init", "--limit", "license-expiry")[
-        1:
-    ]:
-        job = (shell, strict, option, script)
+    def healths(*services: str) -> set[str]:
+        return {stack.inspected()[name]["State"]["Health"]["Status"] for name in services}
+
+    eventually(lambda: healths("simulator") == {"healthy"}, 120, "the LMS is there")
+    for asked in tutor(folder, "local", "do", "init", "--limit", "license-expiry")[1:]:  # first it looks what runs
+        service, job = asked[-5], asked[-4:]
         if service == "mysql-job":
             stack.compose("exec", "-T", "mariadb", *job)
         else:
