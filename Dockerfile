@@ -18,7 +18,7 @@ COPY --from=build /opt/license-expiry /opt/license-expiry
 ENV PATH=/opt/license-expiry/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /var/lib/license-expiry
 USER 10001:10001
-# Worker and beat: complains of a process that has noted for 5 minutes nothing, or that something is wrong (tasks/alive.py).
+# Worker and beat: complains of a process that has noted for 30 minutes nothing, or that something is wrong (tasks/alive.py).
 HEALTHCHECK --interval=60s --start-period=60s \
-  CMD ! find /tmp/license-expiry-* -type f \( -mmin +5 -o -size +0 \) -print -exec cat {} + | grep .
+  CMD ! find /tmp/license-expiry-* -type f \( -mmin +30 -o -size +0 \) -print -exec cat {} + | grep .
 CMD ["celery", "-A", "worker", "worker", "--loglevel=INFO"]

@@ -2,7 +2,8 @@
 
 A worker, its control process and beat write theirs every minute or more often: while they are connected, and with each
 try to connect. A broker outage therefore makes nobody look dead. The health check of the image and of Kubernetes is a
-`find`: a file older than 5 minutes is that of a process that hangs; one that is not empty says what else is wrong.
+`find`: a file older than 30 minutes is that of a process that hangs; one that is not empty says what else is wrong.
+It is no less than 30: a broker that accepts connections and never answers blocks the main loop for many minutes.
 """
 
 import os
