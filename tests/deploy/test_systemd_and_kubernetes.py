@@ -21,7 +21,7 @@ from worker.settings.sources import CONFIG_FILE_VARIABLE
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
 MANIFESTS = [each for each in yaml.safe_load_all((ROOT / "deploy/kubernetes/license-expiry.yaml").read_text()) if each]
-DOCS = [ROOT / "docs" / name for name in ("install.md", "security.md", "runbooks.md")]
+DOCS = [*(ROOT / "docs/how-to").glob("*.md"), ROOT / "docs/runbooks.md"]
 SETTINGS = {*Settings.model_fields, *FlowerSettings.model_fields, CONFIG_FILE_VARIABLE}
 FLOWERS = {f"FLOWER_{name.upper()}" for name in import_module("flower.options").default_options}
 OF_OTHERS = {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MYSQL_HOST"}  # Python's and Tutor's, and requests'

@@ -140,7 +140,7 @@ def messages() -> str:
 
 def _pairs(tree: ast.AST, known: Texts) -> Iterator[tuple[str, str]]:
     """Each message with its remedy. A name stands for the text that it was given last before."""
-    for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]:
+    for function in [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]:
         texts = dict(known)
         for node in sorted(ast.walk(function), key=lambda node: getattr(node, "lineno", 0)):
             texts |= _assigned([node], texts)
@@ -148,7 +148,7 @@ def _pairs(tree: ast.AST, known: Texts) -> Iterator[tuple[str, str]]:
                 arguments = [text for each in node.args for text in _told(each, texts)]
                 remedy = BEFORE_THE_REMEDY[getattr(node.func, "id", "")]
                 pair = [re.sub("…[… ]*…", "…", text) for text in arguments[remedy - 1 : remedy + 1]]
-                if len(pair) == 2 and all(text.strip("… :;.,()") for text in pair):
+                if len(pair) == 2 and pair[1].strip("… :;.,()"):  # what happened may be known to the run alone
                     yield pair[0], pair[1]
 
 

@@ -55,14 +55,13 @@ def _pictures(browser: Browser, pages: str, flower: str, lms: str) -> None:
     size = {"width": 1280, "height": 800}
     page = browser.new_context(http_credentials=login, viewport=size, color_scheme="light").new_page()  # type: ignore[arg-type]
     page.goto(pages)
-    page.locator('a[href*="/nights/"]').first.click()
+    page.locator('a[href*="nights/"]').first.click()
     _save(page, "night")
     page.get_by_role("link", name="Hazel Malformed").first.click()
-    page.locator('a[href*="/runs/"]').first.click() if "/runs/" not in page.url else None
     _save(page, "run")
     page.get_by_role("link", name="in Flower").first.click()
-    page.get_by_label("Force").check()
-    page.get_by_label("Reason").fill("the address was corrected")
+    page.locator("#force").check()
+    page.locator("#reason").fill("the address was corrected")
     page.get_by_role("button", name="Preview").click()
     page.get_by_role("button", name="Start it").wait_for()
     _save(page, "flower-start")
@@ -79,7 +78,6 @@ def _pictures(browser: Browser, pages: str, flower: str, lms: str) -> None:
 def _save(page: Page, name: str) -> None:
     page.wait_for_load_state("networkidle")
     page.screenshot(path=IMAGES / f"{name}.png")
-    print(f"docs/images/{name}.png")
 
 
 if __name__ == "__main__":
