@@ -55,6 +55,7 @@ worker_consumer = "tasks.consumer:Consumer"
 worker_cancel_long_running_tasks_on_connection_loss = False
 task_time_limit = _s.TASK_TIME_LIMIT_SECONDS
 broker_connection_retry_on_startup = True
+broker_connection_max_retries = None  # a broker that is away ends nobody
 # A message that could not be handed over at once is tried again for half a minute: a restart of the broker is sat out.
 task_publish_retry_policy = {"max_retries": 12, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 4}
 _redis: dict[str, Any] = {
@@ -81,6 +82,7 @@ task_send_sent_event = True
 task_track_started = True
 
 beat_scheduler = "tasks.beat:Scheduler"
+beat_max_loop_interval = 60  # how often beat notes that it is alive (tasks/alive.py)
 # Nothing here expires: that is judged by the clock of each worker, and one that is wrong by an hour would do nothing.
 # What has piled up meanwhile is a query each.
 beat_schedule = {

@@ -6,7 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 from celery.beat import PersistentScheduler
+from kombu.utils.objects import cached_property
 
+from tasks.alive import note_alive, noting
 from worker.logs import get_logger
 
 log = get_logger(__name__)
@@ -18,6 +20,16 @@ class Scheduler(PersistentScheduler):
     schedule_filename: str
     persistence: Any
     _remove_db: Callable[[], None]
+
+    @cached_property
+    def connection(self) -> Any:
+        """Celery's own, which notes with each try to connect that beat is alive."""
+        return noting("beat", self.app.connection_for_write())
+
+    def tick(self, *arguments: Any, **names: Any) -> Any:
+        """Do what is due (Celery's hook), and note that beat is alive, every `beat_max_loop_interval` at least."""
+        note_alive("beat")
+        return super().tick(*arguments, **names)
 
     def setup_schedule(self) -> None:
         """Read the schedule file (Celery's hook); else begin with a new one; else keep the schedule in memory."""

@@ -18,6 +18,7 @@ from kombu import compression
 from kombu.message import Message
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tasks.alive import noting
 from tasks.redis_messages import read_odd_ones
 from worker.ledger.order import STEPS
 from worker.logs import get_logger
@@ -201,6 +202,10 @@ class Consumer(CeleryConsumer):
         compression._decoders.clear()  # type: ignore[attr-defined]
         read_odd_ones()
         super().__init__(*arguments, **names)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect (Celery's hook); note with each try that this worker is alive."""
+        return super().ensure_connected(noting(self.hostname, conn))
 
     def create_task_handler(self, *arguments: Any, **names: Any) -> Callable[[Message], Any]:
         """Give Celery's handler of a message, which is asked about tasks of ours alone (its hook)."""

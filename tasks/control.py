@@ -3,7 +3,8 @@
 It is a worker of its own, with one process, which the worker starts, starts again when it has ended, and ends with
 itself. A worker whose queues are named on its command line (-Q) starts none.
 
-Besides, what a worker answers when `license-expiry doctor` or `tasks.healthy` asks.
+Besides, the queues that a worker leaves alone: it notes them in its liveness file, and answers them to `license-expiry
+doctor`.
 """
 
 import logging
@@ -20,6 +21,7 @@ import click
 from celery import bootsteps
 from celery.worker.control import inspect_command
 
+from tasks.alive import EVERY_SECONDS, note_alive
 from worker.celery import hand_back
 from worker.ledger.identity import ledger_at
 from worker.logs import get_logger
@@ -96,18 +98,37 @@ class EndsWithItsWorker(bootsteps.Step):
         threading.Thread(target=_end_without, args=(int(os.environ[_WORKER]),), daemon=True).start()
 
 
+class NotesThatItIsAlive(bootsteps.Step):
+    """Keeps the liveness file of a worker or control process, with the queues that it leaves alone."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def create(self, worker: Any) -> None:
+        """Note it now, and from the event loop from now on (Celery's hook)."""
+        note_alive(worker.hostname)
+        worker.timer.call_repeatedly(EVERY_SECONDS, self._note, (worker,))
+
+    def _note(self, worker: Any) -> None:
+        missing = _missing(worker.consumer) if worker.consumer.task_consumer else []
+        note_alive(worker.hostname, ". ".join(takes_nothing_from(worker.hostname, missing)) if missing else "")
+
+
 @inspect_command()
 def license_expiry_ledger(state: Any) -> dict[str, Any]:
-    """The id of the ledger that this worker is of, and what license_expiry_queues says, for `license-expiry doctor`."""
-    return {"ledger": _ledger(), **license_expiry_queues(state)}
+    """This worker's ledger, and the queues that it was started for and takes no messages from."""
+    return {"ledger": _ledger(), "missing": _missing(state.consumer)}
 
 
-@inspect_command()
-def license_expiry_queues(state: Any) -> dict[str, list[str]]:
-    """The queues that this worker was started for and takes no messages from, for `tasks.healthy`."""
-    consumer = state.consumer
+def takes_nothing_from(worker: str, missing: list[str]) -> tuple[str, str]:
+    """What is wrong with a worker that was started for these queues and leaves them alone, and the remedy."""
+    what = f"{worker} takes no messages from its queue {' and '.join(missing)}: somebody told it cancel_consumer"
+    commands = (f"celery -A worker control --destination {worker} add_consumer {queue}" for queue in missing)
+    return what, f"restart it, or: {'; '.join(commands)}"
+
+
+def _missing(consumer: Any) -> list[str]:
     taken = {queue.name for queue in consumer.task_consumer.queues} if consumer.task_consumer else set()
-    return {"missing": sorted(consumer.controller.given_queues - taken)}
+    return sorted(consumer.controller.given_queues - taken)
 
 
 @cache

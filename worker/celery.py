@@ -113,4 +113,5 @@ class HandBack(bootsteps.StartStopStep):
         hand_back()
 
 
-app.steps["worker"].update({HandBack, "tasks.control:ControlProcess", "tasks.control:EndsWithItsWorker"})
+CONTROL = ("ControlProcess", "EndsWithItsWorker", "NotesThatItIsAlive")
+app.steps["worker"].update({HandBack, *(f"tasks.control:{step}" for step in CONTROL)})

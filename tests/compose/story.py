@@ -1,81 +1,25 @@
 """`python -m compose.story FOLDER`: the stack comes up on the engine's images, does its nights, and goes down."""
 
-import base64
 import json
-import shutil
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 from support.eventually import eventually
 
-from compose.engine import Engine, engine
+from compose.engine import engine
+from compose.stack import FLOWER, Stack, http, say
+from compose.tutors import runs_under_tutor
 from simulator.data.showcase import CASES
 
-ROOT = Path(__file__).parents[2]
-FLOWER, SERVE, LMS, PROMETHEUS = (f"http://127.0.0.1:{port}" for port in (5555, 8001, 8000, 9090))
+SERVE, LMS, PROMETHEUS = (f"http://127.0.0.1:{port}" for port in (8001, 8000, 9090))
 ALDER = str(CASES[0].uuid)
 LIVE = {"queued", "downgrading", "downgraded", "unlinking"}
-
-
-class Stack:
-    """The compose project, in a copy of the files that an operator has."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.folder = engine.folder / "project"
-        self.folder.mkdir()
-        shutil.copy(ROOT / "docker-compose.yml", self.folder)
-        for part in ("compose", "database", "prometheus"):
-            ignored = shutil.ignore_patterns("secrets", "settings.env")
-            shutil.copytree(ROOT / "deploy" / part, self.folder / "deploy" / part, ignore=ignored)
-        subprocess.run([self.folder / "deploy/compose/prepare"], check=True, stdout=subprocess.DEVNULL)
-        self.secrets = {path.name: path.read_text() for path in (self.folder / "deploy/compose/secrets").iterdir()}
-
-    def compose(self, *command: str) -> str:
-        """Run docker-compose with both profiles; give what it prints."""
-        files = ["--file=docker-compose.yml", f"--file={ROOT}/tests/compose/override.yml"]
-        profiles = ["--profile=demo", "--profile=monitoring"]
-        return self.engine.run("docker-compose", "--project-name=night", *files, *profiles, *command, cwd=self.folder)
-
-    def inspected(self) -> dict[str, Any]:
-        """Give what the engine says of each service's container, the ended ones too."""
-        ids = self.engine.run("docker", "ps", "--all", "--quiet").split()
-        each = json.loads(self.engine.run("docker", "inspect", *ids))
-        return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in each}
-
-    def license_expiry(self, *command: str) -> Any:
-        """Run the command in the worker's container; give what it prints as JSON. Status 1 tells of a held license."""
-        told = f"license-expiry {' '.join(command)} --json || [ $? = 1 ]"
-        return json.loads(self.compose("exec", "-T", "worker", "sh", "-c", told))
-
-    def flower(self, path: str, content: Any) -> Any:
-        """Post to Flower's API as its operator."""
-        login = base64.b64encode(self.secrets["FLOWER_BASIC_AUTH"].encode()).decode()
-        return http(FLOWER + path, content, {"Authorization": f"Basic {login}"})
-
-    def runs(self, enterprise: str | None = None) -> list[dict[str, Any]]:
-        """The newest run of each enterprise, or of one."""
-        runs = self.license_expiry("status")["runs"]
-        return [run for run in runs if enterprise in (None, run["enterprise_customer_uuid"])]
-
-
-def http(url: str, content: Any = None, headers: dict[str, str] | None = None) -> Any:
-    """Get, or post JSON; give the answer, as JSON if it is. Raises HTTPError."""
-    body = None if content is None else json.dumps(content).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=30) as answer:
-        text = answer.read().decode()
-    return json.loads(text) if answer.headers.get_content_type() == "application/json" else text
-
-
-def say(what: str) -> None:
-    click.echo(f"test-compose: {what} ({time.monotonic() - BEGAN:.0f} s since up)")
 
 
 def comes_up(stack: Stack) -> None:
@@ -88,6 +32,8 @@ def comes_up(stack: Stack) -> None:
         return {name: health for name, health in healths.items() if health != "healthy"}
 
     eventually(lambda: not unwell(), 180, "every service is healthy")
+    files = stack.compose("exec", "-T", "worker", "sh", "-c", "ls /tmp/license-expiry-10001")
+    assert len([file for file in files.split() if file.startswith("celery-control@")]) == 1  # for the control queue
     for name in ("init", "accounts", "rights"):
         assert stack.inspected()[name]["State"]["ExitCode"] == 0, name
     say("every health check is green")
@@ -174,6 +120,18 @@ def is_watched(stack: Stack) -> None:
     say(f"Prometheus scrapes {', '.join(sorted(targets()))} and has our rules")
 
 
+def is_one_command(stack: Stack) -> None:
+    began = time.monotonic()
+    told = stack.engine.run(
+        "env", "COMPOSE=docker-compose", "COMPOSE_PROJECT_NAME=night", stack.folder / "deploy/compose/demo"
+    )
+    took = time.monotonic() - began
+    runs = stack.runs()
+    assert {run["phase"] for run in runs} == {"finished"}
+    assert "http://127.0.0.1:8001" in told
+    say(f"deploy/compose/demo took {took:.0f} s, with the image built before, for a night with {len(runs)} runs")
+
+
 def goes_down(stack: Stack) -> None:
     stack.compose("down", "--volumes", "--timeout=20")
     assert not stack.engine.run("docker", "ps", "--all", "--quiet")
@@ -190,12 +148,15 @@ def main(folder: Path) -> None:
             for scene in (comes_up, is_hardened, runs_one_enterprise, survives_a_restart, is_watched):
                 scene(stack)
             goes_down(stack)
+            runs_under_tutor(stack)
+            goes_down(stack)
+            is_one_command(stack)
+            goes_down(stack)
         except BaseException:
             click.echo(stack.compose("ps", "--all") + stack.compose("logs", "--no-color", "--tail=60"), err=True)
             stack.compose("down", "--volumes", "--timeout=5")
             raise
 
 
-BEGAN = time.monotonic()
 if __name__ == "__main__":
     main(Path(sys.argv[1]))

@@ -78,7 +78,7 @@ def test_each_service_is_confined_watched_and_brought_back(name: str) -> None:
         assert service["healthcheck"] == {"disable": True}
     else:
         assert service["restart"] == "unless-stopped"
-        assert name == "worker" or service["healthcheck"]["test"]  # the worker's is the image's
+        assert name in ("worker", "beat") or service["healthcheck"]["test"]  # theirs is the image's
 
 
 def test_a_worker_may_finish_the_calls_in_flight_before_it_is_killed() -> None:

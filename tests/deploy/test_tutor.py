@@ -6,14 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import kubernetes_validate
 import pytest
 import yaml
 from support.flower_options import keeps_its_list
+from support.tutor import installed, tutor
 
 from worker.flower.guard import FlowerSettings
 from worker.settings import Settings
@@ -21,7 +25,7 @@ from worker.settings import Settings
 ROOT = Path(__file__).parents[2]
 NAMES = [f"license-expiry-{name}" for name in ("worker", "beat", "flower", "serve")]
 HANDED = {
-    "worker": {"DATABASE_URL", "CELERY_BROKER_URL", "BACKEND_SERVICE_EDX_OAUTH2_SECRET"},
+    "worker": {"DATABASE_URL", "CELERY_BROKER_URL", "BACKEND_SERVICE_EDX_OAUTH2_SECRET", "SEGMENT_KEY"},
     "beat": {"CELERY_BROKER_URL"},
     "flower": {"FLOWER_DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"},
     "serve": {"SERVE_DATABASE_URL"},
@@ -30,6 +34,7 @@ HANDED = {
 KEPT = "../../data/license-expiry-flower:/var/lib/license-expiry:z"
 OAUTH2_SECRET = """a "secret" & <it's> $HOME"""
 REDIS_PASSWORD = "p@ss"
+SEGMENT_KEY = "a write key"
 FLOWERS = FlowerSettings.model_fields
 UNLINKED = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
 CUSTOMER = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
@@ -39,24 +44,15 @@ CUSTOMER = UUID("378d5bf0-f67d-4bf7-8b2a-cbbc53d0f772")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tutor's env/ folder, with the plugin installed and enabled."""
     folder = tmp_path_factory.mktemp("tutor")
-    shutil.copytree(ROOT / "deploy/tutor", folder / "source")  # setuptools builds beside what it builds
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-build-isolation"]
-    subprocess.run([*pip, "--no-deps", "--target", folder / "site", folder / "source"], check=True)
-    environment = os.environ | {
-        "PYTHONPATH": str(folder / "site"),
-        "TUTOR_ROOT": str(folder / "root"),
-        "TUTOR_PLUGINS_ROOT": str(folder / "plugins"),
-    }
     settings = {
         "LICENSE_EXPIRY_OAUTH2_SECRET": OAUTH2_SECRET,
+        "LICENSE_EXPIRY_SEGMENT_KEY": SEGMENT_KEY,
+        "LICENSE_EXPIRY_SOURCE": str(ROOT),
         "LICENSE_EXPIRY_SETTINGS": f"{{NIGHTLY_SCHEDULE: 0 3 * * *, {UNLINKED}: [{CUSTOMER}]}}",
         "REDIS_USERNAME": "default",
         "REDIS_PASSWORD": REDIS_PASSWORD,
     }
-    given = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    for command in (["plugins", "enable", "license-expiry"], ["config", "save", *given]):
-        subprocess.run([Path(sys.executable).parent / "tutor", *command], env=environment, check=True, timeout=60)
-    return folder / "root/env"
+    return installed(folder, settings)
 
 
 def services(rendered: Path, name: str) -> dict[str, Any]:
@@ -136,12 +132,68 @@ def test_kustomize_gives_the_pods_their_config_and_secrets(rendered: Path) -> No
         assert volumes["config"]["configMap"]["name"] == made["ConfigMap"]
 
 
+def test_its_version_follows_the_series_of_tutor_that_it_is_tried_with() -> None:
+    project = tomllib.loads((ROOT / "deploy/tutor/pyproject.toml").read_text())["project"]
+    series = int(version("tutor").partition(".")[0])
+    assert project["version"].startswith(f"{series}.")
+    assert project["dependencies"] == [f"tutor>={series}.0.0,<{series + 1}.0.0"]
+
+
+def test_tutor_builds_pulls_and_pushes_the_image(rendered: Path) -> None:
+    folder = rendered.parents[1]
+    image = f"docker.io/license-expiry:{tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}"
+    [build], [pull], [push] = (tutor(folder, "images", each, "license-expiry") for each in ("build", "pull", "push"))
+    assert (build[:3], build[-1]) == (["buildx", "build", f"--tag={image}"], str(ROOT))
+    assert (pull, push) == (["pull", image], ["push", image])
+
+
+def test_every_process_is_confined_and_probed_as_in_the_plain_manifests(rendered: Path) -> None:
+    base = [
+        each
+        for path in (ROOT / "deploy/kubernetes/base").glob("*.yaml")
+        for each in yaml.safe_load_all(path.read_text())
+        if each and "kind" in each
+    ]
+    plain = {
+        each["metadata"]["name"]: each["spec"]["template"]["spec"]["containers"][0]
+        for each in base
+        if each["kind"] in ("Deployment", "Job")
+    }
+    plain["license-expiry-job"] = plain.pop("license-expiry-init-db")
+    ours = manifests(rendered, "deployments.yml") | manifests(rendered, "jobs.yml")
+    assert ours.keys() == plain.keys()
+    for name, each in ours.items():
+        pod = each["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        assert pod["securityContext"]["runAsUser"] == 10001
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["resources"] == plain[name]["resources"]
+        assert container.get("livenessProbe") == plain[name].get("livenessProbe")
+        assert ("readinessProbe" in container) is ("readinessProbe" in plain[name])
+    assert "--concurrency=2" in ours["license-expiry-worker"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert plain["license-expiry-worker"]["args"] == ["--concurrency=2"]
+    for each in [
+        *services(rendered, "docker-compose.prod.yml").values(),
+        *services(rendered, "docker-compose.jobs.yml").values(),
+    ]:
+        assert each["read_only"] is True
+        assert (each["cap_drop"], each["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+
+
+def test_the_schemas_of_kubernetes_admit_its_manifests(rendered: Path) -> None:
+    for name in ("deployments.yml", "jobs.yml", "services.yml", "volumes.yml"):
+        for each in manifests(rendered, name).values():
+            kubernetes_validate.validate(each, kubernetes_validate.latest_version(), strict=True)
+
+
 def test_what_is_mounted_is_what_the_worker_reads(rendered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = rendered / "plugins/license-expiry"
     monkeypatch.setenv("LICENSE_EXPIRY_CFG", str(ours / "config.yml"))
     monkeypatch.setattr("worker.settings.sources.SECRETS_FOLDER", ours / "secrets")
     settings = Settings()
     assert settings.BACKEND_SERVICE_EDX_OAUTH2_SECRET == OAUTH2_SECRET
+    assert settings.SEGMENT_KEY == SEGMENT_KEY
     assert settings.LMS_URL == "http://lms:8000"
     assert (settings.NIGHTLY_SCHEDULE, getattr(settings, UNLINKED)) == ("0 3 * * *", {CUSTOMER})
     assert settings.CELERY_BROKER_URL == "redis://default:p%40ss@redis:6379/5"
@@ -151,7 +203,7 @@ def test_what_is_mounted_is_what_the_worker_reads(rendered: Path, monkeypatch: p
 
 def test_no_secret_is_in_a_manifest(rendered: Path) -> None:
     secrets = [path.read_text().strip() for path in (rendered / "plugins/license-expiry/secrets").iterdir()]
-    passwords = [urlsplit(each).password for each in secrets if "://" in each] + [OAUTH2_SECRET]
+    passwords = [urlsplit(each).password for each in secrets if "://" in each] + [OAUTH2_SECRET, SEGMENT_KEY]
     manifests = [*rendered.glob("local/*.yml"), *rendered.glob("k8s/*.yml"), rendered / "kustomization.yml"]
     text = "".join(path.read_text() for path in [*manifests, rendered / "plugins/license-expiry/config.yml"])
     for secret in [*secrets, *filter(None, passwords)]:

@@ -87,9 +87,10 @@ PROCESSED, NOT_PROCESSED = (f"{THOSE} {which} plan.expiration_processed AND " fo
 
 @dataclass(frozen=True)
 class Customer:
-    """An enterprise customer and its plans, by kind."""
+    """An enterprise customer, its agreement, and its plans by kind."""
 
     uuid: UUID
+    agreement: UUID
     plans: dict[Kind, UUID]
 
 
@@ -135,7 +136,7 @@ def add_customer(data: Data, number: int, kinds: Sequence[Kind], sizes: Sequence
     for plan, following, kind in zip(plans, [*plans[1:], None], kinds, strict=True):
         if kind.renewal:
             data.renewal(plan, following if kind.renewal == "next" else None)
-    return Customer(agreement.enterprise_customer_uuid, dict(zip(kinds, plans, strict=True)))
+    return Customer(agreement.enterprise_customer_uuid, agreement.uuid, dict(zip(kinds, plans, strict=True)))
 
 
 @contextmanager

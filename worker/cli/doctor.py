@@ -87,7 +87,7 @@ def _ledgers(settings: DatabaseSettings) -> Iterator[Finding]:
     if not settings.CELERY_BROKER_URL:
         return
     from tasks import OTHER_LEDGER
-    from tasks.healthy import takes_nothing_from
+    from tasks.control import takes_nothing_from
 
     ours = str(ledger_at(settings.DATABASE_URL))
     answers = celery_app().control.broadcast("license_expiry_ledger", reply=True, timeout=ANSWER_SECONDS) or []

@@ -82,9 +82,9 @@ def _reader(
 ) -> Callable[[Session], Counter[tuple[CountedPlan, str]]]:
     def read(session: Session) -> Counter[tuple[CountedPlan, str]]:
         connection = session.connection()
-        of = {raw: CountedPlan(*rest) for raw, *rest in connection.execute(_plans(scope, agreements))}
+        of = {raw: CountedPlan(*rest) for raw, *rest in connection.execute(plans_of_agreements(scope, agreements))}
         alone = any(plan.judged and plan.uuid not in ended for plan in of.values())
-        query = _licenses(scope, agreements, alone, holding)
+        query = licenses_of_agreements(scope, agreements, alone, holding)
         rows = connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
         licenses: defaultdict[Any, _Licenses] = defaultdict(_Licenses)
         for text in rows.scalars():
@@ -172,8 +172,8 @@ def agreements_with_candidates(scope: Scope) -> Rows:
     return select(Agreement.uuid, number).where(scope.lists("customers", Agreement.enterprise_customer_uuid), left)
 
 
-def _plans(scope: Scope, agreements: Sequence[UUID]) -> Rows:
-    """The plans of these agreements. (UUID as the database writes it; as CountedPlan)"""
+def plans_of_agreements(scope: Scope, agreements: Sequence[UUID]) -> Rows:
+    """Which plans do these agreements have? (UUID as the database writes it; as CountedPlan)"""
     old = and_(Plan.expiration_date < scope["old_before"], *conditions.asked_for(scope).values())
     return conditions.plans_where(
         OneOf(Agreement.uuid, "agreements", agreements),
@@ -190,8 +190,8 @@ def _plans(scope: Scope, agreements: Sequence[UUID]) -> Rows:
     )
 
 
-def _licenses(scope: Scope, agreements: Sequence[UUID], alone: bool, holding: bool) -> Rows:
-    """The licenses of these agreements. (plan, flags, user id and address, as one text)
+def licenses_of_agreements(scope: Scope, agreements: Sequence[UUID], alone: bool, holding: bool) -> Rows:
+    """Which licenses do these agreements have? (plan, flags, user id and address, as one text)
 
     Flags: left, unconfirmed if `alone`, held if `holding`. As one text, because PyMySQL takes its time for each column.
     """

@@ -1,21 +1,24 @@
-"""What license-expiry adds to Tutor: its settings, its services, and the making of its accounts and its ledger."""
+"""What license-expiry adds to Tutor: settings, services, its image, and the making of its accounts and its ledger."""
 
 import re
 from pathlib import Path
 from typing import Any
 
-from tutor import hooks
+from tutor import config as tutor_config, hooks
+from tutor.types import Config
 
 HERE = Path(__file__).parent
 
 DEFAULTS: dict[str, Any] = {
-    "DOCKER_IMAGE": "license-expiry:0.1.0",
+    "DOCKER_IMAGE": "{{ DOCKER_REGISTRY }}license-expiry:0.1.0",
+    "SOURCE": "",
     "MYSQL_DATABASE": "license_manager",
     "MYSQL_USERNAME": "license_expiry",
     "REDIS_DB": 5,
     "LMS_URL": "http://lms:8000",
     "OAUTH2_KEY": "license-manager-backend-service-key",
     "OAUTH2_SECRET": "",
+    "SEGMENT_KEY": "",
     "SETTINGS": {},
 }
 ACCOUNTS = ("", "_init", "_flower", "_serve")
@@ -61,3 +64,14 @@ hooks.Filters.ENV_TEMPLATE_TARGETS.add_item(("license-expiry", "plugins"))
 hooks.Filters.CLI_DO_INIT_TASKS.add_items(
     [("mysql", MAKE_ACCOUNTS), ("license-expiry", MAKE_LEDGER), ("mysql", GIVE_RIGHTS)], priority=hooks.priorities.LOW
 )
+
+NAME, IMAGE = "license-expiry", "{{ LICENSE_EXPIRY_DOCKER_IMAGE }}"
+hooks.Filters.IMAGES_PULL.add_item((NAME, IMAGE))
+hooks.Filters.IMAGES_PUSH.add_item((NAME, IMAGE))
+
+
+@hooks.Filters.IMAGES_BUILD.add()
+def _image(images: list[Any], config: Config) -> list[Any]:
+    """Let `tutor images build license-expiry` build from the release's folder, if that is set."""
+    source = tutor_config.get_typed(config, "LICENSE_EXPIRY_SOURCE", str, "")
+    return [*images, (NAME, source, IMAGE, ())] if source else images

@@ -108,6 +108,8 @@ def of_a_run(scope: Scope, customer: Customer) -> Queries:
         "plans_of_run": plans.plans_of_run(scope),
         "first_unconfirmed": downgrades.first_unconfirmed(scope),
         "plans_of": enterprises.plans_of(frozenset({customer.uuid}), (due, waiting)),
+        "plans of agreements": fates.plans_of_agreements(scope, [customer.agreement]),
+        "licenses of agreements": fates.licenses_of_agreements(scope, [customer.agreement], alone=True, holding=True),
     }
     for page, after in (("first", None), ("later", MIDDLE)):
         queries[f"{page} downgrade_page, due"] = downgrades.downgrade_page(scope, due, False, SHORT_PAGE, after)

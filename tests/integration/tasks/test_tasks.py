@@ -61,6 +61,22 @@ def test_what_is_sent_as_the_scheduled_night_with_arguments_starts_nothing(
     assert rows(deps.database.engine, Night) == rows(deps.database.engine, Run) == []
 
 
+@pytest.mark.parametrize(("size", "unlinked"), [(100, True), (1, True), (100, False)])
+def test_a_run_takes_one_message_for_each_step(
+    size: int, unlinked: bool, queue: Queue, lms: Simulator, wired: Make
+) -> None:
+    """And one for what opens it, however many batches it has and whether its enterprise is on the list."""
+    laid = lay(lms, licenses=5)
+    deps = wired(**batches_of(size), **(unlinking(laid.enterprise) if unlinked else {}))
+    tasks.run_enterprise.apply_async(kwargs={"enterprise_customer_uuid": str(laid.enterprise)})
+    messages = 0
+    while not queue.empty():
+        assert queue.next().state == "SUCCESS"
+        messages += 1
+    (run,) = rows(deps.database.engine, Run)
+    assert (run["phase"], messages) == (Phase.FINISHED, 1 + len(STEPS))
+
+
 def test_the_waits_before_retries_double_and_are_used_up(queue: Queue, lms: Simulator, wired: Make) -> None:
     laid = lay(lms, licenses=2)
     deps = wired(TASK_RETRY_SECONDS=60, TASK_MAX_RETRIES=3, **unlinking(laid.enterprise))

@@ -7,10 +7,8 @@ import subprocess
 import tomllib
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from support.flower_options import keeps_its_list
 from support.services import missing
 
@@ -20,14 +18,20 @@ from worker.settings.sources import CONFIG_FILE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))
-MANIFESTS = [each for each in yaml.safe_load_all((ROOT / "deploy/kubernetes/license-expiry.yaml").read_text()) if each]
 HOW_TO = ROOT / "docs/how-to"
 DOCS = [*sorted(HOW_TO.glob("*.md")), ROOT / "docs/runbooks.md"]
 SETTINGS = {*Settings.model_fields, *FlowerSettings.model_fields, CONFIG_FILE_VARIABLE}
 FLOWERS = {f"FLOWER_{name.upper()}" for name in import_module("flower.options").default_options}
-OF_OTHERS = {"REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MYSQL_HOST"}  # Python's and Tutor's, and requests'
+OF_OTHERS = {
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "MYSQL_HOST",
+    "DOCKER_REGISTRY",
+}  # Python's and Tutor's, and requests'
 OF_OTHERS |= {"CURL_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 SECRETS = {f"{process}_DATABASE_URL" for process in ("INIT", "FLOWER", "SERVE")}  # by their names at their source
+PREPARE = (ROOT / "deploy/compose/prepare").read_text()
+SECRETS |= set(re.findall(r"^(?:secret|database) ([A-Z_]+)", PREPARE, flags=re.MULTILINE))
 
 
 def unit(path: Path) -> configparser.ConfigParser:
@@ -35,14 +39,6 @@ def unit(path: Path) -> configparser.ConfigParser:
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     parser.read(path)
     return parser
-
-
-def pods() -> dict[str, Any]:
-    return {
-        each["metadata"]["name"]: each["spec"]["template"]["spec"]
-        for each in MANIFESTS
-        if each["kind"] in ("Deployment", "Job")
-    }
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
@@ -57,7 +53,6 @@ def test_a_unit_starts_a_command_that_is_installed_and_hands_over_no_secret_itse
 def test_the_worker_is_stopped_as_its_shutdown_needs_it() -> None:
     service = unit(ROOT / "deploy/systemd/license-expiry-worker.service")["Service"]
     assert (service["KillMode"], service["TimeoutStopSec"]) == ("mixed", "160")
-    assert pods()["license-expiry-worker"]["terminationGracePeriodSeconds"] == 160
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
@@ -69,42 +64,26 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
         [analyze, "verify", "--man=no", *sorted(units.glob("*.service"))], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+    for path in units.glob("*.service"):
+        assessed = [
+            analyze,
+            "security",
+            "--offline=true",
+            "--threshold=20",
+            "--no-pager",
+            str(path),
+        ]  # its level times ten
+        done = subprocess.run(assessed, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout.splitlines()[-1]
 
 
-def test_kubernetes_has_one_beat_and_pods_that_may_do_nothing_else() -> None:
-    deployments = {each["metadata"]["name"]: each["spec"] for each in MANIFESTS if each["kind"] == "Deployment"}
-    beat = deployments["license-expiry-beat"]
-    assert (beat["replicas"], beat["strategy"]) == (1, {"type": "Recreate"})
-    for pod in pods().values():
-        (container,) = pod["containers"]
-        assert pod["automountServiceAccountToken"] is False  # else nothing can be mounted on /run/secrets
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert container["securityContext"]["readOnlyRootFilesystem"] is True
-        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-
-
-def keys_of(name: str) -> set[str]:
-    """The secrets that a pod is handed."""
-    (secrets,) = [each["secret"] for each in pods()[f"license-expiry-{name}"]["volumes"] if "secret" in each]
-    return {item["key"] for item in secrets["items"]}
-
-
-HANDED = {
-    "worker": {"DATABASE_URL", "CELERY_BROKER_URL", "BACKEND_SERVICE_EDX_OAUTH2_SECRET"},
-    "beat": {"CELERY_BROKER_URL"},
-    "flower": {"FLOWER_DATABASE_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH"},
-    "serve": {"SERVE_DATABASE_URL"},
-    "init-db": {"INIT_DATABASE_URL"},
-}
-
-
-@pytest.mark.parametrize("name", HANDED)
-def test_each_pod_is_handed_its_own_secrets_and_no_others(name: str) -> None:
-    (secrets,) = [each["secret"] for each in pods()[f"license-expiry-{name}"]["volumes"] if "secret" in each]
-    assert keys_of(name) == HANDED[name]
-    for item in secrets["items"]:
-        assert item["path"] in SETTINGS
-        assert item["key"] in (item["path"], f"{name.split('-')[0].upper()}_{item['path']}")
+def test_the_documented_installation_takes_only_what_has_the_pinned_hashes() -> None:
+    texts = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    installs = re.findall(r"/opt/license-expiry/bin/pip install (.+)", texts)
+    assert installs == [
+        "--require-hashes -r requirements/run.txt -r requirements/build.txt",
+        "--no-deps --no-build-isolation .",
+    ]
 
 
 @pytest.mark.parametrize("name", ["worker", "beat", "flower", "serve", "init"])
@@ -114,27 +93,10 @@ def test_each_unit_reads_a_file_of_its_own(name: str) -> None:
     assert f"| `{file}` |" in (HOW_TO / "systemd.md").read_text()
 
 
-def test_flower_keeps_its_list_on_a_volume_that_it_may_write() -> None:
+def test_flower_keeps_its_list_in_a_folder_that_it_may_write() -> None:
     service = unit(ROOT / "deploy/systemd/license-expiry-flower.service")["Service"]
     file = keeps_its_list([Path(service["ExecStart"].split()[0]).name, *service["ExecStart"].split()[1:]])
     assert Path(file).parent == Path("/var/lib") / service["StateDirectory"]
-    [claim] = [each for each in MANIFESTS if each["kind"] == "PersistentVolumeClaim"]
-    [deployment] = [
-        each["spec"]
-        for each in MANIFESTS
-        if each["metadata"]["name"] == "license-expiry-flower"
-        if each["kind"] == "Deployment"
-    ]
-    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
-    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi"
-    pod = deployment["template"]["spec"]
-    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"]
-    [container] = pod["containers"]
-    [mounted] = [each["mountPath"] for each in container["volumeMounts"] if each["name"] == "data"]
-    assert Path(keeps_its_list(container["command"] + container["args"])).parent == Path(mounted)
-    volume = next(each for each in pod["volumes"] if each["name"] == "data")
-    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    assert container["envFrom"] == pods()["license-expiry-worker"]["containers"][0]["envFrom"]
 
 
 def test_the_units_of_flower_and_serve_are_documented_with_the_settings_that_they_read() -> None:
@@ -145,11 +107,6 @@ def test_the_units_of_flower_and_serve_are_documented_with_the_settings_that_the
     addresses = {"DATABASE_URL", "FLOWER_URL", "SERVE_URL"}
     assert set(DatabaseSettings.model_fields) - set(CelerySettings.model_fields) == judged | addresses
     assert not any("OAUTH2" in name for name in named)
-
-
-def test_kubernetes_sets_settings_that_exist() -> None:
-    config = next(each for each in MANIFESTS if each["kind"] == "ConfigMap")
-    assert set(config["data"]) <= SETTINGS
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
