@@ -12,7 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 named = $(if $(findstring command line,$(origin $(1))),$(2)='$(subst ','\'',$(value $(1)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-floors package audit test-compose mysql mysql-stop bench chaos soak check lint format lock clean
+.PHONY: help setup run test test-all test-floors test-compose mysql mysql-stop bench chaos soak check lint format docs \
+  reference screenshots package audit lock clean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +99,29 @@ $(PACKAGE)/.ready: requirements/package.txt $(READY)
 
 package: setup $(PACKAGE)/.ready  ## Build dist/, the same bytes each time; check, install and test what was built
 	@.ci/package
+# The docs tools have an environment of their own, so that `make setup` stays fast. Mermaid is served by the site itself.
+DOCS := .venv-docs
+MERMAID := 11.17.2
+MERMAID_SHA256 := 6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd
+$(DOCS)/.ready: requirements/docs.txt
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@touch $@
+
+docs/assets/mermaid.min.js: $(DOCS)/.ready
+	@npm pack --silent --pack-destination $(DOCS) mermaid@$(MERMAID) >/dev/null
+	@echo "$(MERMAID_SHA256)  $(DOCS)/mermaid-$(MERMAID).tgz" | sha256sum --check --quiet
+	@tar --extract --gzip --to-stdout --file $(DOCS)/mermaid-$(MERMAID).tgz package/dist/mermaid.min.js >$@.new
+	@mv $@.new $@
+
+docs: $(DOCS)/.ready docs/assets/mermaid.min.js  ## Build the documentation into site/; fails on a broken link (needs npm)
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+reference: setup  ## Write what the code says into docs/reference/
+	@PYTHONPATH=tests:. $(BIN)/python -m support.reference
+
+screenshots: setup  ## Take the pictures of the docs from the demo (needs chromium)
+	@PYTHONPATH=tests:. $(BIN)/python -m support.screenshots
 
 # What each list is made with; requirements/build.txt is what a package is built with.
 COMPILE := $(PACKAGE)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet --upgrade
@@ -108,6 +132,7 @@ lock: setup $(PACKAGE)/.ready  ## Pin the environment's packages anew, by name a
 	@echo setuptools | $(COMPILE) - --constraint requirements/dev.txt --output-file requirements/build.txt
 	@$(COMPILE) $(RUN) --resolution lowest-direct --output-file requirements/floors.txt
 	@$(COMPILE) --group package --constraint requirements/dev.txt --output-file requirements/package.txt
+	@$(COMPILE) --group docs --constraint requirements/dev.txt --output-file requirements/docs.txt
 
 audit: setup  ## Compare the pinned packages with the known advisories, where their service can be reached
 	@[ -x .venv-audit/bin/pip-audit ] || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }

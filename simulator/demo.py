@@ -59,7 +59,7 @@ def main(once: bool, database: str | None, broker: str | None, lms: str | None) 
     try:
         if lms:
             what = "LMS_URL: the demo never calls an LMS but its own simulator"
-            raise WrongSetting(what, "Leave LMS_URL out; to run on a real LMS see docs/install.md")
+            raise WrongSetting(what, "Leave LMS_URL out; to run on a real LMS see docs/how-to/install.md")
         FOLDER.mkdir(exist_ok=True)
         with Processes(FOLDER.absolute(), ROOT) as processes:
             status = _everything(processes, once, database, broker)

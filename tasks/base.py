@@ -24,7 +24,7 @@ class OurTask(Task[Any, Any]):
         try:
             signature(self.run).bind(*args, **kwargs)
         except TypeError as error:
-            raise BadArgument(f"{self.name}: {error}", "README.md, Start a run, names the arguments") from None
+            raise BadArgument(f"{self.name}: {error}", "docs/reference/tasks.md names the arguments") from None
         try:
             return self.run(*args, **kwargs)
         except (LicenseExpiryError, TaskPredicate):

@@ -35,7 +35,7 @@ _REFUSALS = (
     *(IrrecoverableConnectionError, IrrecoverableChannelError),
 )
 _REMEDIES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
-    ((NoPermissionError,), "give its user the rights that docs/security.md lists (ACL SETUSER)"),
+    ((NoPermissionError,), "give its user the rights that docs/how-to/accounts.md lists (ACL SETUSER)"),
     ((AuthenticationError, AuthorizationError), "correct the user and the password in CELERY_BROKER_URL"),
     ((ReadOnlyError, MasterDownError), "let CELERY_BROKER_URL lead to the Redis that takes writes, not to a replica"),
     ((OutOfMemoryError,), "its memory is full: raise maxmemory in redis.conf, or delete what else is in this Redis"),

@@ -1,1 +1,1 @@
-"""The worker, package by package: docs/architecture.md has one row for each."""
+"""The worker, package by package: docs/explanation/code.md has one row for each."""

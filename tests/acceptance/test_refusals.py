@@ -50,7 +50,7 @@ def test_a_broker_that_refuses_is_told_before_the_start(
     redis_server.execute_command(*["ACL", "SETUSER", "few", "on", ">secret", "~*", "resetchannels", "+@all"])  # type: ignore[no-untyped-call]
     few = starts(CELERY_BROKER_URL=broker.replace("//", "//few:secret@"))
     unknown = starts(CELERY_BROKER_URL=broker.replace("//", "//nobody:secret@"))
-    assert "docs/security.md" in sentence_of(few)
+    assert "docs/how-to/accounts.md" in sentence_of(few)
     assert "correct the user and the password in CELERY_BROKER_URL" in sentence_of(unknown)
     redis_server.replicaof("127.0.0.1", 1)
     replica, beat = starts(CELERY_BROKER_URL=broker), starts("beat", CELERY_BROKER_URL=broker)

@@ -17,7 +17,7 @@ RULES = [rule for group in yaml.safe_load((FOLDER / "rules.yml").read_text())["g
 ALERTS: dict[str, dict[str, Any]] = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 ADDRESS = '{{ query "license_expiry:runbooks:info" | first | label "address" }}'
 TESTS = yaml.safe_load((FOLDER / "rules.test.yml").read_text())["tests"]
-DOCS = (ROOT / "docs/metrics.md").read_text()
+DOCS = (ROOT / "docs/reference/metrics.md").read_text()
 DASHBOARD = json.loads((ROOT / "deploy/grafana/license-expiry.json").read_text())
 
 
@@ -54,7 +54,7 @@ def test_every_alert_says_what_to_do_and_leads_to_its_run_book(name: str) -> Non
     assert rule["annotations"]["runbook_url"] == f"{ADDRESS}#{name.lower()}"
     headings = re.findall(r"^## (\w+)$", (ROOT / "docs/runbooks.md").read_text(), flags=re.MULTILINE)
     assert name in headings
-    assert f"| [{name}](runbooks.md#{name.lower()}) |" in DOCS
+    assert f"| [{name}](../runbooks.md#{name.lower()}) |" in (ROOT / "docs/how-to/monitor.md").read_text()
 
 
 def test_the_address_of_the_run_books_is_set_in_one_place_and_can_be_clicked() -> None:

@@ -85,7 +85,7 @@ def test_a_worker_may_finish_the_calls_in_flight_before_it_is_killed() -> None:
     calls = (Settings.model_fields[f"BULK_{each}_REQUEST_TIMEOUT_SECONDS"] for each in ("EXPIRATION", "UNLINK"))
     longest = max(int(field.default) for field in calls) + CONNECT_SECONDS
     given = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
-    told = re.findall(r"(\d+) seconds", (ROOT / "README.md").read_text().partition("To stop a worker")[2])[0]
+    told = re.findall(r"(\d+) seconds", (ROOT / "docs/how-to/stop.md").read_text().partition("## Stop a worker")[2])[0]
     assert given > int(told) > longest
 
 

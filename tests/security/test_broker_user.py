@@ -1,4 +1,4 @@
-"""The user that docs/security.md gives the broker does our work, and nothing to what else is in its Redis."""
+"""The user that docs/how-to/accounts.md gives the broker does our work, and nothing to what else is in its Redis."""
 
 import pytest
 import redis

@@ -1,4 +1,4 @@
-"""Database accounts with just the rights that docs/security.md and deploy/database give them."""
+"""Database accounts with just the rights that docs/how-to/accounts.md and deploy/database give them."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from worker.cli.checks.rights import Right
 
 ROOT = Path(__file__).parents[2]
-SECURITY = ROOT / "docs" / "security.md"
+SECURITY = ROOT / "docs/how-to/accounts.md"
 ACCOUNTS = ("license_expiry", "license_expiry_init", "license_expiry_flower", "license_expiry_serve")
 _ACCOUNT = r"(?:'(license_expiry\w*)'@'%'|\b(license_expiry(?:_init|_flower|_serve)?)\b)"
 

@@ -1,4 +1,4 @@
-"""How a UUID, a date-time and a duration are stored: exactly as Django does on each engine (docs/architecture.md)."""
+"""How a UUID, a date-time and a duration are stored: as Django does on each engine (docs/reference/database.md)."""
 
 import json
 from collections.abc import Iterable

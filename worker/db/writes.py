@@ -21,7 +21,7 @@ _WORDS = re.compile(
 )
 _ACCOUNT = "correct the user and the password in DATABASE_URL, or let this account in from this host"
 _DATABASE = "correct the database's name in DATABASE_URL, or give its account access to it"
-_WRITES = "let DATABASE_URL lead to a server that takes writes, and not to a replica; see docs/operations.md"
+_WRITES = "let DATABASE_URL lead to a server that takes writes, and not to a replica; see docs/reference/database.md"
 _NEVER = {"scheduled_for": datetime(1970, 1, 1, tzinfo=UTC), "opened_at": DatabaseNow(), "tries": 0}
 
 

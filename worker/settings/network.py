@@ -11,7 +11,7 @@ _READ_THERE = {
     "LMS_URL": "the token of the service user and the learners' e-mail addresses",
     "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT": "the secret of the service user",
 }
-_REMEDY = "Encrypt it as docs/security.md says under TLS, or keep it within a network that nobody else is on"
+_REMEDY = "Encrypt it as docs/how-to/secure.md says under TLS, or keep it within a network that nobody else is on"
 
 
 def exposed(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -25,7 +25,7 @@ def exposed(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield f"{name} leads to another machine and {url.danger}: whoever is between can read {content}", _REMEDY
         if name == "CELERY_BROKER_URL" and _is_open(url):
             what = f"{name} has no password and leads to another machine: whoever reaches it can start tasks"
-            yield what, "Give the Redis a user and a password, as docs/security.md says under Redis"
+            yield what, "Give the Redis a user and a password, as docs/how-to/secure.md says under Redis"
 
 
 def _is_open(url: Url) -> bool:

@@ -1,4 +1,4 @@
-"""The metrics: sums and ages from the ledger, and the work due now. docs/metrics.md lists them.
+"""The metrics: sums and ages from the ledger, and the work due now. docs/reference/metrics.md lists them.
 
 Runs that ended long ago are added up once in a process. A scrape reads only the runs since.
 """

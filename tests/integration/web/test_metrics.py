@@ -48,7 +48,7 @@ from worker.web.metrics import Metrics
 
 pytestmark = pytest.mark.usefixtures("all_counted")
 
-DOCS = Path(__file__).parents[3] / "docs/metrics.md"
+DOCS = Path(__file__).parents[3] / "docs/reference/metrics.md"
 Samples = dict[tuple[Any, ...], float]
 
 

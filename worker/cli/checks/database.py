@@ -115,7 +115,7 @@ def _questions(database: Database, settings: DatabaseSettings) -> Iterator[Findi
                 connection.execute(Explain(question)).close()
             except DBAPIError as error:
                 what = f"it cannot be asked for {name} ({cause_of(error)})"
-                yield Finding("database", "wrong", what, "see docs/operations.md for the servers that will do")
+                yield Finding("database", "wrong", what, "see docs/reference/database.md for the servers that will do")
                 return
             finally:
                 connection.rollback()
@@ -204,7 +204,7 @@ def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
     account = rights.account(connection)
     ours = [right for right in missing if rights.of_ledger(right.table)]
     if len(ours) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if rights.of_ledger(table)):
-        remedy = "run license-expiry init-db with an account that may, then the GRANTs of docs/security.md"
+        remedy = "run license-expiry init-db with an account that may, then the GRANTs of docs/how-to/accounts.md"
         yield Finding("rights", "wrong", f"{account} has no right on the ledger's tables, or they are not made", remedy)
         named = [right for right in missing if right not in ours]
     else:
@@ -219,7 +219,7 @@ def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
             "mark are not noticed, and their learners are unlinked without a downgrade"
         )
         yield Finding("rights", "warning", what, right.grant(connection))
-    remedy = "give the nights an account of their own, with the GRANTs of docs/security.md"
+    remedy = "give the nights an account of their own, with the GRANTs of docs/how-to/accounts.md"
     yield from rights.surplus(connection, "a night needs", remedy)
 
 

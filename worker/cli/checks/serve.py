@@ -46,5 +46,5 @@ def _rights(connection: Connection) -> Iterator[Finding]:
                 "may not read e-mail addresses: /metrics has no license_expiry_due_… series, which are counted by them"
             )
         yield Finding("rights", "ok", f"{account} {what}")
-    remedy = "give serve an account of its own that may only read, see docs/security.md"
+    remedy = "give serve an account of its own that may only read, see docs/how-to/accounts.md"
     yield from rights.surplus(connection, "serve needs", remedy, rights.OF_SERVE)

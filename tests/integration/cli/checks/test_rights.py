@@ -1,4 +1,4 @@
-"""An account with just the rights that docs/security.md gives it, on each server: enough, and not one too many."""
+"""An account with just the rights that docs/how-to/accounts.md gives it, on each server: enough, and none too many."""
 
 import re
 from collections.abc import Callable, Iterator
