@@ -478,7 +478,7 @@ def test_make_data_says_what_the_demo_shows_and_never_fills_twice(tmp_path: Any)
     first = subprocess.run([*command, "--demo"], capture_output=True, text=True, check=True)
     assert "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED=" in first.stdout
     again = subprocess.run([*command, "--enterprises", "1", "--licenses", "1"], capture_output=True, text=True)
-    assert (again.returncode, "take an empty one" in again.stderr) == (1, True)
+    assert (again.returncode, "use an empty one" in again.stderr) == (1, True)
     wrong = subprocess.run(command, capture_output=True, text=True)
     assert (wrong.returncode, "either --demo" in wrong.stderr) == (2, True)
 
