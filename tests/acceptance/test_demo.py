@@ -1,11 +1,14 @@
 """`make run`: everything embedded, everything ended; and whatever the environment says, nothing real is touched."""
 
+import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,7 +23,7 @@ from support.services import new_database
 from simulator.data.mark import MARK
 from simulator.data.rows import Data
 from simulator.data.schema import create_tables, table
-from simulator.data.showcase import bulk
+from simulator.data.showcase import CASES, bulk
 from worker.db.engine import make_engine
 from worker.settings import Settings
 
@@ -98,6 +101,9 @@ def test_once_twice(tmp_path: Path, real: dict[str, str]) -> None:
     ]
     assert [night.returncode for night in nights] == [0, 0], nights[0].stdout + nights[0].stderr
     first, second = (night.stdout for night in nights)
+    for case in CASES:  # all that are announced are shown
+        assert case.name in first
+    assert f"data of {len(CASES)} enterprises" in first
     for shown in ("Juniper Thousand", "1000", "Katsura Large", "450", "Held: license", "http_400"):
         assert shown in first
     assert "Nothing is due" in second
@@ -108,10 +114,40 @@ def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, real: d
     with (tmp_path / "out").open("w+") as out:
         demo = subprocess.Popen(DEMO, cwd=tmp_path, env=real, stdout=out, stderr=out, start_new_session=True)
         eventually(lambda: "async-apply/license_expiry.run_enterprise" in (tmp_path / "out").read_text(), seconds=120)
+        eventually(lambda: "Ctrl-C stops everything" in (tmp_path / "out").read_text())
         assert len(left_behind(tmp_path)) >= 6, "broker, LMS, Flower, worker, beat and the demo itself"
+        second = run_once(tmp_path, real)
+        assert (second.returncode, f"kill {demo.pid}" in second.stderr) == (2, True)
+        plain = {name: value for name, value in real.items() if name not in {*ELSEWHERE, "LICENSE_EXPIRY_CFG"}}
+        sourced = f"set -a; . .demo/env; set +a; {Path(sys.executable).parent}/license-expiry status --json"
+        status = subprocess.run(["sh", "-c", sourced], cwd=tmp_path, env=plain, capture_output=True, check=False)
+        assert len(json.loads(status.stdout)["runs"]) == 13
         demo.send_signal(signal.SIGINT)
-        demo.wait(200)
+        time.sleep(0.5)
+        for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            demo.send_signal(again)
+        assert demo.wait(200) == 130
+    assert "Stopping ..." in (tmp_path / "out").read_text()
     eventually(lambda: left_behind(tmp_path) == [], what="every process ended")
+
+
+@pytest.mark.parametrize("said", ["Making the data", "Starting worker", "The night begins"])
+def test_two_signals_while_it_starts_leave_nothing_behind(said: str, tmp_path: Path, real: dict[str, str]) -> None:
+    with (tmp_path / "out").open("w+") as out:
+        demo = subprocess.Popen(DEMO, cwd=tmp_path, env=real, stdout=out, stderr=out, start_new_session=True)
+        eventually(lambda: said in (tmp_path / "out").read_text(), seconds=120)
+        time.sleep(random.random() * 3)
+        for _ in range(2):
+            demo.send_signal(signal.SIGINT)
+            time.sleep(random.random())
+        assert demo.wait(200) in (130, -signal.SIGINT)  # the second may meet Python's own end
+    eventually(lambda: left_behind(tmp_path) == [], what="every process ended")
+
+
+def test_a_port_that_is_taken_is_refused_with_its_option(tmp_path: Path, real: dict[str, str], elsewhere: int) -> None:
+    demo = run_once(tmp_path, real, f"--flower-port={elsewhere}")
+    assert demo.returncode == 2
+    assert f"Port {elsewhere} is taken. Give another one: --flower-port, or FLOWER_PORT" in demo.stderr
 
 
 def run_once(folder: Path, env: dict[str, str], *options: str) -> "subprocess.CompletedProcess[str]":
@@ -224,6 +260,8 @@ def test_another_lms_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
         (["DATABASE_URL=sqlite:///x.db"], ["--database=sqlite:///x.db"]),
         (["CELERY_BROKER_URL=redis://b"], ["--broker=redis://b"]),
         (["LMS_URL=http://lms"], ["--lms=http://lms"]),
+        (["SERVE_PORT=8002", "LMS_PORT=8003"], ["--lms-port=8003", "--serve-port=8002"]),
+        (["FLOWER_PORT=5556", "PROMETHEUS_PORT=9091"], ["--flower-port=5556", "--prometheus-port=9091"]),
         (['DATABASE_URL=mysql://u:it\'s$HOME "x"@h/d'], ['--database=mysql://u:it\'s$HOME "x"@h/d']),
     ],
     ids=str,

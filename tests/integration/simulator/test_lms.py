@@ -483,6 +483,21 @@ def test_make_data_says_what_the_demo_shows_and_never_fills_twice(tmp_path: Any)
     assert (wrong.returncode, "either --demo" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("url", ["mysql://u:secret@127.0.0.1:1/no", "postgres://u:secret@127.0.0.1:1/no"])
+def test_the_command_takes_the_urls_that_database_url_takes(url: str) -> None:
+    command = [sys.executable, "-m", "simulator", "make-data", "--demo", "--database", url]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.stderr.startswith("Error: cannot fill the database: ")  # it has tried to connect
+    assert "secret" not in refused.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["make-data"]])
+def test_the_help_has_no_mark_of_its_makers(command: list[str]) -> None:
+    told = subprocess.run([sys.executable, "-m", "simulator", *command, "--help"], capture_output=True, text=True)
+    assert told.stdout.startswith("Usage: ")
+    assert "\\b" not in told.stdout
+
+
 def test_nothing_that_breaks_prints_an_address(
     client: Client, lms: Simulator, enterprise: UUID, caplog: Any, capfd: Any, monkeypatch: Any
 ) -> None:
