@@ -52,7 +52,7 @@ PORTS = {"lms": 8000, "flower": 5555, "serve": 8001, "prometheus": 9090}
 
 def _port_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for name, port in PORTS.items():
-        text = f"{name}'s port on 127.0.0.1; {port} unless it is taken.".replace("lms's", "The simulated LMS's")
+        text = f"{'the simulated LMS' if name == 'lms' else name}'s port on 127.0.0.1; {port} unless it is taken."
         kind = click.IntRange(1, 65535)
         command = click.option(f"--{name}-port", name, type=kind, help=text[0].upper() + text[1:])(command)
     return command

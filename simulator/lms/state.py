@@ -56,8 +56,8 @@ class Enrollment:
 class State:
     """Licenses with their enrollments, enterprises with their linked e-mails, and the accounts of learners.
 
-    An account has one e-mail. Where licenses have one learner under several, each of these counts as linked, and all of
-    them end with the one that the account has; see `add_learner`.
+    An account has one e-mail. If licenses have several for the same learner, each counts as linked, and unlinking the
+    account's e-mail unlinks all of them; see `add_learner`.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class State:
         self.accounts[user_id] = email
 
     def emails_of(self, user_id: int) -> set[str]:
-        """Return an account's e-mail and the others that licenses have for it. Raises KeyError if there is no such user."""
+        """Return an account's e-mail and the others that licenses have for it. Raises KeyError if unknown."""
         email = self.accounts[user_id]
         return {email, *self.former.get(email, ())}
 
@@ -134,14 +134,14 @@ class State:
         return [Enrollment(mode) for _ in range(1 + license.int % 2)]
 
     def enterprises_of(self, licenses: Iterable[object]) -> list[str]:
-        """Give the enterprises that licenses, written as UUIDs, belong to; unknown ones are passed over."""
+        """Return the enterprises of licenses, given as UUIDs in text; unknown ones are skipped."""
         found = {self.licenses.get(number) for number in map(_number, licenses) if number is not None}
         return sorted(str(enterprise) for enterprise in found if enterprise)
 
     def downgrade(self, content: Any, atomic: bool = True) -> Answer:
-        """Do the bulk expiration that a request's content asks for; give the LMS's answer.
+        """Downgrade the licenses of a request's content; return the LMS's answer.
 
-        What ends in a 500 changes nothing where requests are `atomic`; else all that came before the fault.
+        With `atomic`, a request that ends in a 500 changes nothing; otherwise the work done before the fault stays.
         """
         asked = content.get("expired_license_uuids") if isinstance(content, dict) else None
         if not isinstance(asked, list) or not asked:

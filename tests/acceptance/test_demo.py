@@ -1,4 +1,4 @@
-"""`make run`: everything embedded, everything ended; and whatever the environment says, nothing real is touched."""
+"""`make run`: it stops all that it starts, and reaches no real service, whatever the environment says."""
 
 import json
 import os
@@ -56,7 +56,7 @@ ELSEWHERE = {
 
 @pytest.fixture
 def elsewhere() -> Iterator[int]:
-    """The port of a place that stands for everything real. No test may connect to it."""
+    """The port of a listener that stands for all real services. No test may connect to it."""
     called = []
 
     def listen() -> None:
@@ -83,7 +83,7 @@ def real(tmp_path: Path, elsewhere: int) -> dict[str, str]:
 
 
 def left_behind(mark: Path) -> list[str]:
-    """The commands of the processes that this test's demo started, and of itself."""
+    """The commands of this test's demo and of the processes it started."""
     left = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -94,7 +94,7 @@ def left_behind(mark: Path) -> list[str]:
     return left
 
 
-def test_once_twice(tmp_path: Path, real: dict[str, str]) -> None:
+def test_a_first_night_does_everything_and_a_second_has_nothing_due(tmp_path: Path, real: dict[str, str]) -> None:
     nights = [
         subprocess.run([*DEMO, "--once"], cwd=tmp_path, env=real, capture_output=True, text=True, timeout=120)
         for _ in range(2)
@@ -183,7 +183,7 @@ def in_another_schema(engine: Engine) -> None:
 
 
 def rows(engine: Engine) -> dict[str, int]:
-    """How many rows each table has."""
+    """The number of rows of each table."""
     with engine.connect() as connection:
         return {
             name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one()
@@ -217,7 +217,7 @@ def test_a_database_that_is_not_the_demos_is_refused_before_anything_is_written(
         engine.dispose()
 
 
-def test_a_database_of_ones_own_is_used_and_known_again(tmp_path: Path, real: dict[str, str]) -> None:
+def test_a_database_of_the_user_is_used_and_recognized(tmp_path: Path, real: dict[str, str]) -> None:
     with new_database("postgresql", tmp_path) as url:
         nights = [run_once(tmp_path, real, f"--database={url}")]
         with socket.socket() as taken:
@@ -234,7 +234,7 @@ def test_a_database_of_ones_own_is_used_and_known_again(tmp_path: Path, real: di
         engine.dispose()
 
 
-def test_data_of_the_demo_that_is_not_whole_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
+def test_incomplete_data_of_the_demo_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
     """A demo was killed while it made its data."""
     url = f"sqlite:///{tmp_path}/own.db"
     engine = make_engine(url)
@@ -266,7 +266,7 @@ def test_another_lms_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
     ],
     ids=str,
 )
-def test_make_passes_on_what_is_given_by_name_alone(
+def test_make_passes_on_only_variables_of_its_command_line(
     given: list[str], wanted: list[str], tmp_path: Path, real: dict[str, str]
 ) -> None:
     """A password may hold what means something to a shell or to make."""
