@@ -20,6 +20,7 @@ help:  ## List the commands
 	@echo
 	@echo "  make run ONCE=1 ends after one night; make test T=tests/unit runs one part"
 	@echo "  make run DATABASE_URL=URL CELERY_BROKER_URL=URL uses yours; what the environment says is ignored"
+	@echo "  make run SERVE_PORT=8002 FLOWER_PORT=5556 LMS_PORT=8003 PROMETHEUS_PORT=9091 chooses the ports"
 	@echo "  make chaos SEED=2 FAULTS=1000 plays longer; ENGINE=mariadb BROKER=redis NIGHT=7 plays one night again"
 
 setup: $(READY)  ## Make the environment, in .venv
@@ -36,7 +37,9 @@ $(READY): requirements/dev.txt pyproject.toml
 
 run: setup  ## Run a night end to end on this machine, and stay until Ctrl-C
 	@$(BIN)/python -m simulator.demo $(if $(ONCE),--once) $(call named,DATABASE_URL,--database) \
-	  $(call named,CELERY_BROKER_URL,--broker) $(call named,LMS_URL,--lms)
+	  $(call named,CELERY_BROKER_URL,--broker) $(call named,LMS_URL,--lms) \
+	  $(call named,LMS_PORT,--lms-port) $(call named,FLOWER_PORT,--flower-port) \
+	  $(call named,SERVE_PORT,--serve-port) $(call named,PROMETHEUS_PORT,--prometheus-port)
 
 test: setup  ## Run the tests (what is missing is skipped; with CI set, it fails)
 	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(T)

@@ -1,1 +1,1 @@
-"""An LMS and license-manager data to try the worker on: used by the demo, the tests and the benchmarks."""
+"""A simulated LMS and invented license-manager data, for the demo, the tests and the benchmarks."""

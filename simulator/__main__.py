@@ -11,15 +11,17 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from simulator.data.rows import Data
 from simulator.data.schema import UuidForm, create_tables, table
-from simulator.data.showcase import bulk, demo, read_demo
+from simulator.data.showcase import CASES, bulk, demo, read_demo
 from simulator.lms.core import Lms
 from simulator.lms.server import serve as serve_lms
+from worker.settings import urls
+from worker.settings.sources import WrongValue
 
 NO_SECRET = "not-a-secret"
 
 
 def _or_file(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Click's hook: read an option's value from the file that it names with an @, as for a secret."""
+    """Click callback: an option's value, or with @ the content of the file that it names."""
     if value is None or not value.startswith("@"):
         return value
     try:
@@ -32,40 +34,42 @@ database_option = click.option(
     "--database",
     metavar="URL",
     callback=_or_file,
-    help="SQLAlchemy URL: sqlite:////tmp/try.db, postgresql+psycopg://user@host/name, mysql+pymysql://user@host/name; "
-    "or @ and a file that holds it.",
+    help="A URL as DATABASE_URL takes it: sqlite:////tmp/try.db, postgresql://user@host/name, mysql://user@host/name; "
+    "or @ and the name of a file that contains it.",
 )
 
 
 @click.group()
 def main() -> None:
-    r"""Play an LMS, and make license-manager data for it.
+    """Simulate an LMS, and make license-manager data for it.
 
     \b
     Try it:
       python -m simulator make-data --database sqlite:////tmp/try.db --demo
-      python -m simulator serve --database sqlite:////tmp/try.db --port 8001
+      python -m simulator serve --database sqlite:////tmp/try.db
 
-    Nothing here is for production: the data is invented and the LMS forgets everything when it stops.
-    """
+    Not for production: the data is invented, and the LMS forgets everything when it stops.
+    """  # noqa: D301  # click reads \b as one character
 
 
 @main.command()
 @database_option
-@click.option("--port", default=8001, show_default=True, help="Port to listen on; 0 takes any free one.")
+@click.option("--port", default=8000, show_default=True, help="Port to listen on; 0 takes any free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--latency", default=0.0, show_default=True, metavar="SECONDS", help="How long each call takes.")
-@click.option("--client-id", default="license-expiry", show_default=True, help="The id that gets a token.")
+@click.option("--client-id", default="license-expiry", show_default=True, help="The client id that gets a token.")
 @click.option(
     "--client-secret",
     default=NO_SECRET,
     show_default=True,
     callback=_or_file,
-    help="The secret that goes with it, or @ and a file that holds it.",
+    help="Its secret, or @ and the name of a file that contains it.",
 )
-@click.option("--demo", "is_demo", is_flag=True, help="Make the demo's data first, unless the database has it.")
+@click.option("--demo", "is_demo", is_flag=True, help="First make the demo's data, unless the database has it.")
 @click.option("--staff/--not-staff", default=True, show_default=True, help="Whether the service user is staff.")
-@click.option("--throttle", type=click.Choice(["service", "other"]), help="The LMS's own throttle, of such a user.")
+@click.option(
+    "--throttle", type=click.Choice(["service", "other"]), help="Throttle calls as the LMS does for such a user."
+)
 def serve(
     database: str | None,
     port: int,
@@ -77,26 +81,26 @@ def serve(
     staff: bool,
     throttle: str | None,
 ) -> None:
-    r"""Serve the LMS's token endpoint, its two enterprise calls and its list of learners until Ctrl-C.
+    """Serve the LMS's token endpoint, its two enterprise calls and its list of learners until Ctrl-C.
 
-    With --database it knows that database's licenses and learners; without, nobody, until it is told.
+    With --database it knows the licenses and learners of that database. Without, it knows nobody until it is seeded.
 
     \b
-    Ask and tell it while it runs (JSON in, JSON out), under /_simulator/:
+    Control it while it runs (JSON in, JSON out), under /_simulator/:
       GET  journal, counts, state, faults
-      POST faults [{"kind": "downgrade", "nth": 2, "status": 503}]    in place of those before
-      POST throttle {"calls": 60, "seconds": 60}, or null             429 with Retry-After
-      POST throttle {"whom": "service"}, or "other"                   the LMS's own windows
-      POST atomic {"atomic": false}                                   a 500 keeps what came before it
-      POST faults [{"containing": "a@x.example", "status": 403, "body": "<html>"}]   as a firewall
+      POST faults [{"kind": "downgrade", "nth": 2, "status": 503}]    replaces all faults
+      POST faults [{"containing": "a@x.example", "status": 403, "body": "<html>"}]   like a firewall
       POST faults [{"longer_than": 2000, "status": 413}]
+      POST throttle {"calls": 60, "seconds": 60}, or null             429 with Retry-After
+      POST throttle {"whom": "service"}, or "other"                   the LMS's own limits
+      POST atomic {"atomic": false}                                   a 500 keeps the work done before it
       POST latency {"seconds": 0.5}
-      POST staff {"staff": false}                                     downgrades are taken, unlinks 404
-      POST change-email {"user_id": 7, "email": "new@x.example"}      licenses keep the old one
+      POST staff {"staff": false}                                     downgrades work, unlinks get 404
+      POST change-email {"user_id": 7, "email": "new@x.example"}      licenses keep the old address
       POST forget-tokens, release, reseed, reset                      no body
-    """
+    """  # noqa: D301
     if is_demo and not database:
-        raise click.UsageError("say which database is to hold the demo: --database URL")
+        raise click.UsageError("name the database for the demo: --database URL")
     try:
         engine = _engine(database) if database else None
         if engine and is_demo and read_demo(engine) is None:
@@ -115,16 +119,16 @@ def serve(
 
 @main.command("make-data")
 @database_option
-@click.option("--demo", "is_demo", is_flag=True, help="A dozen enterprises that show every rule.")
-@click.option("--enterprises", type=click.IntRange(1), help="How many plain enterprises to make instead.")
-@click.option("--licenses", type=click.IntRange(0), help="How many licenses they have in all; half are due.")
+@click.option("--demo", "is_demo", is_flag=True, help=f"{len(CASES)} enterprises that show every rule.")
+@click.option("--enterprises", type=click.IntRange(1), help="Number of plain enterprises to make instead.")
+@click.option("--licenses", type=click.IntRange(0), help="Their number of licenses in all; half are due.")
 @click.option("--seed", default=1, show_default=True, help="The same seed gives the same UUIDs.")
 @click.option(
     "--uuid-form",
     type=click.Choice(["char32", "native"]),
     default="char32",
     show_default=True,
-    help="How MySQL and MariaDB hold a UUID: native is MariaDB 10.7 and later.",
+    help="Type of UUID columns on MySQL and MariaDB: native is MariaDB 10.7 and later.",
 )
 def make_data(
     database: str | None,
@@ -134,9 +138,9 @@ def make_data(
     seed: int,
     uuid_form: UuidForm,
 ) -> None:
-    """Make license-manager's tables in an empty database and fill them, by --demo or by numbers."""
+    """Make license-manager's tables in an empty database and fill them: with --demo, or by numbers."""
     if database is None:
-        raise click.UsageError("say which database to fill: --database URL")
+        raise click.UsageError("name the database to fill: --database URL")
     numbers = enterprises is not None and licenses is not None
     if is_demo == numbers or (is_demo and (enterprises is not None or licenses is not None)):
         raise click.UsageError("give either --demo, or both --enterprises and --licenses")
@@ -167,18 +171,20 @@ def _refuse_full(engine: Engine, uuid_form: UuidForm) -> None:
         there = connection.execute(select(func.count()).select_from(table(engine, "customeragreement"))).scalar()
     if there:
         what = "the demo already" if read_demo(engine) else f"{there} customer agreements already"
-        raise click.ClickException(f"this database holds {what}: take an empty one")
+        raise click.ClickException(f"this database has {what}: use an empty one")
 
 
 def _engine(database: str) -> Engine:
     try:
-        return create_engine(database)
-    except (ArgumentError, ImportError) as error:
-        raise click.ClickException(f"--database is no URL that can be used: {error}") from None
+        return create_engine(urls.database(database))
+    except WrongValue as error:
+        raise click.ClickException(f"--database {error}. {error.remedy}") from None
+    except (ArgumentError, ImportError, ValueError) as error:
+        raise click.ClickException(f"--database cannot be used: {error}") from None
 
 
 def _reason(error: SQLAlchemyError) -> str:
-    """Give the driver's own words, without the statement and its parameters."""
+    """Return the driver's own message, without the statement and its parameters."""
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
 
 
@@ -190,7 +196,7 @@ async def _serve(lms: Lms, host: str, port: int) -> None:
     def ready(listening: int) -> None:
         click.echo(f"LMS_URL=http://{host}:{listening}")
         click.echo(f"BACKEND_SERVICE_EDX_OAUTH2_KEY={lms.client_id}")
-        if lms.client_secret == NO_SECRET:  # whoever gave another knows it, and this may be kept as a log
+        if lms.client_secret == NO_SECRET:  # another secret is known already, and must not reach a log
             click.echo(f"BACKEND_SERVICE_EDX_OAUTH2_SECRET={lms.client_secret}")
 
     await serve_lms(lms, stopping.wait(), ready, port, host)

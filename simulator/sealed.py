@@ -1,7 +1,7 @@
-"""Keeps this machine's settings away from the demo and from all that it starts.
+"""Keeps the demo and its processes from reading this machine's settings.
 
-`python -m simulator.sealed celery …` and `python -m simulator.sealed license-expiry …` start the two commands with the
-files in /run/secrets shut out; what they have in their environment was left to them by `environment`.
+`python -m simulator.sealed celery …` and `python -m simulator.sealed license-expiry …` start the two commands without
+the files in /run/secrets. Their environment is the one that `environment` returns, with the demo's settings.
 """
 
 import sys
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from worker.settings import sources
 
-# An allowlist: a proxy, PGHOST or CELERY_BROKER_READ_URL leads to real places as well as a setting of ours does.
+# An allowlist, because variables such as a proxy, PGHOST or CELERY_BROKER_READ_URL lead to real places too.
 HARMLESS = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LANG", "LANGUAGE", "LD_LIBRARY_PATH"),
     *("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"),
@@ -17,17 +17,17 @@ HARMLESS = (
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that lead nowhere: paths, the language, the terminal."""
+    """Return the variables that lead to no other service: paths, language, terminal."""
     return {name: value for name, value in given.items() if name in HARMLESS or name.startswith("LC_")}
 
 
 def close_secrets() -> None:
-    """Let this process and its children read no setting from /run/secrets."""
+    """Let this process read no setting from /run/secrets."""
     sources.SECRETS_FOLDER = sources.SECRETS_FOLDER / "not for the demo"
 
 
 def main() -> None:
-    """Start the command that the first argument names, with the arguments after it."""
+    """Start the command named by the first argument, with the remaining arguments."""
     close_secrets()
     del sys.argv[0]
     if sys.argv[0] == "celery":

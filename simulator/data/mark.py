@@ -1,4 +1,4 @@
-"""The demo's mark on a database that it made: a table, by which it knows the database again."""
+"""Marks a database as made by the demo, with a table, and recognizes it later."""
 
 from enum import Enum, auto
 
@@ -7,24 +7,24 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, inspect, select
 from simulator.data.schema import table
 from simulator.data.showcase import CASES
 
-# Whoever finds it in a database of their own knows from its name what it is.
+# An operator who finds the table in a database sees from its name what it is.
 MARK = Table("license_expiry_demo_made_this", MetaData(), Column("id", Integer, primary_key=True))
 TAKEN = ("subscriptions_", "license_expiry_")
 _AGREEMENTS = "subscriptions_customeragreement"
 
 
 class Whose(Enum):
-    """Who made what is in a database."""
+    """Who made the tables in a database."""
 
     NOBODYS = auto()
-    """It has none of the tables that license-manager or license-expiry makes"""
+    """It has no table of license-manager or license-expiry"""
     DEMOS = auto()
-    """The demo made them, and nobody else's customers are in them"""
+    """The demo made them, and they contain only its own customers"""
     OTHERS = auto()
 
 
 def whose(engine: Engine) -> Whose:
-    """Look at a database without changing it."""
+    """Return who made the tables in a database, without changing it."""
     here, elsewhere = _names(engine)
     if MARK.name not in here:
         return Whose.OTHERS if any(name.startswith(TAKEN) for name in here | elsewhere) else Whose.NOBODYS
@@ -39,16 +39,16 @@ def whose(engine: Engine) -> Whose:
 
 
 def mark(engine: Engine) -> None:
-    """Mark a database as the demo's; before any other table is made, so that a demo that was killed is known again."""
+    """Mark a database as the demo's. Call it before creating any other table, in case the demo is killed meanwhile."""
     MARK.create(engine, checkfirst=True)
 
 
 def _names(engine: Engine) -> tuple[set[str], set[str]]:
-    """The tables and views of the database: those that a plain name finds first, and those of its other schemas."""
+    """Return the tables and views of the default schema, and those of the other schemas."""
     look = inspect(engine)
     here = {*look.get_table_names(), *look.get_view_names()}
     elsewhere = set[str]()
-    if engine.dialect.name == "postgresql":  # elsewhere a schema is another database
+    if engine.dialect.name == "postgresql":  # on the others a schema is another database
         for schema in look.get_schema_names():
             if schema not in ("information_schema", look.default_schema_name):
                 elsewhere |= {*look.get_table_names(schema), *look.get_view_names(schema)}

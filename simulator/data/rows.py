@@ -1,4 +1,4 @@
-"""Rows of license-manager's tables, laid down tersely by tests, the demo and the benchmarks.
+"""Builds rows of license-manager's tables with few words, for the tests, the demo and the benchmarks.
 
 The same seed, the same `now` and the same calls give the same rows on every engine, UUIDs included.
 """
@@ -23,7 +23,7 @@ NEXT_EMAIL = "<the next one>"
 DAY = timedelta(days=1)
 CHUNK = 5_000
 
-# The order of the foreign keys: what is pointed at goes in first.
+# In the order of the foreign keys: a referenced table comes first.
 ORDER = (
     "customeragreement",
     "subscriptionplan",
@@ -37,7 +37,7 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Agreement:
-    """A customer agreement: its own id, its enterprise's, and the domain of its learners."""
+    """A customer agreement: its id, its enterprise's id, and the domain of its learners' addresses."""
 
     uuid: UUID
     enterprise_customer_uuid: UUID
@@ -45,15 +45,15 @@ class Agreement:
 
 
 class Data:
-    """Collects rows and inserts them in one go.
+    """Collects rows and inserts them in one transaction.
 
-    Any column can be given by its own name, `uuid` and `created` included; the others get sensible values.
+    Any column can be given by name, including `uuid` and `created`; the others get sensible values.
     """
 
     def __init__(self, engine: Engine, seed: int = 1, now: datetime | None = None) -> None:
-        """Take the database, the seed of all UUIDs and the moment that defaults are counted from.
+        """`seed` determines all UUIDs; default dates are relative to `now`.
 
-        Two `Data` on one database need two seeds. `now` is the wall clock unless given.
+        Two `Data` on one database need different seeds. `now` defaults to the wall clock.
         """
         self.engine = engine
         self.now = now or datetime.now(UTC)
@@ -63,7 +63,7 @@ class Data:
         self._count = 0
 
     def uuid(self) -> UUID:
-        """Give the next UUID of the seed."""
+        """Return the next UUID of the seed."""
         return UUID(int=self.random.getrandbits(128), version=4)
 
     def agreement(
@@ -74,7 +74,7 @@ class Data:
         purge_after: timedelta = 90 * DAY,
         **columns: Any,
     ) -> Agreement:
-        """Add an enterprise's agreement; give its ids."""
+        """Add an enterprise's agreement; return its ids."""
         own, enterprise = self._own(columns), self.uuid()
         enterprise = enterprise_customer_uuid or enterprise
         slug = slug or f"enterprise-{enterprise.hex[:8]}"
@@ -104,7 +104,7 @@ class Data:
         title: str | None = None,
         **columns: Any,
     ) -> UUID:
-        """Add a plan of an agreement, by default current for half a year more; give its id."""
+        """Add a plan of an agreement, by default current for another 180 days; return its id."""
         own, catalog = self._own(columns), self.uuid()
         expires = expires or self.now + 180 * DAY
         self._domains[own] = agreement.domain
@@ -130,7 +130,7 @@ class Data:
     def renewal(
         self, prior: UUID, renewed: UUID | None = None, effective: datetime | None = None, **columns: Any
     ) -> None:
-        """Add the renewal of a plan, processed when the plan that follows it is given."""
+        """Add the renewal of a plan; it is processed if the renewed plan is given."""
         effective = effective or self.now
         self._add(
             "subscriptionplanrenewal",
@@ -156,9 +156,9 @@ class Data:
         renewed_to: UUID | None = None,
         **columns: Any,
     ) -> UUID:
-        """Add a license of a plan; give its id.
+        """Add a license of a plan; return its id.
 
-        Without an e-mail it gets one of its own, under the enterprise's domain, unless it is unassigned.
+        By default it gets an e-mail of its own in the enterprise's domain, unless it is unassigned.
         """
         own = self._own(columns)
         self._count += 1
@@ -187,17 +187,17 @@ class Data:
         return own
 
     def event(self, license: UUID, event_name: str = UNLINKED_EVENT, created: datetime | None = None) -> None:
-        """Add a license's event, by default that its learner was unlinked."""
+        """Add an event of a license, by default the one for an unlinked learner."""
         created = created or self.now
         times = {"created": created, "modified": created}
         self._add("licenseevent", {}, license_id=license, event_name=event_name, **times)
 
     def plan_history(self, plan: UUID, moment: datetime, processed: bool, **columns: Any) -> None:
-        """Add a row to the history of a plan that is not flushed yet: how it was from this moment on."""
+        """Add a row to the history of a plan that is not flushed yet: its state from this moment on."""
         self._add_history("subscriptionplan", plan, moment, {"expiration_processed": processed, **columns})
 
     def license_history(self, license: UUID, moment: datetime, plan: UUID, **columns: Any) -> None:
-        """Add a row to the history of a license that is not flushed yet: in which plan it was from this moment on."""
+        """Add a row to the history of a license that is not flushed yet: its plan from this moment on."""
         self._add_history("license", license, moment, {"subscription_plan_id": plan, **columns})
 
     def flush(self) -> None:
@@ -206,10 +206,10 @@ class Data:
             self.write(connection)
 
     def write(self, connection: Connection) -> None:
-        """Insert all rows added since the last flush, in a transaction that has begun already."""
+        """Insert all rows added since the last flush, in the connection's transaction."""
         for name in ORDER:
             rows, into = self._rows[name], table(self.engine, name)
-            # As Django does it: every column is named, but for the number that the database gives.
+            # Like Django, name every column except the id that the database assigns.
             blank = {column.name: None for column in into.c if column.name not in ("id", "history_id")}
             for start in range(0, len(rows), CHUNK):
                 chunk = [blank | row for row in rows[start : start + CHUNK]]
@@ -217,7 +217,7 @@ class Data:
         self._rows = {name: [] for name in ORDER}
 
     def _own(self, columns: Row) -> UUID:
-        # Drawn even where it is given, so that giving one changes no other.
+        # Drawn even if one is given, so that the following UUIDs stay the same.
         drawn = self.uuid()
         given: UUID = columns.get("uuid", drawn)
         return given

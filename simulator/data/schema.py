@@ -1,7 +1,7 @@
-"""license-manager's tables, made from a record of the real ones; their values stored as Django stores them.
+"""Creates license-manager's tables from a record of the real ones, and stores values as Django does.
 
 `license_manager_schema.csv` holds every column as each database engine reported it. The tables made here have
-those very types, keys and indexes, and no defaults: like Django's, they leave every value to whoever inserts.
+the same types, keys and indexes. Like Django's, they have no defaults: each insert gives every value.
 """
 
 import csv
@@ -48,37 +48,37 @@ _known: WeakKeyDictionary[Engine, MetaData] = WeakKeyDictionary()
 
 
 class Stored(UserDefinedType[Any]):
-    """A column type spelled as the engine spells it, whose values go in and come out as Django's do."""
+    """A column type named as the engine names it; values are converted as Django converts them."""
 
     cache_ok = True
 
     def __init__(self, spec: str, kind: Kind) -> None:
-        """Take the engine's name of the type and the kind of its Python values."""
+        """`spec` is the engine's name of the type, `kind` the kind of its Python values."""
         self.spec = spec
         self.kind = kind
 
     def get_col_spec(self, **_: Any) -> str:
-        """Give the type as it stands in CREATE TABLE."""
+        """Return the type as CREATE TABLE has it."""
         return self.spec
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
-        """Give the function that turns a Python value into the stored form."""
+        """Return the function that turns a Python value into the stored form."""
         if self.kind == "plain":
             return None
         return lambda value: to_db(dialect.name, self, value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        """Give the function that turns the stored form into a Python value."""
+        """Return the function that turns the stored form into a Python value."""
         if self.kind == "plain":
             return None
         return lambda value: from_db(self, value)
 
 
 def to_db(dialect: str, column_type: Stored, value: Any) -> Any:
-    """Turn a Python value into what Django would hand to the driver.
+    """Turn a Python value into what Django would pass to the driver.
 
     Takes the dialect's name ("sqlite", "postgresql", "mysql", "mariadb"), the column's type and the value: a
-    UUID, an aware datetime, a bool, a timedelta or anything plain. Gives the value to bind; None stays None.
+    UUID, an aware datetime, a bool, a timedelta or any other. Returns the value to bind; None stays None.
     """
     if value is None or dialect == "postgresql":
         return value
@@ -111,7 +111,7 @@ def from_db(column_type: Stored, value: Any) -> Any:
 
 
 def create_tables(engine: Engine, uuid_form: UuidForm = "char32") -> None:
-    """Make license-manager's tables in an empty database.
+    """Create license-manager's tables in an empty database.
 
     Takes the engine and, for MariaDB and MySQL, the form of the UUID columns: "char32" as Django made them
     before MariaDB 10.7 and on MySQL, "native" since. The other engines have one form only.
@@ -121,15 +121,15 @@ def create_tables(engine: Engine, uuid_form: UuidForm = "char32") -> None:
 
 
 def drop_tables(engine: Engine) -> None:
-    """Drop license-manager's tables, those that are there."""
+    """Drop those of license-manager's tables that exist."""
     _tables(engine).drop_all(engine)
     _known.pop(engine, None)
 
 
 def table(engine: Engine, name: str) -> Table:
-    """Give one table, with or without its `subscriptions_` prefix, to select from and insert into.
+    """Return a table, named with or without its `subscriptions_` prefix, for selects and inserts.
 
-    Its values go in and come out as Python's UUID, aware UTC datetime, bool and timedelta on every engine.
+    On every engine its values are Python's UUID, aware UTC datetime, bool and timedelta.
     """
     return _tables(engine).tables["subscriptions_" + name.removeprefix("subscriptions_")]
 
@@ -145,7 +145,7 @@ def _tables(engine: Engine) -> MetaData:
 
 
 def _uuid_form(engine: Engine) -> UuidForm | None:
-    """Look at the column: one MariaDB server can hold tables of either form. None when it is not there yet."""
+    """Return the column's type, as a MariaDB server can have tables of both forms. None if the table is missing."""
     if engine.dialect.name not in ("mysql", "mariadb"):
         return "char32"
     question = text(
@@ -176,13 +176,13 @@ def _metadata(dialect: str, uuid_form: UuidForm) -> MetaData:
 def _add_table(metadata: MetaData, name: str, rows: list[Row], names: set[str], type_column: str) -> None:
     columns_made = [_column(row, names, type_column) for row in rows]
     made = Table(name, metadata, *columns_made, sqlite_autoincrement=True)
-    # "yes" is a key of the column alone, "a+b" one of both.
+    # "yes": the column alone is a key; "a+b": both columns together.
     unique = {tuple(row["unique"].replace("yes", row["column"]).split("+")) for row in rows if row["unique"]}
     primary = tuple(row["column"] for row in rows if row["pk"])
     for index_name, columns in _indexes(rows).items():
         parts = [made.c[column] for column in columns]
         if index_name.endswith("_like"):
-            # Django makes these for LIKE, and on PostgreSQL only: there a plain index does not serve it.
+            # Django makes these for LIKE on PostgreSQL only, where LIKE cannot use a plain index.
             if type_column == "postgres_type":
                 Index(index_name, *parts, postgresql_ops=dict.fromkeys(columns, "varchar_pattern_ops"))
         elif columns == primary:
@@ -197,7 +197,7 @@ def _column(row: Row, names: set[str], type_column: str) -> Column[Any]:
     spec = row[type_column]
     numbered = bool(row["pk"]) and row["postgres_type"] == "integer identity"
     kind = KINDS.get(row["postgres_type"], "plain")
-    # An Integer, since SQLAlchemy numbers rows by itself only where it knows the type.
+    # An Integer, because SQLAlchemy generates ids only for types that it knows.
     column_type: TypeEngine[Any] = Integer() if numbered else Stored(spec, kind)
     parts: list[Any] = [column_type]
     target, _, rule = row["fk"].partition(" ON DELETE ")
@@ -209,7 +209,7 @@ def _column(row: Row, names: set[str], type_column: str) -> Column[Any]:
 
 
 def _indexes(rows: list[Row]) -> dict[str, tuple[str, ...]]:
-    """Read the indexes of one table: their columns, by name, in order."""
+    """Return the columns of each index of a table, in order."""
     found = [part for row in rows for part in re.findall(r"(\w+)\(([\w,]+)\)", row["indexed"])]
     return {name: tuple(columns.split(",")) for name, columns in found}
 

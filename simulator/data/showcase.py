@@ -1,4 +1,4 @@
-"""Ready-made license-manager data: the demo's enterprises, and any amount of plain ones for benchmarks."""
+"""Ready-made license-manager data: the demo's enterprises, and any number of plain ones for benchmarks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from simulator.data.rows import DAY, Agreement, Data
 from simulator.data.schema import table
 
 NAMESPACE = UUID("c0ffee00-0000-4000-8000-11ce45e00000")
-# Without an @ the LMS refuses it; and it reads like nothing else, so that a privacy scan can look for it.
+# The LMS refuses it because it has no @. It is unique, so that a privacy scan can search for it.
 MALFORMED_EMAIL = "malformed.address.example"
 FLUSH_EVERY = 20_000
 
 
 @dataclass(frozen=True)
 class DemoEnterprise:
-    """One enterprise of the demo, and in one sentence what it shows."""
+    """One enterprise of the demo, with a sentence on what it shows."""
 
     uuid: UUID
     name: str
@@ -27,7 +27,7 @@ class DemoEnterprise:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo data holds: who, who is on the unlink list, and the licenses that the LMS will refuse."""
+    """The demo's enterprises, those on the unlink list, and the licenses that the LMS will refuse."""
 
     enterprises: list[DemoEnterprise]
     unlink_enabled: list[UUID]
@@ -36,7 +36,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Case:
-    """One enterprise of the demo and how its rows are laid down."""
+    """One enterprise of the demo, and the function that adds its rows."""
 
     name: str
     shows: str
@@ -45,17 +45,17 @@ class Case:
 
     @property
     def slug(self) -> str:
-        """Give the enterprise's slug, which is also the domain of its learners."""
+        """Return the enterprise's slug, from which the domain of its learners' addresses is made."""
         return self.name.lower().replace(" ", "-")
 
     @property
     def uuid(self) -> UUID:
-        """Give the enterprise's UUID, the same in every demo."""
+        """Return the enterprise's UUID, the same in every demo."""
         return uuid5(NAMESPACE, self.slug)
 
 
 def demo(data: Data, now: datetime) -> Demo:
-    """Insert the demo's enterprises, their plans counted back from a moment; give what they show."""
+    """Insert the demo's enterprises, with dates relative to `now`; return what they show."""
     data.now = now
     for case in CASES:
         case.lay(data, data.agreement(case.uuid, name=case.name, slug=case.slug))
@@ -64,7 +64,7 @@ def demo(data: Data, now: datetime) -> Demo:
 
 
 def read_demo(engine: Engine) -> Demo | None:
-    """Give the demo that a database already holds; None when it does not hold all of it."""
+    """Return the demo that a database already contains; None if any of it is missing."""
     if not inspect(engine).has_table("subscriptions_customeragreement"):
         return None
     column = table(engine, "customeragreement").c.enterprise_customer_uuid
@@ -74,11 +74,11 @@ def read_demo(engine: Engine) -> Demo | None:
 
 
 def bulk(data: Data, enterprises: int, licenses: int, due_share: float = 0.5, expired_days: int = 100) -> list[UUID]:
-    """Insert enterprises with so many licenses in all; give the enterprises' UUIDs.
+    """Insert this number of enterprises and, in all, of licenses; return the enterprises' UUIDs.
 
     Each has a plan that expired `expired_days` days before `data.now`, unprocessed, with `due_share` of its
-    licenses, and a current plan with the others, of other learners. Rows are inserted as they are made, so
-    that a million licenses need little memory.
+    licenses, and a current plan with the others, of other learners. Rows are inserted in parts, so that a
+    million licenses need little memory.
     """
     made: list[UUID] = []
     user = 0
@@ -193,7 +193,7 @@ def _mixed(data: Data, agreement: Agreement) -> None:
 
 
 def _lay(days: float, licenses: int, processed: bool = False) -> Callable[[Data, Agreement], None]:
-    """Give the layer of one plan that expired so many days ago, with so many activated licenses."""
+    """Return a function that adds one plan expired `days` ago, with this number of activated licenses."""
 
     def lay(data: Data, agreement: Agreement) -> None:
         _many(data, _expired(data, agreement, days, processed), licenses)
@@ -209,24 +209,24 @@ CASES = [
     Case("Alder Chain", "Three plans renewed one into the next, all expired: all three are downgraded.", _chain),
     Case(
         "Birch Open Renewal",
-        "Its plan waits for a renewal; those not renewed in 90 days are downgraded singly, then unlinked.",
+        "Its plan waits for a renewal; licenses not renewed within 90 days are downgraded one by one, then unlinked.",
         _open_renewal,
     ),
     Case("Cedar Renewed", "Its plan was renewed into a current one: nothing is due.", _renewed),
     Case(
         "Dogwood Other Case",
-        "A learner's e-mail stands in a current plan in other capitals: not unlinked.",
+        "A learner's e-mail is in a current plan with other capitals: not unlinked.",
         _other_case,
     ),
-    Case("Elm Changed Address", "A learner goes on under a changed e-mail: not unlinked.", _changed_email),
+    Case("Elm Changed Address", "A learner continues under a changed e-mail: not unlinked.", _changed_email),
     Case(
         "Fir Revoked",
-        "A learner holds a revoked license in a current plan: not unlinked, as license-manager has it.",
+        "A learner has a revoked license in a current plan: not unlinked, as in license-manager.",
         _revoked,
     ),
     Case(
         "Ginkgo No Address",
-        "A license without an e-mail is downgraded and stays; the others are unlinked.",
+        "A license without an e-mail is downgraded, not unlinked; the others are both.",
         _null_email,
     ),
     Case(
@@ -238,7 +238,7 @@ CASES = [
     Case("Juniper Thousand", "A plan of 1,000 licenses expired yesterday: ten batches.", _lay(20 / 24, 1000)),
     Case("Katsura Large", "450 learners expired 100 days ago: downgraded, then unlinked.", _lay(100, 450)),
     Case("Larch Empty", "Its expired plan has no licenses: marked processed, no LMS call.", _lay(40, 0)),
-    Case("Maple Mixed", "Of a plan's licenses only the assigned and activated are downgraded.", _mixed),
+    Case("Maple Mixed", "Only assigned and activated licenses of a plan are downgraded.", _mixed),
     Case("Nutmeg Processed", "Downgraded long ago: its learners are unlinked.", _lay(150, 8, True)),
     Case("Oak Current", "Its only plan is current: nothing is due.", _current),
 ]

@@ -1,1 +1,1 @@
-"""A simulated LMS."""
+"""The simulated LMS: its state, its HTTP handlers, its faults and its journal."""

@@ -1,4 +1,4 @@
-"""The control side of the simulated LMS, under /_simulator/: for tests and the demo, from outside."""
+"""HTTP control of the simulated LMS, under /_simulator/, for tests and the demo."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from simulator.lms.seeding import seed_from_json
 
 
 class ControlHandler(RequestHandler):
-    """The control side: what tests and the demo ask of the simulator from outside."""
+    """Shows and changes the state of the simulator."""
 
     def initialize(self, lms: Lms) -> None:
         """Take the LMS to control."""
@@ -30,7 +30,7 @@ class ControlHandler(RequestHandler):
         self._answer(shown.get(name))
 
     def post(self, name: str) -> None:
-        """Change what the LMS does or knows."""
+        """Change the LMS's behavior or state."""
         lms = self.lms
         done: dict[str, Callable[[], Any]] = {
             "faults": self._set_faults,
@@ -51,7 +51,7 @@ class ControlHandler(RequestHandler):
         try:
             if act is None:
                 self.set_status(404)
-                self.finish({"error": "there is no such thing to ask of the simulator"})
+                self.finish({"error": "the simulator has no such control"})
                 return
             answer = act()
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""All that one simulated LMS knows and is told: credentials, tokens, state, journal, faults, throttling."""
+"""One simulated LMS: its credentials, tokens, state, journal, faults and throttling."""
 
 import asyncio
 import secrets
@@ -14,7 +14,7 @@ from simulator.lms.state import Answer, State, json_answer
 
 
 class Lms:
-    """All that one simulated LMS knows and is told to do."""
+    """One simulated LMS, with everything that its handlers share."""
 
     def __init__(
         self,
@@ -26,11 +26,11 @@ class Lms:
         staff: bool = True,
         atomic: bool = True,
     ) -> None:
-        """Take its credentials, the seconds a call takes and a token lives, a database to seed it from.
+        """`latency` is the seconds that a call takes; `engine` is a database to seed the state from.
 
-        `staff` says whether the service user is staff. One that is not may downgrade, but every unlink is a 404, and
-        it is told of no learner. `atomic` says whether a request that ends in a 500 changes nothing: edx-platform has
-        ATOMIC_REQUESTS on; where it is off, what came before the fault is done.
+        `staff`: whether the service user is staff. If not, it may downgrade, but each unlink gets a 404 and its list of
+        learners is empty. `atomic`: whether a request that ends in a 500 changes nothing, as with edx-platform's
+        ATOMIC_REQUESTS on. If it is off, the work done before the fault stays.
         """
         self.client_id = client_id
         self.client_secret = client_secret
@@ -47,19 +47,19 @@ class Lms:
         self._released = asyncio.Event()
 
     def reseed(self, engine: Engine | None = None) -> None:
-        """Read the state from the database again, from another one if given."""
+        """Read the state again, from this database or the one given."""
         self.engine = engine or self.engine
         if self.engine is None:
-            raise ValueError("there is no database to read from: start the simulator with one")
+            raise ValueError("the simulator has no database: start it with --database")
         self.state = seed_from_database(self.engine)
 
     def release(self) -> None:
-        """Let every request that a fault delays go on now."""
+        """End the delay of every request that a fault holds."""
         self._released.set()
         self._released = asyncio.Event()
 
     async def delay(self, seconds: float) -> None:
-        """Wait as a fault says, or until released."""
+        """Wait this long, or until released."""
         if seconds:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._released.wait(), seconds)
@@ -71,18 +71,18 @@ class Lms:
         if (form.get("client_id"), form.get("client_secret")) != (self.client_id, self.client_secret):
             return json_answer(401, {"error": "invalid_client"})
         token, kind = secrets.token_urlsafe(24), form.get("token_type", "bearer").upper()
-        if kind == "JWT":  # the LMS gives the other kind too, but takes it for none of these calls
+        if kind == "JWT":  # the LMS issues bearer tokens too, but accepts them for none of these calls
             self.tokens[token] = time.monotonic() + self.token_seconds
         given = {"access_token": token, "expires_in": self.token_seconds, "token_type": kind, "scope": "read"}
         return json_answer(200, given)
 
     def throttle(self, calls: int = 0, seconds: float = 60, whom: str = "") -> None:
-        """Answer 429 to more than so many calls in so many seconds, or as it does to `whom`; 0 calls lifts it."""
+        """Answer 429 above `calls` in `seconds`, or as the LMS does for `whom`. With 0 calls, stop throttling."""
         shared = dict.fromkeys(THROTTLED, Throttle(calls, seconds)) if calls else {}
         self.throttles = windows_of(whom) if whom else shared
 
     def refusal(self, authorization: str, kind: str) -> Answer | None:
-        """Give the 401 or 429 that keeps a call of this kind from its work; None when it may go on."""
+        """Return the 401 or 429 for a call of this kind; None if it is allowed."""
         scheme, _, token = authorization.partition(" ")
         if scheme != "JWT" or self.tokens.get(token, 0.0) <= time.monotonic():
             detail = {"detail": "Authentication credentials were not provided."}

@@ -1,4 +1,4 @@
-"""Faults that the simulated LMS can be told to show, and its throttling."""
+"""Faults that the simulated LMS can be told to produce, and its throttling."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields
@@ -9,20 +9,21 @@ from simulator.lms.journal import KINDS, Entry, Kind
 
 @dataclass
 class Fault:
-    """One rule: which requests it meets, which of those it strikes, and what it does to them.
+    """One rule: which requests it matches, which of those it strikes, and what it does to them.
 
-    It meets a request when each of `kind`, `enterprise`, `license`, `email`, `containing` (a text in its body) and
-    `longer_than` (bytes of its body) that is given fits; without a `kind`, any token, downgrade, unlink or learners
-    request. A firewall that dislikes one address is `containing` it, with a `status` of 403 and a web page as `body`; a
-    limit for bodies is `longer_than` with 413. Of those it strikes the `nth`, or those from the `first`
-    to the `last`, or from the first on every so-many-th (`every`), and at most `times` in all. What it does:
-    wait `delay` seconds (or until released; with `after_work` it waits once the work is done, so that a client
-    that times out does so after that, and the request is in flight until then), and
+    It matches a request if all conditions given are true: `kind`, `enterprise`, `license`, `email`, `containing` (a
+    text in the body), `longer_than` (bytes of the body). Without a `kind` it matches any token, downgrade, unlink or
+    learners request. To simulate a firewall that blocks an address, use `containing` with `status` 403 and a web page
+    as `body`; for a limit on bodies, `longer_than` with 413.
 
-    - `drop="before"`: close the connection with nothing done; `drop="after"`: do the work, then close it;
-    - `status` (with `headers` and `body`): answer that with nothing done, or with `after_work` once it is;
-    - `truncate`: do the work, announce a longer answer than is sent, and close the connection;
-    - none of these: do the work and answer as always. A redirect is a status 302 with a Location header.
+    Of the matching requests it strikes the `nth`; or those from the `first` to the `last`, of these one in `every`; and
+    at most `times` in all. Then it waits `delay` seconds, or until released: before the work, or with `after_work`
+    after it, with the request in flight meanwhile. And:
+
+    - `drop="before"`: it closes the connection without doing the work; `drop="after"`: it does the work, then closes;
+    - `status` (with `headers` and `body`): it gives this answer without doing the work, with `after_work` after it;
+    - `truncate`: it does the work, announces a longer answer than it sends, and closes the connection;
+    - none of these: it does the work and answers as usual. For a redirect, use status 302 and a Location header.
     """
 
     kind: Kind | None = None
@@ -47,7 +48,7 @@ class Fault:
     fired: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse what could never strike, and take UUIDs as well as their text."""
+        """Refuse values that could never match, and convert UUIDs to text."""
         if self.kind is not None and self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
         if self.drop not in (None, "before", "after"):
@@ -60,7 +61,7 @@ class Fault:
             self.first = self.last = self.nth
 
     def meets(self, entry: Entry, body: bytes = b"") -> bool:
-        """Say whether a request, with this body, is one that the rule is about."""
+        """Return whether the rule matches a request with this body."""
         return (
             (self.kind == entry.kind or (self.kind is None and entry.kind != "other"))
             and (self.enterprise is None or self.enterprise in entry.enterprises)
@@ -71,7 +72,7 @@ class Fault:
         )
 
     def strikes(self) -> bool:
-        """Say whether the request met last is one to strike."""
+        """Return whether the rule strikes the request that it matched last."""
         return (
             self.first <= self.met
             and (self.last is None or self.met <= self.last)
@@ -80,12 +81,12 @@ class Fault:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give the rule with how often it met and struck, as `from_json` takes it."""
+        """Return the rule, with its counts of matches and strikes, in the form that `from_json` takes."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Any) -> "Fault":
-        """Make a rule of a JSON object with the names of the fields; ValueError says what is wrong."""
+        """Make a rule from a JSON object with the fields' names. Raises ValueError."""
         if not isinstance(content, dict):
             raise ValueError("a fault is a JSON object")
         unknown = content.keys() - {one.name for one in fields(cls)}
@@ -95,7 +96,7 @@ class Fault:
 
 
 def pick(faults: list[Fault], entry: Entry, body: bytes = b"") -> Fault | None:
-    """Let every rule count the request with this body, and give the first that strikes it."""
+    """Count the request in every rule that matches it, and return the first that strikes it."""
     struck: Fault | None = None
     for fault in faults:
         if fault.meets(entry, body):
@@ -115,7 +116,7 @@ class Throttle:
     taken: list[float] = field(default_factory=list)
 
     def refuses(self, now: float) -> int | None:
-        """Count a call at a moment of a steady clock; give the seconds to wait when it is one too many."""
+        """Count a call at this monotonic time; if it is one too many, return the seconds to wait."""
         self.taken = [moment for moment in self.taken if moment > now - self.seconds]
         if len(self.taken) >= self.calls:
             return max(1, math.ceil(self.taken[0] + self.seconds - now))
@@ -127,9 +128,10 @@ THROTTLED = ("downgrade", "unlink", "learners")
 
 
 def windows_of(whom: str) -> dict[str, Throttle]:
-    """The LMS's own windows of a minute, by kind of call.
+    """Return the LMS's own limits per minute, by kind of call.
 
-    A "service" user that ENTERPRISE_ALL_SERVICE_USERNAMES names has one for each call; any "other" has one for all.
+    A "service" user, named in ENTERPRISE_ALL_SERVICE_USERNAMES, has one limit for each call. Any "other" user has one
+    limit for all calls together.
     """
     windows = {
         "service": {"downgrade": Throttle(800, 60), "unlink": Throttle(2000, 60)},

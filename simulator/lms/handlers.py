@@ -1,6 +1,6 @@
-"""The LMS's side of each request: journal it, let the faults at it, do the work, answer.
+"""Handles each request: enters it in the journal, applies faults, does the work, answers.
 
-Nothing here prints or logs what a request holds, since that is e-mail addresses; the journal alone has it.
+Nothing here prints or logs the content of a request, because it has e-mail addresses. Only the journal has it.
 """
 
 import asyncio
@@ -18,23 +18,23 @@ from simulator.lms.state import Answer, json_answer
 
 log = logging.getLogger(__name__)
 
-# Django REST Framework's page where none is asked for, and the longest that the LMS gives.
+# Django REST Framework's default page size, and the LMS's largest.
 SHORT_PAGE, LONGEST_PAGE = 10, 100
 SIGN_IN = "<!DOCTYPE html><html><title>Sign in</title></html>"
 
 
 class Handler(RequestHandler):
-    """Journals a request, lets the faults at it, and answers."""
+    """Enters a request in the journal, applies faults, and answers."""
 
     kind: Kind = "other"
     entry: Entry | None = None
 
     def initialize(self, lms: Lms) -> None:
-        """Take the LMS to play."""
+        """Take the LMS to simulate."""
         self.lms = lms
 
     async def prepare(self) -> None:
-        """Take the whole request over from Tornado, whatever its method and path."""
+        """Handle the whole request here, whatever its method and path."""
         lms = self.lms
         self.entry = entry = lms.journal.begin(self.kind, self.request.path, **self.about())
         fault = pick(lms.faults, entry, self.request.body) or Fault()
@@ -45,7 +45,7 @@ class Handler(RequestHandler):
                 answer = await self.answer(entry, fault)
             await lms.delay(fault.delay if fault.after_work else 0)
         finally:
-            # Before a byte leaves: whoever has the answer can be sure that its end is in the journal.
+            # Before the answer is sent: a client that has it finds its end in the journal.
             dropped = fault.drop or ("truncated" if answer and fault.truncate else None)
             lms.journal.finish(entry, answer.status if answer and not fault.drop else None, dropped)
         if answer is None or fault.drop:
@@ -56,7 +56,7 @@ class Handler(RequestHandler):
             self.send(answer)
 
     async def answer(self, entry: Entry, fault: Fault) -> Answer:
-        """Do what is asked unless the fault or a refusal stands before it; give what is to be answered."""
+        """Do the work, unless the fault or a refusal prevents it; return the answer."""
         instead = _instead(fault) if fault.status else None
         if instead and not fault.after_work:
             return instead
@@ -65,11 +65,11 @@ class Handler(RequestHandler):
         return instead or answer
 
     def about(self) -> dict[str, Any]:
-        """Say what the journal is to know of the request."""
+        """Return the journal's fields for this request."""
         return {}
 
     async def work(self) -> Answer:
-        """Answer what is not there: the page that a followed redirect ends on, or 404."""
+        """Answer any other path: the sign-in page that a redirect leads to, or 404."""
         page = Answer(200, SIGN_IN.encode(), {"Content-Type": "text/html"})
         return page if self.request.path == "/login" else Answer(404)
 
@@ -82,19 +82,19 @@ class Handler(RequestHandler):
         self.finish(answer.body)
 
     async def send_truncated(self, answer: Answer) -> None:
-        """Announce more than is sent, then hang up."""
+        """Announce a longer body than is sent, then close the connection."""
         head = f"HTTP/1.1 {answer.status} OK\r\nContent-Length: {len(answer.body) + 1000}\r\n\r\n"
         stream = self.detach()
         await stream.write(head.encode() + answer.body)
         stream.close()
 
     def on_connection_close(self) -> None:
-        """Note that the client did not wait for the answer."""
+        """Record that the client did not wait for the answer."""
         if self.entry is not None:
             self.lms.journal.leave(self.entry)
 
     def log_exception(self, *_: Any) -> None:
-        """Log that something broke here, and nothing of the request."""
+        """Log an error in the simulator, without the content of the request."""
         log.exception("The simulator broke on %s", self.request.path)
 
 
@@ -104,20 +104,20 @@ class TokenHandler(Handler):
     kind: Kind = "token"
 
     async def work(self) -> Answer:
-        """Give a token for the right credentials."""
+        """Return a token for the right credentials."""
         if self.request.method != "POST":
             return Answer(405)
         return self.lms.token({name: values[-1].decode() for name, values in self.request.arguments.items()})
 
 
 class CallHandler(Handler):
-    """What the calls have in common: a token, a JSON body, the latency."""
+    """Base class of the calls: checks the token, reads the JSON body, adds the latency."""
 
     content: Any = None
     method = "POST"
 
     def about(self) -> dict[str, Any]:
-        """Read the body; give what it asks for."""
+        """Read the body; return the journal's fields of it."""
         try:
             self.content = json.loads(self.request.body)
         except ValueError:
@@ -125,21 +125,21 @@ class CallHandler(Handler):
         return self.asked(self.content if isinstance(self.content, dict) else {})
 
     def asked(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Give the journal's fields of a request's content."""
+        """Return the journal's fields for a request's content."""
         raise NotImplementedError
 
     def call(self) -> Answer:
-        """Do the work and give the answer."""
+        """Do the work and return the answer."""
         raise NotImplementedError
 
     async def work(self) -> Answer:
-        """Refuse, or take the time that the work takes and do it."""
+        """Refuse the call, or wait for the latency and do the work."""
         if self.request.method != self.method:
             return Answer(405)
         refusal = self.lms.refusal(self.request.headers.get("Authorization", ""), self.kind)
         if refusal:
             return refusal
-        if self.lms.latency:  # of the whole answer, with what it takes itself
+        if self.lms.latency:  # the work's own time counts toward the latency
             await asyncio.sleep(self.lms.latency - self.request.request_time())
         return self.call() if self.content is not None else json_answer(400, {"detail": "JSON parse error"})
 
@@ -150,7 +150,7 @@ class DowngradeHandler(CallHandler):
     kind: Kind = "downgrade"
 
     def asked(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Give the licenses, their enterprises and the date."""
+        """Return the licenses, their enterprises and the date."""
         licenses = _list(content.get("expired_license_uuids"))
         return {
             "licenses": licenses,
@@ -169,7 +169,7 @@ class UnlinkHandler(CallHandler):
     kind: Kind = "unlink"
 
     def asked(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Give the enterprise, the e-mails and whether they may come back."""
+        """Return the enterprise, the e-mails and whether they may be linked again."""
         return {
             "enterprises": [self.path_args[0]],
             "emails": _list(content.get("user_emails")),
@@ -184,21 +184,21 @@ class UnlinkHandler(CallHandler):
 
 
 class LearnersHandler(CallHandler):
-    """GET …/enterprise-learner/: who of some users is linked to an enterprise, page by page."""
+    """GET …/enterprise-learner/: which of some users are linked to an enterprise, page by page."""
 
     kind: Kind = "learners"
     method = "GET"
 
     def about(self) -> dict[str, Any]:
-        """Give the enterprise and the users asked for."""
-        self.content = {}  # there is no body to be read
+        """Return the enterprise and the users asked for."""
+        self.content = {}  # a GET has no body
         listed = self.get_query_argument("user_ids", "").split(",")
         self.user_ids = [int(user_id) for user_id in listed if user_id.strip().isdecimal()]
         self.enterprise = self.get_query_argument("enterprise_customer_uuid", "")
         return {"enterprises": [self.enterprise], "user_ids": self.user_ids}
 
     def call(self) -> Answer:
-        """List those of the users that are linked. A service user that is not staff sees itself alone: none of them."""
+        """List the linked ones among the users. A service user that is not staff gets an empty list."""
         linked = self.lms.state.learners(self.enterprise, self.user_ids) if self.lms.staff else []
         page, size = self._number("page", 1, 0), self._number("page_size", SHORT_PAGE, SHORT_PAGE)
         size = min(size, LONGEST_PAGE) if size > 0 else SHORT_PAGE
@@ -231,7 +231,7 @@ class LearnersHandler(CallHandler):
 
 
 def _instead(fault: Fault) -> Answer:
-    """The answer that a fault gives in place of the LMS's own, with the content type that its body looks like."""
+    """Return the answer that a fault gives instead of the LMS's, with a content type that fits its body."""
     start = fault.body.lstrip()[:1]
     kind = "text/html" if start == "<" else "application/json" if start in ("{", "[", '"') else "text/plain"
     headers = {"Content-Type": f"{kind}; charset=UTF-8"} if fault.body else {}

@@ -1,4 +1,4 @@
-"""What was asked of the simulated LMS, in the order in which it happened."""
+"""The requests to the simulated LMS, in order."""
 
 import threading
 from collections.abc import Iterator
@@ -14,13 +14,12 @@ KINDS: tuple[Kind, ...] = ("token", "downgrade", "unlink", "learners", "other")
 
 @dataclass
 class Entry:
-    """One request. It is in the journal from its first byte; `end` is None while it is in flight.
+    """One request. It is in the journal as soon as it is received; `end` is None while it is in flight.
 
-    `start` and `end` count on one counter, so the order of all starts and ends is total: A was answered
-    before B came in when `A.end < B.start`. `worked` says that the LMS did what was asked, whatever it
-    answered (all but the locked ones, where it would say 422); `dropped` that the connection was closed before
-    or after the work, or in the midst of the answer; `client_gone` that the client did not wait, and `gone` when
-    on the same counter it left.
+    `start`, `end` and `gone` are numbers of one counter: A was answered before B came in if `A.end < B.start`.
+    `worked`: the LMS did the work, whatever it answered; with 422, all but the locked enrollments. `dropped`: the
+    connection was closed before the work, after it, or within the answer. `gone`: when the client disconnected before
+    it had its answer.
     """
 
     kind: Kind
@@ -44,16 +43,16 @@ class Entry:
 
     @property
     def enterprise(self) -> str | None:
-        """Give the one enterprise that the request is about; None for none, and for several."""
+        """Return the enterprise of the request; None if it has none or several."""
         return self.enterprises[0] if len(self.enterprises) == 1 else None
 
     @property
     def client_gone(self) -> bool:
-        """Say whether the client left before the answer."""
+        """Return whether the client disconnected before the answer."""
         return self.gone is not None
 
     def to_json(self) -> dict[str, Any]:
-        """Give the entry as JSON can carry it, moments as ISO 8601."""
+        """Return the entry as JSON, times as ISO 8601."""
         times = {
             "started_at": self.started_at.isoformat(),
             "ended_at": self.ended_at.isoformat() if self.ended_at else None,
@@ -74,11 +73,11 @@ class Journal:
 
     @property
     def entries(self) -> list[Entry]:
-        """Give a copy of the list, safe to walk while requests come in."""
+        """Return a copy of the list, safe to read while requests come in."""
         return list(self._entries)
 
     def calls(self, kind: Kind | None = None, enterprise: object = None) -> list[Entry]:
-        """Give the entries of one kind and of one enterprise (a UUID or its text), by their start."""
+        """Return the entries of one kind and one enterprise (a UUID or its text), by start."""
         wanted = str(enterprise) if enterprise is not None else None
         return [
             entry
@@ -98,14 +97,14 @@ class Journal:
         return entry
 
     def leave(self, entry: Entry) -> None:
-        """Note that a client hangs up; once it is answered, that means nothing."""
+        """Record that a client disconnected, unless it had its answer."""
         with self.changed:
             if entry.end is None and entry.gone is None:
                 entry.gone = next(self._numbers)
                 self.changed.notify_all()
 
     def finish(self, entry: Entry, status: int | None, dropped: Dropped | None) -> None:
-        """Note that a request is answered, or dropped; to be called before the answer leaves."""
+        """Record that a request is answered or dropped. Call it before the answer is sent."""
         with self.changed:
             self.in_flight -= 1
             entry.status, entry.dropped = status, dropped
@@ -114,13 +113,13 @@ class Journal:
             self.changed.notify_all()
 
     def clear(self) -> None:
-        """Forget all entries; the numbers go on, and what is in flight stays counted."""
+        """Remove all entries. Numbers continue, and requests in flight stay counted."""
         with self.changed:
             self._entries = []
             self.most_in_flight = self.in_flight
 
     def counts(self) -> dict[str, Any]:
-        """Count requests by kind, answers by kind and status, and what is and was in flight."""
+        """Count requests by kind, answers by kind and status, and requests in flight, now and at most."""
         statuses: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
         for entry in self.entries:
             status = "in flight" if entry.end is None else str(entry.status or f"dropped {entry.dropped}")

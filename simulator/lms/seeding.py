@@ -1,4 +1,4 @@
-"""The simulated LMS's state made to fit license-manager's data."""
+"""Seeds the simulated LMS's state from license-manager's data."""
 
 from datetime import datetime
 from typing import Any
@@ -12,12 +12,12 @@ from simulator.lms.state import Enrollment, State
 
 
 def seed_from_database(engine: Engine) -> State:
-    """Give the state of an LMS that fits license-manager's database.
+    """Return the state of an LMS that matches license-manager's database.
 
-    Every agreement makes a known enterprise. Every assigned or activated license gets one or two enrollments,
-    still verified unless its plan is processed or an event says that it was downgraded; its e-mail, without the white
-    space around it, is linked to the enterprise unless an event says that it was unlinked. A license with a user id
-    makes an account; where licenses have several e-mails for one, that of the plan which expires last is the account's.
+    Each agreement becomes an enterprise. Each assigned or activated license gets one or two enrollments. They are
+    verified, unless its plan is processed or an event shows a downgrade. Its e-mail, stripped, is linked to the
+    enterprise, unless an event shows an unlink. A license with a user id becomes an account. If licenses have several
+    e-mails for one user, the account gets that of the plan that expires last.
     """
     state = State()
     shared: dict[UUID, UUID] = {}  # one object for each enterprise, however many licenses point at it
@@ -33,7 +33,7 @@ def seed_from_database(engine: Engine) -> State:
         for license, email, user_id, processed, enterprise in connection.execute(_licenses(engine)):
             downgraded = processed or (license.int, DOWNGRADED_EVENT) in events
             state.add_license(license, shared[enterprise], audit=downgraded)
-            address = (email or "").strip()  # no account's has white space around it
+            address = (email or "").strip()  # an account's address has no white space around it
             if address and user_id is not None:
                 state.add_learner(user_id, address)
             if address and (license.int, UNLINKED_EVENT) not in events:
@@ -42,7 +42,7 @@ def seed_from_database(engine: Engine) -> State:
 
 
 def seed_from_json(state: State, content: Any) -> None:
-    """Add enterprises and licenses to what an LMS knows.
+    """Add enterprises and licenses to an LMS's state.
 
     Takes `{"enterprises": [{"uuid", "active", "linked": [e-mail]}], "licenses": [{"uuid", "enterprise",
     "enrollments": [{"mode", "fault", "modified"}]}], "learners": [{"user_id", "email"}], "two_accounts": [e-mail]}`,

@@ -1,4 +1,4 @@
-"""A Tornado application that plays the LMS, served by itself or, for tests, in a thread."""
+"""The Tornado application that simulates the LMS, as a server or, for tests, in a thread."""
 
 import asyncio
 import threading
@@ -31,7 +31,7 @@ ROUTES: list[tuple[str, type[RequestHandler]]] = [
 
 
 def make_app(lms: Lms) -> Application:
-    """Make the application that plays an LMS."""
+    """Make the application that simulates an LMS."""
     routes = [(path, handler, {"lms": lms}) for path, handler in ROUTES]
     return Application(routes, log_function=lambda handler: None)
 
@@ -56,9 +56,9 @@ async def serve(
 
 
 class Simulator:
-    """An LMS on a port of 127.0.0.1, in a thread of this process, for as long as a `with` block lasts.
+    """A simulated LMS on a port of 127.0.0.1, in a thread of this process, for the length of a `with` block.
 
-    Other processes can call it at `url` like any other. What a test sets here holds from the next request on.
+    Other processes can call it at `url`. Settings that a test changes apply from the next request on.
     """
 
     def __init__(self, engine: Engine | None = None, port: int = 0, **settings: Any) -> None:
@@ -72,7 +72,7 @@ class Simulator:
         self._thread = threading.Thread(target=self._run, name="simulated LMS", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start, and come back when it listens."""
+        """Start, and return once it listens."""
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
@@ -89,51 +89,51 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """Give the root of the LMS, without a slash at its end."""
+        """Return the root URL of the LMS, without a trailing slash."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def client_id(self) -> str:
-        """Give the id that gets a token."""
+        """Return the client id that gets a token."""
         return self.lms.client_id
 
     @property
     def client_secret(self) -> str:
-        """Give the secret that gets a token."""
+        """Return the client secret that gets a token."""
         return self.lms.client_secret
 
     @property
     def journal(self) -> Journal:
-        """Give the journal: `entries`, `calls(kind, enterprise)`, `clear()`, `counts()`."""
+        """Return the journal: `entries`, `calls(kind, enterprise)`, `clear()`, `counts()`."""
         return self.lms.journal
 
     @property
     def state(self) -> State:
-        """Give what the LMS holds, to look at and to change between requests."""
+        """Return the state of the LMS, to read and to change between requests."""
         return self.lms.state
 
     def calls(self, kind: Kind | None = None, enterprise: object = None) -> list[Entry]:
-        """Give the journal's entries of one kind and one enterprise, or all of them."""
+        """Return the journal's entries of one kind and one enterprise, or all."""
         return self.journal.calls(kind, enterprise)
 
     def faults(self, *faults: Fault) -> None:
-        """Show these faults from now on, in place of those shown before; none clears them."""
+        """Replace all faults with these; without arguments, remove them."""
         self.lms.faults = list(faults)
 
     def throttle(self, calls: int = 0, seconds: float = 60, whom: str = "") -> None:
-        """Answer 429 to more than so many calls in so many seconds, or as it does to `whom`; 0 calls lifts it."""
+        """Answer 429 above `calls` in `seconds`, or as the LMS does for `whom`. With 0 calls, stop throttling."""
         self.lms.throttle(calls, seconds, whom)
 
     def atomic(self, is_atomic: bool) -> None:
-        """Let a request that ends in a 500 change nothing, or what came before the fault, from the next one on."""
+        """Set whether a request that ends in a 500 changes nothing, or keeps the work before the fault."""
         self.lms.atomic = is_atomic
 
     def staff(self, is_staff: bool) -> None:
-        """Let the service user be staff or not, from the next request on."""
+        """Set whether the service user is staff."""
         self.lms.staff = is_staff
 
     def change_email(self, user_id: int, email: str) -> None:
-        """Let a learner change their address on the platform; licenses keep the old one."""
+        """Change a learner's address on the platform; licenses keep the old one."""
         self.state.change_email(user_id, email)
 
     def forget_tokens(self) -> None:
@@ -141,17 +141,17 @@ class Simulator:
         self.lms.tokens.clear()
 
     def release(self) -> None:
-        """Let every request that a fault delays go on now."""
+        """End the delay of every request that a fault holds."""
         self._soon(self.lms.release)
 
     def seed(self, engine: Engine | None = None) -> None:
-        """Read the state from the database again, from another one if given."""
+        """Read the state again, from this database or the one given."""
         self.lms.reseed(engine)
 
     def wait_for(self, condition: Callable[[], Any], timeout: float = 30.0) -> None:
-        """Come back when a condition holds; it is looked at when a request begins or ends, and now and then.
+        """Wait until a condition holds. It is checked when a request begins or ends, and every 50 ms.
 
-        Raises TimeoutError with the journal's counts when it does not come to hold.
+        Raises TimeoutError with the journal's counts.
         """
         deadline = time.monotonic() + timeout
         while not condition():

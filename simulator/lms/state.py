@@ -1,7 +1,7 @@
-"""What the simulated LMS holds, and how its calls change and show it: the tables of facts/lms_api.md as code.
+"""The state of the simulated LMS, and how its calls read and change it.
 
-Built for a million licenses: a license that was seeded from a database costs a few words of memory, and its
-enrollments are worked out from its UUID. Only those set by hand are held one by one.
+Built for a million licenses: a license that was seeded from a database needs a few words of memory, and its
+enrollments are computed from its UUID. Only those set by hand are stored one by one.
 """
 
 import json
@@ -27,7 +27,7 @@ UUID_FORM = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Answer:
-    """What the LMS says to one request."""
+    """The LMS's answer to one request."""
 
     status: int
     body: bytes = b""
@@ -35,7 +35,7 @@ class Answer:
 
 
 def json_answer(status: int, content: Any, **headers: str) -> Answer:
-    """Give an answer with a JSON body; an underscore in a header's name stands for a dash."""
+    """Return an answer with a JSON body; an underscore in a header's name becomes a dash."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(status, json.dumps(content).encode(), {"Content-Type": "application/json", **named})
 
@@ -44,7 +44,7 @@ def json_answer(status: int, content: Any, **headers: str) -> Answer:
 class Enrollment:
     """One course enrollment under a license.
 
-    `fault` is what the LMS meets when it changes it: "locked" cannot be changed (422), "no_overview" is a
+    `fault` is the problem that the LMS has when it changes it: "locked" cannot be changed (422), "no_overview" is a
     course without an overview (500), "no_history" an enrollment without history (500 when a date is given).
     """
 
@@ -56,24 +56,26 @@ class Enrollment:
 class State:
     """Licenses with their enrollments, enterprises with their linked e-mails, and the accounts of learners.
 
-    An account has one e-mail. Where licenses have one learner under several, each of these counts as linked, and all of
-    them end with the one that the account has; see `add_learner`.
+    An account has one e-mail. If licenses have several for the same learner, each counts as linked, and unlinking the
+    account's e-mail unlinks all of them; see `add_learner`.
     """
 
     def __init__(self) -> None:
-        """Start with an LMS that knows nobody."""
+        """Start with an LMS without users, enterprises and licenses."""
         self.licenses: dict[int, UUID] = {}  # a license's UUID as a number, and its enterprise
         self.downgraded: set[int] = set()
         self.special: dict[int, list[Enrollment]] = {}
-        self.linked: dict[UUID, set[str]] = {}  # the key alone makes an enterprise known
-        self.accounts: dict[int, str] = {}  # a platform user's id, and the e-mail of the account as it is now
-        self.former: dict[str, set[str]] = {}  # by an account's e-mail: what else licenses have for the same user
+        self.linked: dict[UUID, set[str]] = {}  # an enterprise exists if it is a key
+        self.accounts: dict[int, str] = {}  # a platform user's id, and the present e-mail of the account
+        self.former: dict[
+            str, set[str]
+        ] = {}  # by an account's e-mail: the other e-mails that licenses have for this user
         self.inactive: set[UUID] = set()
         self.two_accounts: set[str] = set()
-        self.barred: dict[UUID, set[str]] = {}  # unlinked without is_relinkable: they can never come back
+        self.barred: dict[UUID, set[str]] = {}  # unlinked without is_relinkable: they can never be linked again
 
     def add_enterprise(self, enterprise: UUID, emails: Iterable[str] = (), active: bool = True) -> None:
-        """Make an enterprise known, link e-mails to it, and say whether it is active."""
+        """Add an enterprise, link e-mails to it, and set whether it is active."""
         self.linked.setdefault(enterprise, set()).update(emails)
         (self.inactive.discard if active else self.inactive.add)(enterprise)
 
@@ -84,7 +86,7 @@ class State:
         enrollments: list[Enrollment] | None = None,
         audit: bool = False,
     ) -> None:
-        """Make a license known, with the enrollments given or one or two that follow from its UUID."""
+        """Add a license, with the enrollments given or one or two computed from its UUID."""
         self.licenses[license.int] = enterprise
         if enrollments is not None:
             self.special[license.int] = enrollments
@@ -92,7 +94,7 @@ class State:
             self.downgraded.add(license.int)
 
     def add_learner(self, user_id: int, email: str) -> None:
-        """Make an account known, or let a known one have another e-mail, under which it is linked as before."""
+        """Add an account, or change the e-mail of an existing one, which stays linked."""
         former = self.accounts.get(user_id, email)
         self.accounts[user_id] = email
         if former != email:
@@ -101,7 +103,7 @@ class State:
             others.discard(email)
 
     def change_email(self, user_id: int, email: str) -> None:
-        """Let a learner change their address: nobody is linked under the old one any more. KeyError: no such user."""
+        """Change a learner's address: the old one is no longer linked. Raises KeyError if there is no such user."""
         old = self.emails_of(user_id)
         for emails in self.linked.values():
             if emails & old:
@@ -111,19 +113,19 @@ class State:
         self.accounts[user_id] = email
 
     def emails_of(self, user_id: int) -> set[str]:
-        """Give the e-mail of an account, and what licenses have besides. KeyError: there is no such user."""
+        """Return an account's e-mail and the others that licenses have for it. Raises KeyError if unknown."""
         email = self.accounts[user_id]
         return {email, *self.former.get(email, ())}
 
     def learners(self, enterprise: str, user_ids: Iterable[int]) -> list[tuple[int, str]]:
-        """Give the id and the account's e-mail of those of these users that are linked to an enterprise."""
+        """Return id and e-mail of the accounts, among these users, that are linked to an enterprise."""
         number = _number(enterprise)
         linked = self.linked.get(UUID(int=number), set()) if number is not None else set()
         known = sorted(user_id for user_id in set(user_ids) if user_id in self.accounts)
         return [(user_id, self.accounts[user_id]) for user_id in known if self.emails_of(user_id) & linked]
 
     def enrollments(self, license: UUID) -> list[Enrollment]:
-        """Give the enrollments of a license, none for an unknown one."""
+        """Return the enrollments of a license, none for an unknown one."""
         if license.int in self.special:
             return self.special[license.int]
         if license.int not in self.licenses:
@@ -132,14 +134,14 @@ class State:
         return [Enrollment(mode) for _ in range(1 + license.int % 2)]
 
     def enterprises_of(self, licenses: Iterable[object]) -> list[str]:
-        """Give the enterprises that licenses, written as UUIDs, belong to; unknown ones are passed over."""
+        """Return the enterprises of licenses, given as UUIDs in text; unknown ones are skipped."""
         found = {self.licenses.get(number) for number in map(_number, licenses) if number is not None}
         return sorted(str(enterprise) for enterprise in found if enterprise)
 
     def downgrade(self, content: Any, atomic: bool = True) -> Answer:
-        """Do the bulk expiration that a request's content asks for; give the LMS's answer.
+        """Downgrade the licenses of a request's content; return the LMS's answer.
 
-        What ends in a 500 changes nothing where requests are `atomic`; else all that came before the fault.
+        With `atomic`, a request that ends in a 500 changes nothing; otherwise the work done before the fault stays.
         """
         asked = content.get("expired_license_uuids") if isinstance(content, dict) else None
         if not isinstance(asked, list) or not asked:
@@ -165,7 +167,7 @@ class State:
     def _downgrade_one(
         self, number: int, date: datetime | None, done: list[Callable[[], None]]
     ) -> Literal["done", "locked", "stop"]:
-        """Downgrade one license; add what undoes it to `done`."""
+        """Downgrade one license; append functions that undo it to `done`."""
         if number not in self.special:
             if number not in self.downgraded:
                 done.append(partial(self.downgraded.discard, number))
@@ -187,7 +189,7 @@ class State:
         return "locked" if locked else "done"
 
     def unlink(self, enterprise: str, content: Any) -> Answer:
-        """Unlink the e-mails of a request's content from an enterprise; give the LMS's answer."""
+        """Unlink the e-mails of a request's content from an enterprise; return the LMS's answer."""
         content = content if isinstance(content, dict) else {}
         errors = _unlink_errors(content)
         if errors:
@@ -196,7 +198,7 @@ class State:
         customer = UUID(int=number) if number is not None else None
         if customer not in self.linked or customer in self.inactive:
             return json_answer(404, {"detail": "No EnterpriseCustomer matches the given query."})
-        emails = {email.strip() for email in content["user_emails"]}  # of every Unicode white space, as there
+        emails = {email.strip() for email in content["user_emails"]}  # strips any Unicode white space, as the LMS does
         if emails & self.two_accounts:
             return Answer(500)
         emails |= {former for email in emails for former in self.former.get(email, ())}
@@ -207,7 +209,7 @@ class State:
         return Answer(200)
 
     def to_json(self) -> dict[str, Any]:
-        """Give all of it; the enrollments one by one only where they were set by hand."""
+        """Return all of the state."""
         return {
             "enterprises": {
                 str(enterprise): {
@@ -227,7 +229,7 @@ class State:
         }
 
     def counts(self) -> dict[str, int]:
-        """Count licenses, those wholly downgraded, and the e-mails linked and barred."""
+        """Count licenses, fully downgraded licenses, and e-mails linked and barred."""
         done = len(self.downgraded - self.special.keys())
         done += sum(all(one.mode == "audit" for one in many) for many in self.special.values())
         return {
@@ -239,7 +241,7 @@ class State:
 
 
 def _unlink_errors(content: dict[str, Any]) -> dict[str, Any]:
-    """Judge an unlink request as the LMS's serializer does."""
+    """Return the errors that the LMS's serializer finds in an unlink request."""
     if "user_emails" not in content:
         return {"user_emails": ["This field is required."]}
     emails = content["user_emails"]
@@ -267,7 +269,7 @@ def _email_fault(email: object) -> str | None:
 
 def _number(license: object) -> int | None:
     written = str(license)
-    if UUID_FORM.fullmatch(written):  # as almost all are; a UUID object costs twice as much
+    if UUID_FORM.fullmatch(written):  # almost all are; making a UUID object takes twice as long
         return int(written.replace("-", ""), 16)
     try:
         return UUID(written).int

@@ -1,11 +1,14 @@
-"""`make run`: everything embedded, everything ended; and whatever the environment says, nothing real is touched."""
+"""`make run`: it stops all that it starts, and reaches no real service, whatever the environment says."""
 
+import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,7 +23,7 @@ from support.services import new_database
 from simulator.data.mark import MARK
 from simulator.data.rows import Data
 from simulator.data.schema import create_tables, table
-from simulator.data.showcase import bulk
+from simulator.data.showcase import CASES, bulk
 from worker.db.engine import make_engine
 from worker.settings import Settings
 
@@ -53,7 +56,7 @@ ELSEWHERE = {
 
 @pytest.fixture
 def elsewhere() -> Iterator[int]:
-    """The port of a place that stands for everything real. No test may connect to it."""
+    """The port of a listener that stands for all real services. No test may connect to it."""
     called = []
 
     def listen() -> None:
@@ -80,7 +83,7 @@ def real(tmp_path: Path, elsewhere: int) -> dict[str, str]:
 
 
 def left_behind(mark: Path) -> list[str]:
-    """The commands of the processes that this test's demo started, and of itself."""
+    """The commands of this test's demo and of the processes it started."""
     left = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -91,13 +94,16 @@ def left_behind(mark: Path) -> list[str]:
     return left
 
 
-def test_once_twice(tmp_path: Path, real: dict[str, str]) -> None:
+def test_a_first_night_does_everything_and_a_second_has_nothing_due(tmp_path: Path, real: dict[str, str]) -> None:
     nights = [
         subprocess.run([*DEMO, "--once"], cwd=tmp_path, env=real, capture_output=True, text=True, timeout=120)
         for _ in range(2)
     ]
     assert [night.returncode for night in nights] == [0, 0], nights[0].stdout + nights[0].stderr
     first, second = (night.stdout for night in nights)
+    for case in CASES:  # all that are announced are shown
+        assert case.name in first
+    assert f"data of {len(CASES)} enterprises" in first
     for shown in ("Juniper Thousand", "1000", "Katsura Large", "450", "Held: license", "http_400"):
         assert shown in first
     assert "Nothing is due" in second
@@ -108,10 +114,40 @@ def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, real: d
     with (tmp_path / "out").open("w+") as out:
         demo = subprocess.Popen(DEMO, cwd=tmp_path, env=real, stdout=out, stderr=out, start_new_session=True)
         eventually(lambda: "async-apply/license_expiry.run_enterprise" in (tmp_path / "out").read_text(), seconds=120)
+        eventually(lambda: "Ctrl-C stops everything" in (tmp_path / "out").read_text())
         assert len(left_behind(tmp_path)) >= 6, "broker, LMS, Flower, worker, beat and the demo itself"
+        second = run_once(tmp_path, real)
+        assert (second.returncode, f"kill {demo.pid}" in second.stderr) == (2, True)
+        plain = {name: value for name, value in real.items() if name not in {*ELSEWHERE, "LICENSE_EXPIRY_CFG"}}
+        sourced = f"set -a; . .demo/env; set +a; {Path(sys.executable).parent}/license-expiry status --json"
+        status = subprocess.run(["sh", "-c", sourced], cwd=tmp_path, env=plain, capture_output=True, check=False)
+        assert len(json.loads(status.stdout)["runs"]) == 13
         demo.send_signal(signal.SIGINT)
-        demo.wait(200)
+        time.sleep(0.5)
+        for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            demo.send_signal(again)
+        assert demo.wait(200) == 130
+    assert "Stopping ..." in (tmp_path / "out").read_text()
     eventually(lambda: left_behind(tmp_path) == [], what="every process ended")
+
+
+@pytest.mark.parametrize("said", ["Making the data", "Starting worker", "The night begins"])
+def test_two_signals_while_it_starts_leave_nothing_behind(said: str, tmp_path: Path, real: dict[str, str]) -> None:
+    with (tmp_path / "out").open("w+") as out:
+        demo = subprocess.Popen(DEMO, cwd=tmp_path, env=real, stdout=out, stderr=out, start_new_session=True)
+        eventually(lambda: said in (tmp_path / "out").read_text(), seconds=120)
+        time.sleep(random.random() * 3)
+        for _ in range(2):
+            demo.send_signal(signal.SIGINT)
+            time.sleep(random.random())
+        assert demo.wait(200) in (130, -signal.SIGINT)  # the second may meet Python's own end
+    eventually(lambda: left_behind(tmp_path) == [], what="every process ended")
+
+
+def test_a_port_that_is_taken_is_refused_with_its_option(tmp_path: Path, real: dict[str, str], elsewhere: int) -> None:
+    demo = run_once(tmp_path, real, f"--flower-port={elsewhere}")
+    assert demo.returncode == 2
+    assert f"Port {elsewhere} is taken. Give another one: --flower-port, or FLOWER_PORT" in demo.stderr
 
 
 def run_once(folder: Path, env: dict[str, str], *options: str) -> "subprocess.CompletedProcess[str]":
@@ -147,7 +183,7 @@ def in_another_schema(engine: Engine) -> None:
 
 
 def rows(engine: Engine) -> dict[str, int]:
-    """How many rows each table has."""
+    """The number of rows of each table."""
     with engine.connect() as connection:
         return {
             name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one()
@@ -181,7 +217,7 @@ def test_a_database_that_is_not_the_demos_is_refused_before_anything_is_written(
         engine.dispose()
 
 
-def test_a_database_of_ones_own_is_used_and_known_again(tmp_path: Path, real: dict[str, str]) -> None:
+def test_a_database_of_the_user_is_used_and_recognized(tmp_path: Path, real: dict[str, str]) -> None:
     with new_database("postgresql", tmp_path) as url:
         nights = [run_once(tmp_path, real, f"--database={url}")]
         with socket.socket() as taken:
@@ -198,7 +234,7 @@ def test_a_database_of_ones_own_is_used_and_known_again(tmp_path: Path, real: di
         engine.dispose()
 
 
-def test_data_of_the_demo_that_is_not_whole_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
+def test_incomplete_data_of_the_demo_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
     """A demo was killed while it made its data."""
     url = f"sqlite:///{tmp_path}/own.db"
     engine = make_engine(url)
@@ -224,11 +260,13 @@ def test_another_lms_is_refused(tmp_path: Path, real: dict[str, str]) -> None:
         (["DATABASE_URL=sqlite:///x.db"], ["--database=sqlite:///x.db"]),
         (["CELERY_BROKER_URL=redis://b"], ["--broker=redis://b"]),
         (["LMS_URL=http://lms"], ["--lms=http://lms"]),
+        (["SERVE_PORT=8002", "LMS_PORT=8003"], ["--lms-port=8003", "--serve-port=8002"]),
+        (["FLOWER_PORT=5556", "PROMETHEUS_PORT=9091"], ["--flower-port=5556", "--prometheus-port=9091"]),
         (['DATABASE_URL=mysql://u:it\'s$HOME "x"@h/d'], ['--database=mysql://u:it\'s$HOME "x"@h/d']),
     ],
     ids=str,
 )
-def test_make_passes_on_what_is_given_by_name_alone(
+def test_make_passes_on_only_variables_of_its_command_line(
     given: list[str], wanted: list[str], tmp_path: Path, real: dict[str, str]
 ) -> None:
     """A password may hold what means something to a shell or to make."""

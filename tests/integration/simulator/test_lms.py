@@ -53,7 +53,7 @@ def test_only_client_credentials_are_a_grant(client: Client) -> None:
         ("", 401),
     ],
 )
-def test_calls_want_the_token_under_jwt(
+def test_calls_need_the_token_as_jwt(
     client: Client, lms: Simulator, enterprise: UUID, scheme: str, status: int
 ) -> None:
     client.session.headers["Authorization"] = scheme.format(client.token().json()["access_token"])
@@ -61,13 +61,15 @@ def test_calls_want_the_token_under_jwt(
     assert (GOOD in lms.state.linked[enterprise]) == (status == 401)
 
 
-def test_a_token_of_another_type_opens_nothing(client: Client, enterprise: UUID) -> None:
+def test_a_token_of_another_type_is_refused(client: Client, enterprise: UUID) -> None:
     token = client.token(token_type="bearer").json()["access_token"]
     client.session.headers["Authorization"] = f"JWT {token}"
     assert client.unlink(enterprise, [GOOD]).status_code == 401
 
 
-def test_a_forgotten_token_opens_nothing_and_a_new_one_does(client: Client, lms: Simulator, enterprise: UUID) -> None:
+def test_a_forgotten_token_is_refused_and_a_new_one_is_accepted(
+    client: Client, lms: Simulator, enterprise: UUID
+) -> None:
     lms.forget_tokens()
     assert client.unlink(enterprise, [GOOD]).status_code == 401
     client.sign_in()
@@ -91,13 +93,13 @@ def test_all_enrollments_of_a_batch_are_downgraded(client: Client, lms: Simulato
     assert modes(lms, one, two) == [["audit"], ["audit", "audit"]]
 
 
-def test_what_was_done_before_is_passed_over(client: Client, lms: Simulator, enterprise: UUID) -> None:
+def test_unknown_licenses_and_audit_enrollments_are_skipped(client: Client, lms: Simulator, enterprise: UUID) -> None:
     license = enroll(lms, enterprise, Enrollment("audit", fault="locked"))
     assert client.downgrade(license, license, uuid4()).status_code == 200
     assert client.downgrade(license).status_code == 200
 
 
-def test_one_that_cannot_be_changed_is_a_422_and_the_others_are_done(
+def test_a_locked_enrollment_is_a_422_and_the_others_are_downgraded(
     client: Client, lms: Simulator, enterprise: UUID
 ) -> None:
     batch = [
@@ -160,7 +162,7 @@ def test_an_empty_list_and_a_bad_date_are_400(client: Client, lms: Simulator, en
 # The unlink
 
 
-def test_linked_learners_are_unlinked_and_others_passed_over(client: Client, lms: Simulator, enterprise: UUID) -> None:
+def test_linked_learners_are_unlinked_and_others_skipped(client: Client, lms: Simulator, enterprise: UUID) -> None:
     answer = client.unlink(enterprise, [f" {GOOD} ", GOOD, "nobody@x.example"])
     assert (answer.status_code, answer.content) == (200, b"")
     assert lms.state.linked[enterprise] == {"other@x.example"}
@@ -245,7 +247,7 @@ def test_any_other_user_has_one_window_for_all_calls(client: Client, lms: Simula
     assert client.unlink(enterprise, [GOOD]).status_code == 429
 
 
-def test_a_fault_answers_in_place_of_the_lms(client: Client, lms: Simulator, enterprise: UUID) -> None:
+def test_a_fault_answers_instead_of_the_lms(client: Client, lms: Simulator, enterprise: UUID) -> None:
     license = enroll(lms, enterprise)
     lms.faults(Fault(status=503, headers={"Retry-After": "7"}, body="<h1>Busy</h1>", times=1))
     answer = client.downgrade(license)
@@ -300,7 +302,7 @@ def test_a_connection_can_be_dropped_before_or_after_the_work(
     assert (entry.dropped, entry.status, entry.worked) == (drop, None, drop == "after")
 
 
-def test_a_load_balancer_can_give_up_on_work_that_is_done(client: Client, lms: Simulator, enterprise: UUID) -> None:
+def test_a_load_balancer_can_time_out_after_the_work(client: Client, lms: Simulator, enterprise: UUID) -> None:
     license = enroll(lms, enterprise)
     lms.faults(Fault("downgrade", status=504, after_work=True))
     assert client.downgrade(license).status_code == 504
@@ -325,7 +327,7 @@ def test_a_redirect_that_is_followed_ends_on_a_page_that_answers_200(
     assert GOOD in lms.state.linked[enterprise]
 
 
-def test_a_client_that_gives_up_leaves_the_lms_at_work(client: Client, lms: Simulator, enterprise: UUID) -> None:
+def test_the_lms_finishes_its_work_after_a_client_timed_out(client: Client, lms: Simulator, enterprise: UUID) -> None:
     license = enroll(lms, enterprise)
     lms.faults(Fault("downgrade", delay=60))
     with pytest.raises(requests.Timeout):
@@ -478,12 +480,27 @@ def test_make_data_says_what_the_demo_shows_and_never_fills_twice(tmp_path: Any)
     first = subprocess.run([*command, "--demo"], capture_output=True, text=True, check=True)
     assert "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED=" in first.stdout
     again = subprocess.run([*command, "--enterprises", "1", "--licenses", "1"], capture_output=True, text=True)
-    assert (again.returncode, "take an empty one" in again.stderr) == (1, True)
+    assert (again.returncode, "use an empty one" in again.stderr) == (1, True)
     wrong = subprocess.run(command, capture_output=True, text=True)
     assert (wrong.returncode, "either --demo" in wrong.stderr) == (2, True)
 
 
-def test_nothing_that_breaks_prints_an_address(
+@pytest.mark.parametrize("url", ["mysql://u:secret@127.0.0.1:1/no", "postgres://u:secret@127.0.0.1:1/no"])
+def test_the_command_takes_the_urls_that_database_url_takes(url: str) -> None:
+    command = [sys.executable, "-m", "simulator", "make-data", "--demo", "--database", url]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.stderr.startswith("Error: cannot fill the database: ")  # it has tried to connect
+    assert "secret" not in refused.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["make-data"]])
+def test_the_help_shows_no_backslash_b(command: list[str]) -> None:
+    told = subprocess.run([sys.executable, "-m", "simulator", *command, "--help"], capture_output=True, text=True)
+    assert told.stdout.startswith("Usage: ")
+    assert "\\b" not in told.stdout
+
+
+def test_an_error_in_the_simulator_prints_no_address(
     client: Client, lms: Simulator, enterprise: UUID, caplog: Any, capfd: Any, monkeypatch: Any
 ) -> None:
     def breaks(*_: object) -> None:
