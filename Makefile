@@ -60,7 +60,7 @@ test-floors: setup $(FLOORS)/.ready  ## Run the tests of attacks with the oldest
 	  $(addprefix --ignore=tests/security/test_,accounts.py broker_user.py health.py)  # which are about servers
 
 test-all: setup  ## Run the long tests too, and those of the steps on each kind of database (an hour)
-	@EVERY_ENGINE=1 $(BIN)/python -m pytest -m "" -n auto --dist loadscope --no-loadscope-reorder $(T)
+	@EVERY_ENGINE=1 EXAMPLES=75 $(BIN)/python -m pytest -m "" -n auto --dist loadscope --no-loadscope-reorder $(T)
 
 mysql: setup  ## Start the tests' MySQL servers, 9.7 and one set as 8.x (fetches 50 MB the first time; Debian)
 	@PYTHONPATH=tests:. $(BIN)/python -m support.mysql_server start
@@ -112,6 +112,7 @@ $(DOCS)/.ready: requirements/docs.txt
 	@touch $@
 
 docs/assets/mermaid.min.js: $(DOCS)/.ready
+	@mkdir -p docs/assets
 	@npm pack --silent --pack-destination $(DOCS) mermaid@$(MERMAID) >/dev/null
 	@echo "$(MERMAID_SHA256)  $(DOCS)/mermaid-$(MERMAID).tgz" | sha256sum --check --quiet
 	@tar --extract --gzip --to-stdout --file $(DOCS)/mermaid-$(MERMAID).tgz package/dist/mermaid.min.js >$@.new

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import unescape
 from typing import Any
 
+import pytest
 import requests
 from sqlalchemy import Engine
 from support.claims import AS_OF, AWAY, claim, end_well, open_run, set_run
@@ -78,6 +79,7 @@ STATES = {
 }
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_what_the_pages_flower_and_the_command_say_of_a_run_agrees(
     engine: Engine, data: Data, environment: Any, flower: str, processes: Processes

@@ -5,6 +5,7 @@ import signal
 from typing import Any
 from uuid import UUID
 
+import pytest
 from redis import Redis
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
@@ -30,6 +31,7 @@ CONNECTIONS = {
 CUT = {"postgresql": "SELECT pg_terminate_backend({0})", "mysql": "KILL {0}"}
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_flower_and_the_log_tell_each_retry_and_its_reason_and_the_waits_grow(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, flower: str, processes: Processes
@@ -76,6 +78,7 @@ def waits_of(engine: Engine, enterprise: UUID) -> list[float]:
     return [(row["again_at"] - row["at"]).total_seconds() for row in kept]
 
 
+@pytest.mark.long
 @ON_SERVERS
 def test_a_database_that_drops_every_connection_again_and_again(
     engine: Engine, engine_kind: str, data: Data, lms: Simulator, environment: Any, worker: Any
@@ -114,6 +117,7 @@ def drop_connections(engine: Engine, engine_kind: str) -> int:
     return done
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_redis_that_is_frozen_and_then_forgets_everything(
     engine: Engine,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
 from sqlalchemy import Engine
 from support.eventually import eventually
 from support.processes import WORKER_SQLITE, command, ended, lay, leases_of, listed, runs
@@ -35,6 +36,7 @@ LmsClient.downgrade = die
 """
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_run_that_kills_every_worker_is_given_up_and_nobody_else_suffers(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, tmp_path: Path

@@ -110,6 +110,7 @@ def test_a_first_night_does_everything_and_a_second_has_nothing_due(tmp_path: Pa
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.long
 def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, real: dict[str, str]) -> None:
     with (tmp_path / "out").open("w+") as out:
         demo = subprocess.Popen(DEMO, cwd=tmp_path, env=real, stdout=out, stderr=out, start_new_session=True)
@@ -131,6 +132,7 @@ def test_it_stays_until_ctrl_c_and_leaves_nothing_behind(tmp_path: Path, real: d
     eventually(lambda: left_behind(tmp_path) == [], what="every process ended")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("said", ["Making the data", "Starting worker", "The night begins"])
 def test_two_signals_while_it_starts_leave_nothing_behind(said: str, tmp_path: Path, real: dict[str, str]) -> None:
     with (tmp_path / "out").open("w+") as out:
@@ -191,6 +193,7 @@ def rows(engine: Engine) -> dict[str, int]:
         }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "lay"),
     [
@@ -217,6 +220,7 @@ def test_a_database_that_is_not_the_demos_is_refused_before_anything_is_written(
         engine.dispose()
 
 
+@pytest.mark.long
 def test_a_database_of_the_user_is_used_and_recognized(tmp_path: Path, real: dict[str, str]) -> None:
     with new_database("postgresql", tmp_path) as url:
         nights = [run_once(tmp_path, real, f"--database={url}")]

@@ -35,6 +35,7 @@ def known(flower: str) -> dict[str, tuple[str, ...]]:
     return {task: tuple(str(each.get(name)) for name in ("name", "state", "kwargs")) for task, each in told.items()}
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 @pytest.mark.parametrize("end", ENDS)
 def test_a_flower_that_is_started_again_lists_the_tasks_as_they_were(

@@ -60,6 +60,7 @@ def lay_two(data: Data, lms: Simulator) -> tuple[UUID, UUID]:
     return made[0], made[1]
 
 
+@pytest.mark.long
 def test_a_run_is_chosen_previewed_started_and_started_again(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, request: Any, page: Page
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_run_is_chosen_previewed_started_and_started_again(
     assert (again.force, again.plan_uuids, again.reason) == (True, run.plan_uuids, run.reason)
 
 
+@pytest.mark.long
 def test_a_failed_run_is_found_from_its_task_and_started_again_as_it_was(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, request: Any, page: Page
 ) -> None:
@@ -145,6 +147,7 @@ def of_state(flower: str, state: str) -> str | None:
     return next((task for task, known in found.items() if "run_id" in str(known.get("kwargs"))), None)
 
 
+@pytest.mark.long
 def test_it_is_sent_twice_and_starts_one_run(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, request: Any
 ) -> None:
@@ -215,6 +218,7 @@ def test_what_cannot_be_started_is_said(
     assert runs(engine) == []
 
 
+@pytest.mark.long
 def test_a_run_is_stopped_and_everything_paused_and_resumed(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, request: Any, page: Page
 ) -> None:
@@ -309,6 +313,7 @@ def test_with_an_oauth_login_the_cookie_alone_starts_nothing_and_no_address_is_k
     ]
 
 
+@pytest.mark.long
 def test_it_works_under_a_prefix_without_javascript_on_a_telephone_and_by_keyboard(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, processes: Processes
 ) -> None:

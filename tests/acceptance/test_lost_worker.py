@@ -6,6 +6,7 @@ import signal
 import subprocess
 from typing import Any
 
+import pytest
 import requests
 from sqlalchemy import Engine
 from support.eventually import eventually
@@ -36,6 +37,7 @@ FOLLOWS = re.compile(
 )
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_process_that_is_killed_within_a_step_is_told_as_lost_with_what_follows(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, flower: str

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine
 from support.eventually import eventually
 from support.processes import WORKER_SQLITE, a_minute_ago, at, kill_all_of, lay, listed, note_an_older_night, post, runs
@@ -49,6 +50,7 @@ def nights(engine: Engine) -> list[tuple[datetime, int]]:
     return [(row["scheduled_for"], row["tries"]) for row in rows(engine, Night) if row["lease_until"] is None]
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_night_that_beat_missed_is_made_good_once(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, reconciled: Any
@@ -75,6 +77,7 @@ def test_a_night_that_beat_missed_is_made_good_once(
     assert len(runs(engine)) == 2
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_new_ledger_starts_no_night_by_itself(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, reconciled: Any
@@ -89,6 +92,7 @@ def test_a_new_ledger_starts_no_night_by_itself(
     assert nights(engine) == [(before, 0)], "noted as before its time"
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_two_beats_and_reconcile_begin_one_night_between_them(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, beat: Any, processes: Processes
@@ -132,6 +136,7 @@ def test_a_night_whose_dispatcher_is_killed_is_opened_to_its_end(
     assert_order(lms.journal)
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_twenty_triggers_at_once_open_one_run_and_are_told_its_id(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
 import redis
 import requests
 from sqlalchemy import Engine, update
@@ -79,6 +80,7 @@ def hear(monitor: Any) -> Any:
             return
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_flower_starts_a_run_and_shows_a_wrong_argument_as_one_sentence(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, flower: str
@@ -165,6 +167,7 @@ def test_when_retries_are_spent_the_run_fails_and_nobody_is_unlinked(
     assert lms.calls("unlink", away) == []
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_step_longer_than_its_time_slice_hands_itself_on(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, processes: Processes

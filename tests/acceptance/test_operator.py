@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import Engine
 from support.browser import chromium, operators_page, screenshot
@@ -17,6 +18,7 @@ from simulator.processes import Processes, free_port, listens
 from worker.ledger.order import Phase
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_an_outage_an_approval_a_forced_run_and_a_mistake(
     engine: Engine,

@@ -5,6 +5,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import requests
 from sqlalchemy import Engine
 from support.eventually import eventually
@@ -39,6 +40,7 @@ def pages(processes: Processes) -> str:
     return f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_the_first_429_is_seen_everywhere_within_five_seconds_and_the_processes_are_free(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, flower: str, processes: Processes
@@ -85,6 +87,7 @@ def test_the_first_429_is_seen_everywhere_within_five_seconds_and_the_processes_
     eventually(begun, 15, what="the other's turn")
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_an_outage_is_probed_once_an_interval_and_every_run_goes_on_by_itself(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any

@@ -73,6 +73,7 @@ def test_it_starts_in_an_empty_folder(installed: Path, tmp_path: Path, command: 
     assert expected in done.stdout
 
 
+@pytest.mark.long
 def test_it_makes_the_ledger_there(installed: Path, tmp_path: Path) -> None:
     environment = {
         "PATH": f"{installed}:/usr/bin:/bin",

@@ -93,6 +93,7 @@ def prometheus(processes: Processes, tmp_path: Path, serve: str, flower: str) ->
     return Prometheus(f"http://{address}")
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_night_is_scraped_and_an_alert_fires_when_beat_is_stopped(
     engine: Engine,

@@ -90,6 +90,7 @@ def messages_of_steps(client: redis.Redis) -> int:
     return sum(message["headers"]["task"] in steps for message in messages)
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_long_enterprises_that_share_a_process_make_no_avalanche_and_a_small_one_has_its_turn(
     engine: Engine,
@@ -175,6 +176,7 @@ def ready(processes: Processes, times: int) -> Any:
     )
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_the_control_process_is_started_again_and_ends_with_its_worker(
     engine: Engine, environment: Any, worker: Any, processes: Processes
@@ -194,6 +196,7 @@ def test_the_control_process_is_started_again_and_ends_with_its_worker(
     assert "not shut down in time" not in processes.log("worker")
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_control_process_ends_when_its_worker_was_killed(
     engine: Engine, environment: Any, worker: Any, processes: Processes
@@ -232,6 +235,7 @@ def theirs(tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 @BOTH_BROKERS
 def test_two_installations_on_one_broker_do_their_own_runs_and_are_told(

@@ -93,6 +93,7 @@ def test_a_database_and_a_broker_that_are_away_are_waited_for(
     assert "secret" not in warning
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_the_documented_rights_are_enough_for_a_night_seen_in_flower(
     engine: Engine,

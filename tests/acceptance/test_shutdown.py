@@ -58,6 +58,7 @@ def test_a_worker_ends_after_the_calls_in_flight_and_another_goes_on(
     assert_all_done(engine, lms, enterprises=1, licenses=LICENSES)
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_worker_that_a_throttle_holds_up_ends_as_soon(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any
@@ -99,6 +100,7 @@ def test_the_command_that_is_interrupted_says_so_and_goes_on_when_it_is_given_ag
     assert_all_done(engine, lms, enterprises=1, licenses=LICENSES)
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_rolling_restart_loses_nothing_and_does_nothing_twice(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any

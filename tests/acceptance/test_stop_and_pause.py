@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import pytest
 from sqlalchemy import Engine
 from support.eventually import eventually
 from support.processes import (
@@ -33,6 +34,7 @@ from worker.ledger.order import ENDED, Phase
 SMALL = {"LICENSE_EXPIRATION_BATCH_SIZE": 2, "BULK_UNLINK_BATCH_SIZE": 2, "LMS_PARALLEL_REQUESTS": 1}
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 @BOTH_BROKERS
 def test_a_pause_in_the_middle_of_a_night_holds_everything_and_resume_finishes_it(
@@ -71,6 +73,7 @@ def test_a_pause_in_the_middle_of_a_night_holds_everything_and_resume_finishes_i
     assert_all_done(engine, lms, enterprises=4, licenses=12)
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 @BOTH_BROKERS
 def test_a_stop_ends_one_enterprise_s_run_and_leaves_the_others(
@@ -105,6 +108,7 @@ def test_a_stop_ends_one_enterprise_s_run_and_leaves_the_others(
     assert set(times_sent(lms, "downgrade").values()) == {1}
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 @BOTH_BROKERS
 def test_a_night_that_is_scheduled_for_a_pause_is_begun_once_after_it(

@@ -29,6 +29,7 @@ def row(engine: Engine) -> Any:
     return read
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_third_step_runs_third_and_cannot_be_claimed_before(
     data: Data, lms: Simulator, environment: Any, worker: Any, row: Any

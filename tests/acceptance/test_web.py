@@ -144,6 +144,7 @@ def test_an_operator_goes_by_keyboard_from_the_nights_to_a_run(small: Served, lo
     screenshot(page, "web-enterprise")
 
 
+@pytest.mark.long
 def test_the_pages_fit_a_phone_a_tablet_paper_and_the_dark(small: Served, look: Any) -> None:
     paths = {"web-night": f"/nights/{small.key}", "web-nights": "/", "web-grid": "/grid?every=1"}
     for viewport, kind in ((PHONE, "phone"), (TABLET, "tablet"), (A4, "paper")):
@@ -166,6 +167,7 @@ def test_the_pages_fit_a_phone_a_tablet_paper_and_the_dark(small: Served, look: 
     assert dark.pdf(format="A4").startswith(b"%PDF")
 
 
+@pytest.mark.long
 def test_a_night_of_a_thousand_enterprises_is_a_short_page(large: Served, look: Any) -> None:
     for viewport in (PHONE, TABLET, {"width": 1280, "height": 900}):
         page = look(f"{large.address}/nights/{large.key}", viewport=viewport)
@@ -242,6 +244,7 @@ def test_a_live_page_is_read_again_and_keeps_focus_and_folds(serve: Any, browser
     assert [each for each in complaints if "503" not in each] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["phone", "dark"])
 def test_axe_finds_nothing_wrong_with_any_page(small: Served, large: Served, browser: Browser, kind: str) -> None:
     width = 360 if kind == "phone" else 1280

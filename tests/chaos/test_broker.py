@@ -36,6 +36,7 @@ def messages(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Messag
     sys.modules.pop("celeryconfig", None)
 
 
+@pytest.mark.long
 def test_messages_are_counted_read_and_put_there_again(broker: Broker, messages: Messages) -> None:
     assert (messages.queued, messages.taken) == (0, 0)
     assert not messages.duplicate(0.5, 1)
@@ -62,6 +63,7 @@ def test_messages_are_counted_read_and_put_there_again(broker: Broker, messages:
     assert messages.replay(0.5, 1)
 
 
+@pytest.mark.long
 def test_a_server_that_was_frozen_or_killed_comes_back(broker: Broker, messages: Messages) -> None:
     messages.post(STEP)
     broker.freeze()

@@ -41,6 +41,7 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("engine", "broker"), [("postgresql", "redis"), ("mariadb", "rabbitmq")])
 def test_every_promise_holds_under_faults_drawn_at_random(engine: str, broker: str, folder: Path) -> None:

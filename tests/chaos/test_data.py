@@ -21,6 +21,7 @@ from worker.db.ledger_tables import Downgrade, HeldLicense, Run
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine_kind", ["mariadb"], indirect=True)
 def test_two_undisturbed_nights_of_one_seed_are_alike(database_url: str) -> None:
     first, second = (undisturbed(LaidData(3), database_url) for _ in range(2))

@@ -257,6 +257,7 @@ def test_report_needs_no_setting(tmp_path: Path) -> None:
 NO_BROKER = {**GOOD, "CELERY_BROKER_URL": "http://r"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("part", "settings", "named"),
     [

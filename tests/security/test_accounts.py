@@ -169,6 +169,7 @@ def test_init_that_lacks_a_right_is_refused_with_a_sentence(
     assert "check DATABASE_URL, the account's rights and the server" in told.output
 
 
+@pytest.mark.long
 @ON_BOTH
 @pytest.mark.parametrize(
     ("verb", "table"), [(MARK, "subscriptions_subscriptionplan"), ("INSERT", "license_expiry_downgrade")]
@@ -236,6 +237,7 @@ def hand_over(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.long
 @ON_BOTH
 @pytest.mark.timeout(300)
 def test_a_night_with_each_process_under_its_own_account(
@@ -324,6 +326,7 @@ def test_beat_starts_with_the_broker_alone_and_names_it_when_it_has_none(
     processes.start("beat", start, lambda: "beat: Waking up" in processes.log("beat"))
 
 
+@pytest.mark.long
 @ON_BOTH
 @pytest.mark.parametrize("name", [FLOWER, SERVE])
 def test_flower_and_serve_without_one_of_their_rights_say_so(

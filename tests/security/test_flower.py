@@ -40,6 +40,7 @@ def flower(processes: Processes, environment: Any, data: Data, lms: Simulator) -
     return port
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 @pytest.mark.parametrize(
     "given", ["operator:password", "auditor:s3,operator:password"], ids=["the example", "one of them"]

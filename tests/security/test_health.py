@@ -43,6 +43,7 @@ def seconds_since_noted(file: Path) -> float:
     return time.time() - file.stat().st_mtime
 
 
+@pytest.mark.long
 def test_a_worker_that_takes_nothing_is_not_well(
     files: Path, environment: Any, worker: Callable[..., Any], processes: Processes, broker: str
 ) -> None:

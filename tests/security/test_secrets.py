@@ -77,6 +77,7 @@ def test_a_wrong_url_ends_each_process_with_a_sentence_that_has_none_of_it(
 ADDRESS = "jane.doe@learner.example"
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_an_address_that_sqlite_quotes_is_in_no_output(
     engine: Engine, data: Data, lms: Simulator, environment: Callable[..., None]

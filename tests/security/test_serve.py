@@ -66,6 +66,7 @@ def test_half_requests_keep_nobody_out_and_fill_no_log(
     assert len(processes.log("serve").splitlines()) == 1, "that it serves"
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 def test_a_request_that_is_not_ended_is_given_up(serve: Callable[..., int], half: list[socket.socket]) -> None:
     half += http_fuzz.half_requests(serve(), 1)

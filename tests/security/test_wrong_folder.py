@@ -30,6 +30,7 @@ def settings(engine: Engine, environment: Callable[..., None], monkeypatch: pyte
     monkeypatch.delenv("PYTHONPATH")
 
 
+@pytest.mark.long
 @WORKER_SQLITE
 @pytest.mark.parametrize(
     ("process", "found"),

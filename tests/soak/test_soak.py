@@ -10,6 +10,7 @@ from soak.meters import Figures
 from soak.verdict import as_markdown, growing
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["postgresql"])  # make soak plays on both
 def test_two_nights_are_played_and_measured(engine: str, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ Shown = tuple[tuple[timedelta, bool], ...]
 Marks = tuple[tuple[timedelta, bool, bool], ...]
 
 # Databases for each engine, in CI too. EXAMPLES=10000 takes 15 to 60 minutes for each engine.
-EXAMPLES = int(os.environ.get("EXAMPLES", "75"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "25"))
 
 drawn = partial(
     settings,

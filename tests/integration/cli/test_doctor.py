@@ -185,6 +185,7 @@ def test_tls_without_a_check_of_the_certificate_is_answered_with_the_remedy_that
     assert "redis://" not in remedy.replace("rediss://", "")
 
 
+@pytest.mark.long
 @ON_SQLITE
 def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
     engine: Engine, settings: dict[str, str], redis_servers: tuple[int, int]
@@ -226,6 +227,7 @@ def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
         assert sentence in said
 
 
+@pytest.mark.long
 @ON_SERVERS
 def test_all_faults_at_once_are_all_named_each_with_its_remedy(
     engine: Engine, account: Account, lms: Simulator, settings: dict[str, str], redis_servers: tuple[int, int]
@@ -272,6 +274,7 @@ def test_all_faults_at_once_are_all_named_each_with_its_remedy(
     assert "LMS" not in found, "without all of its settings there is no asking it"
 
 
+@pytest.mark.long
 @ON_SQLITE
 def test_what_another_release_or_another_account_hides_is_told(
     engine: Engine, settings: dict[str, str], redis_servers: tuple[int, int]
@@ -313,6 +316,7 @@ def of_calls(found: dict[str, list[dict[str, Any]]]) -> list[tuple[str, str]]:
 FIREWALL = "<html>Blocked</html>"
 
 
+@pytest.mark.long
 @ON_SQLITE
 @pytest.mark.parametrize(
     ("staff", "faults", "statuses", "words"),
@@ -377,6 +381,7 @@ def test_a_call_that_the_lms_will_not_take_is_known_before_the_night(
     assert [word for word in words if word not in said] == []
 
 
+@pytest.mark.long
 @ON_SQLITE
 @pytest.mark.parametrize(
     ("known", "status", "what"),
@@ -398,6 +403,7 @@ def test_the_lms_that_the_database_belongs_to_is_told_and_another_is_sent_nothin
     assert (lms.journal.entries == []) == (status == "wrong")
 
 
+@pytest.mark.long
 @ON_SQLITE
 def test_an_unlink_call_that_has_no_enterprise_is_not_tried_and_that_is_said(
     engine: Engine, lms: Simulator, settings: dict[str, str]
@@ -421,6 +427,7 @@ def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
     return [astuple(each) for each in explained("database", found)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine_kind", ["mariadb", "mysql"], indirect=True)
 def test_a_hash_that_a_servers_settings_take_away_fails_each_question_and_is_told(
     engine: Engine, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -472,6 +479,7 @@ def test_who_may_lose_the_e_mail_before_being_unlinked_is_one_finding_with_a_cou
     assert wrong[0][3] == f"check the UUID, or take it off {UNLINKING}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("engine_kind", "other"),
     [

@@ -98,6 +98,7 @@ def test_the_ledgers_tables_are_innodbs_and_doctor_tells_of_others(server: MySQL
     assert ["license_expiry_night is kept by MyISAM" in each for each in wrong(database_url)] == [True]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("values", "cause"),
     [
@@ -116,6 +117,7 @@ def test_a_server_that_takes_no_writes_is_told(
     assert cause in what
 
 
+@pytest.mark.long
 def test_a_server_that_only_reads_or_has_too_little_memory_is_told(
     engine: Engine, server: MySQL, database_url: str, lms: Simulator
 ) -> None:
@@ -150,6 +152,7 @@ def restart(server: MySQL) -> None:
     server.start()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interrupt", [fail_over, restart])
 def test_what_happens_to_the_server_in_the_midst_of_a_night_loses_nothing_and_is_told(
     engine: Engine, server: MySQL, lms: Simulator, make_test_deps: Make, interrupt: Callable[[MySQL], None]
@@ -174,6 +177,7 @@ def test_what_happens_to_the_server_in_the_midst_of_a_night_loses_nothing_and_is
     assert run.retries
 
 
+@pytest.mark.long
 def test_a_password_is_given_without_tls_after_a_restart_too(
     engine: Engine, server: MySQL, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def test_which_of_these_plans_belong_to_these_enterprises(engine: Engine, subtes
 MANY = 70_000
 
 
+@pytest.mark.long
 @ON_EACH
 def test_a_list_of_seventy_thousand_is_taken(engine: Engine) -> None:
     [situation] = lay_down_cases(engine, EXPIRED[:1], WHOLE_SECOND)

@@ -198,6 +198,7 @@ def test_all_licenses_of_the_person_are_explained_and_nobody_elses(engine: Engin
     assert [one.facts.uuid for one in explained(engine, scope_of(world), nobodys)] == [nobodys]
 
 
+@pytest.mark.long
 def test_a_night_does_what_was_foretold_for_it(engine: Engine, lms: Simulator, make_test_deps: Make) -> None:
     """With the real steps and a simulated LMS; and afterwards it is told when it was done, and by which run."""
     _, listed = lay_demo(engine, lms, *(case.name for case in CASES if case.name not in (*LARGE, HOLDS_ONE)))

@@ -88,6 +88,7 @@ def turns(laid: Laid, scope: Scope) -> list[datetime]:
     return [scope.as_of, *sorted(moment for moment in around if scope.as_of < moment < scope.as_of + HORIZON)]
 
 
+@pytest.mark.long
 @drawn(max_examples=max(1, EXAMPLES // 3))  # each asks for a dozen nights
 @given(database=databases(), asked=scopes, data=st.data())
 def test_the_moment_foretold_is_the_first_at_which_it_is_due(
@@ -107,6 +108,7 @@ def test_the_moment_foretold_is_the_first_at_which_it_is_due(
             assert all(key in told and told[key] <= moment for key in done_by_night(laid, scope, moment))
 
 
+@pytest.mark.long
 @drawn(max_examples=8)
 @given(database=databases(), asked=scopes)
 def test_the_night_foretold_is_the_first_that_does_it(engine: Engine, database: Drawn, asked: DrawnScope) -> None:
@@ -120,6 +122,7 @@ def test_the_night_foretold_is_the_first_that_does_it(engine: Engine, database: 
             assert all(key in told and told[key] <= night for key in due)
 
 
+@pytest.mark.long
 @drawn(max_examples=8)
 @given(database=databases(), asked=scopes)
 def test_a_night_does_what_was_foretold_and_it_is_told_as_done(
@@ -144,6 +147,7 @@ def test_a_night_does_what_was_foretold_and_it_is_told_as_done(
             assert (outcome.state, outcome.at) == ("done", scope.as_of)
 
 
+@pytest.mark.long
 @drawn(max_examples=8)
 @given(database=databases(), asked=scopes, data=st.data())
 def test_who_is_named_as_keeping_a_learner_linked_does(

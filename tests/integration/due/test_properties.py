@@ -110,6 +110,7 @@ def joined(pages: Iterator[list[Row]]) -> list[Row]:
     return [row for page in pages for row in page]
 
 
+@pytest.mark.long
 @drawn(max_examples=20)
 @given(database=databases(), asked=scopes)
 def test_a_night_that_is_done_leaves_nothing_to_do(engine: Engine, database: Drawn, asked: DrawnScope) -> None:

@@ -57,6 +57,7 @@ def test_the_arguments_of_a_step_are_its_enterprise_and_run() -> None:
     assert in_short(SimpleNamespace(kwargs=None)).kwargs == ""
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("settings")
 def test_flower_does_not_start_when_it_would_let_anybody_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWER_BASIC_AUTH", "")

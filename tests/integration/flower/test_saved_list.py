@@ -75,6 +75,7 @@ def of_another_release(file: Path) -> None:
         made["events"] = b"cworker.flower.task_list\nOfAnotherRelease\n."
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spoil", [damaged, cut_off, of_another_release])
 def test_a_file_that_cannot_be_read_is_put_aside_with_one_line(
     spoil: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,6 +89,7 @@ def test_only_our_own_tables_are_made(bare: Engine) -> None:
     Database(bare).require_schema()
 
 
+@pytest.mark.long
 def test_doing_it_again_changes_nothing(bare: Engine) -> None:
     migrations.upgrade(bare)
     opened_run(Database(bare), uuid4(), Database(bare).now())
@@ -146,6 +147,7 @@ def set_default(engine: Engine, collation: str) -> None:
     engine.dispose()  # connections remember the default
 
 
+@pytest.mark.long
 @MYSQL
 @pytest.mark.parametrize("collation", COLLATIONS)
 def test_the_collation_is_that_of_the_license_table_and_not_the_databases_default(bare: Engine, collation: str) -> None:

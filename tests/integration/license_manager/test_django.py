@@ -73,6 +73,7 @@ def test_license_managers_own_code_reads_every_row_that_a_night_leaves(engine: E
                 }
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("after_a_night")
 def test_license_managers_admin_shows_every_row_that_a_night_leaves(engine: Engine, native: bool) -> None:
     with django_on(engine, native) as models:

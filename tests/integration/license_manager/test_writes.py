@@ -195,6 +195,7 @@ def change_form(engine: Engine, table_name: str, *names: str) -> None:
                 connection.execute(text(f"ALTER TABLE {table_name} MODIFY {name} {kind} {null}"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine_kind", ["mariadb", "mariadb-uuid"], indirect=True)
 @pytest.mark.parametrize(
     "changed",

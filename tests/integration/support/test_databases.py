@@ -55,6 +55,7 @@ def test_nothing_of_the_test_before_is_left_in_it(shelf: Shelf, engine_kind: str
     engine.dispose()
 
 
+@pytest.mark.long
 @ON_SERVERS
 def test_one_whose_tables_were_changed_is_not_lent_again(shelf: Shelf, engine_kind: str, tmp_path: Path) -> None:
     with shelf.lend(engine_kind, tmp_path) as url:

@@ -40,6 +40,7 @@ def _no_folder(path: Path) -> None:
     path.parent.rmdir()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("spoil", "kept"),
     [

@@ -179,6 +179,7 @@ def test_a_run_of_before_times_were_kept_is_shown_without_bars(engine: Engine) -
     assert "By hand, " in html
 
 
+@pytest.mark.long
 def test_a_month_of_a_thousand_enterprises_takes_the_statements_of_one_and_none_over_licenses(tmp_path: Path) -> None:
     said, of_run = {}, {}
     for size, nights in ((1, 1), (1_000, 30)):

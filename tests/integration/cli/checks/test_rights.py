@@ -140,6 +140,7 @@ def test_doctor_finds_nothing_lacking_and_nothing_to_spare(account: Account, fin
     ]
 
 
+@pytest.mark.long
 @ON_ALL_SERVERS
 def test_each_right_that_is_taken_away_is_named_and_its_remedy_gives_it_back(
     account: Account, findings: Findings
