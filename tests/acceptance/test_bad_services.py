@@ -58,9 +58,9 @@ def test_flower_and_the_log_tell_each_retry_and_its_reason_and_the_waits_grow(
     eventually(lambda: ended(engine), what="the run, once the LMS is back")
     assert {run.phase for run in runs(engine)} == {Phase.FINISHED}
     assert {run.enterprise_customer_uuid: run.retries for run in runs(engine)}[away] == 3
-    lines = [line for line in processes.log("worker").splitlines() if "step comes again" in line]
+    lines = [line for line in processes.log("worker").splitlines() if "step is retried" in line]
     assert len(lines) == 3, "one for each retry"
-    assert all(f'event="step comes again" enterprise={away}' in line and f"task={task_id}" in line for line in lines)
+    assert all(f'event="step is retried" enterprise={away}' in line and f"task={task_id}" in line for line in lines)
     assert all(REASON in line for line in lines)
     assert [wait >= least for wait, least in zip(waits_of(engine, away), (2, 4, 8), strict=True)] == [True] * 3
     assert_order(lms.journal)

@@ -55,7 +55,7 @@ def test_a_run_that_kills_every_worker_is_given_up_and_nobody_else_suffers(
     assert_order(lms.journal)
 
     [told] = command("status", "--enterprise", str(deadly), fast=True)[1]["runs"]
-    why = f"given up while downgrading: taken up {MAX_PUBLICATIONS} times without getting further"
+    why = f"given up while downgrading: resumed {MAX_PUBLICATIONS} times without progress"
     assert (told["phase"], told["error"]) == ("abandoned", why)
 
     (new,) = lay(Data(engine, seed=2), lms)

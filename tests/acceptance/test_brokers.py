@@ -125,7 +125,7 @@ def test_an_lms_that_is_away_is_retried_and_the_unlink_waits(
     status, night = command("run")
     assert (status, {run["phase"] for run in night["runs"]}) == (0, {"finished"})
     retries = {run.enterprise_customer_uuid: run.retries for run in runs(engine)}[away]
-    lines = [line for line in processes.log("worker").splitlines() if "step comes again" in line]
+    lines = [line for line in processes.log("worker").splitlines() if "step is retried" in line]
     assert len(lines) == retries >= 1
     assert "seconds=1 " in lines[0]
     assert all("the LMS answered 503: look at the LMS [http_503]" in line for line in lines)

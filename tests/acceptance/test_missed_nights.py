@@ -108,7 +108,7 @@ def test_two_beats_and_reconcile_begin_one_night_between_them(
         return [line for line in log if "the night" in line]
 
     both = "the word of one beat's task that another, or reconcile, was first"
-    eventually(lambda: any("had begun before" in line for line in told()), seconds=130, what=both)
+    eventually(lambda: any("the night has already begun" in line for line in told()), seconds=130, what=both)
     eventually(lambda: len(runs(engine, Phase.FINISHED)) == 3, what="the night")
     assert {run.enterprise_customer_uuid for run in runs(engine)} == set(enterprises)
     assert len(runs(engine)) == 3

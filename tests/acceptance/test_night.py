@@ -136,7 +136,7 @@ def test_beat_fires_a_night_once_and_the_next_one_again(
 
     eventually(lambda: len(runs(engine, Phase.FINISHED)) == 1, what="the night that beat fires")
     (second,) = lay(Data(engine, seed=2), lms, days=10)
-    eventually(lambda: "had begun before" in processes.log("worker"), what="the same night, fired again")
+    eventually(lambda: "the night has already begun" in processes.log("worker"), what="the same night, fired again")
     assert [run.enterprise_customer_uuid for run in runs(engine)] == [first]
     let_a_day_pass(engine)
     eventually(lambda: len(runs(engine, Phase.FINISHED)) == 2, what="the next night")
@@ -179,6 +179,6 @@ def test_a_step_longer_than_its_time_slice_hands_itself_on(
     environment(LICENSE_EXPIRATION_BATCH_SIZE=1, LMS_PARALLEL_REQUESTS=1, **times, **listed(enterprise))
     worker()
     assert command("run")[0] == 0
-    assert "step handed on" in processes.log("worker")
+    assert "step continues in a new message" in processes.log("worker")
     assert len(lms.calls("downgrade")) == 12
     assert_order(lms.journal)

@@ -116,7 +116,7 @@ def test_long_enterprises_that_share_a_process_make_no_avalanche_and_a_small_one
         return slices_now()
 
     def slices_now() -> int:
-        return processes.log("worker").count("step handed on")
+        return processes.log("worker").count("step continues in a new message")
 
     assert command("run", "--no-wait", fast=True)[0] == 0
     eventually(lambda: slices() > 1.5 * LONG, what="a round, in which each has waited for longer than QUEUED_SECONDS")

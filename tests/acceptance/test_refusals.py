@@ -68,8 +68,10 @@ def test_a_database_that_refuses_is_told_before_the_start(starts: Start, databas
     nowhere = server.set(database="nowhere").render_as_string(hide_password=False)
     processes = [starts(DATABASE_URL=unknown.replace("+psycopg", "")), starts(DATABASE_URL=nowhere)]
     account, name = map(sentence_of, processes)
-    assert account.endswith("correct the user and the password in DATABASE_URL, or let this account in from this host")
-    assert name.endswith("correct the database's name in DATABASE_URL, or give its account access to it")
+    assert account.endswith(
+        "correct the user and the password in DATABASE_URL, or let this account connect from this host"
+    )
+    assert name.endswith("correct the database's name in DATABASE_URL, or grant its account access to it")
     assert "secret" not in account
 
 

@@ -1,6 +1,6 @@
-"""The database, for every package that reads or writes it: this is its door.
+"""Database access for all other packages: PostgreSQL, MySQL, MariaDB and SQLite.
 
-`engine` connects, and `sessions` says what each session sets; `transactions` runs whole transactions, and again when
-needed; `types` and `sql` say how values are stored and how dialects differ; `license_manager_tables` and
-`ledger_tables` are the tables; `schema_check` says what is wrong with them, and `writes` whether rows are taken.
+`engine` connects; `sessions` has the settings of each session; `transactions` runs and retries transactions; `types`
+stores values as Django does; `sql` has the SQL that differs by dialect. `license_manager_tables` and `ledger_tables`
+are the tables; `schema_check` finds missing tables and columns; `writes` checks that the server accepts writes.
 """

@@ -1,4 +1,4 @@
-"""The engine for each kind of database: its driver, how it connects, and what is said when it cannot be used."""
+"""Creates the SQLAlchemy engine for each kind of database, and describes its errors for operators."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from worker.db import sessions
 from worker.errors import Unusable, WrongSetting
 
 CONNECT_TIMEOUT = 10
-# The numbers of MySQL and MariaDB, and PostgreSQL's SQLSTATE, for what an account may not do.
+# Error codes for a missing privilege: MySQL's and MariaDB's numbers, and PostgreSQL's SQLSTATE.
 DENIED: set[object] = {1044, 1142, 1143, "42501"}
-# These notice a server that vanished without a word, as after a failover, within a minute.
+# Detect within a minute that the server has gone without closing the connection, as after a failover.
 _KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 # MySQL can only limit how long an answer takes: 600 s, longer than any statement of ours.
 _MYSQL = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": 600, "write_timeout": 60, "charset": "utf8mb4"}
 _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "sqlite": {"timeout": 30},
-    # Without prepared plans: one from when the ledger was empty would scan all that has come into it since.
+    # No prepared statements: a plan made while the ledger was empty would scan a table that has grown since.
     "postgresql": {
         "connect_timeout": CONNECT_TIMEOUT,
         "prepare_threshold": None,
@@ -28,7 +28,8 @@ _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
 }
-# What an error of these is about has no value of a row in it: connections, accounts, rights, tables, locks, limits.
+# Errors of these codes are about connections, accounts, privileges, tables, locks or limits. Their text contains no
+# value of a row, so it can be shown.
 _CLASSES_OF_POSTGRESQL = ("08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58")
 _NUMBERS_OF_MYSQL = {
     *(1005, 1020, 1021, 1030, 1040, 1041, 1042, 1043, 1044, 1045, 1046, 1049, 1050, 1051, 1053, 1054, 1071, 1091, 1103),
@@ -43,16 +44,17 @@ _WORDS_OF_SQLITE = (
 
 
 def make_engine(url: str, connections: int = 5) -> Engine:
-    """Make an engine; it connects when first used. Raises Unusable when its driver is missing, or an option is wrong.
+    """Create an engine with a pool of `connections`; it connects at first use.
 
-    Its errors hide the parameters of statements, because e-mail addresses are among them.
+    Its errors hide the parameters of statements, because these include e-mail addresses. Raises Unusable if the driver
+    is missing, WrongSetting if an option of the URL is wrong.
     """
     kind = make_url(url).get_backend_name()
     pool = {"pool_size": connections, "pool_recycle": sessions.IDLE_SECONDS - 10}
     options: dict[str, Any] = {} if kind == "sqlite" else pool
     arguments = _CONNECT_ARGUMENTS[kind]
     if kind in ("mysql", "mariadb"):
-        options["isolation_level"] = "READ COMMITTED"  # no gap locks, on tables that others write too
+        options["isolation_level"] = "READ COMMITTED"  # no gap locks on tables that license-manager writes too
         arguments = arguments | {"init_command": sessions.mysql_command()}
     try:
         engine = create_engine(url, hide_parameters=True, connect_args=arguments, **options)
@@ -62,11 +64,11 @@ def make_engine(url: str, connections: int = 5) -> Engine:
         raise Unusable(what, f"pip install 'license-expiry[{extra}]'") from error
     except (ValueError, TypeError, ArgumentError):
         names = ", ".join(make_url(url).query)
-        what = f"DATABASE_URL: one of its options has a value that it cannot have ({names})"
-        raise WrongSetting(what, "Correct it, or leave it out") from None
+        what = f"DATABASE_URL: one of its options has an invalid value ({names})"
+        raise WrongSetting(what, "Correct it, or remove it") from None
     event.listen(engine, "do_connect", _connect)
     if kind == "sqlite":
-        # A transaction that reads and then writes must lock first, or SQLite refuses it without waiting.
+        # BEGIN IMMEDIATE: SQLite fails a transaction that reads before it takes the write lock, without waiting.
         event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     elif kind == "postgresql":
@@ -75,28 +77,28 @@ def make_engine(url: str, connections: int = 5) -> Engine:
 
 
 def _connect(dialect: Dialect, _: Any, arguments: list[Any], named: dict[str, Any]) -> Any:
-    """Connect (SQLAlchemy's hook). What a driver raises beside its own errors is about how it is to connect."""
+    """Connect (SQLAlchemy's hook). An exception other than the driver's own errors means wrong connection options."""
     try:
         return dialect.connect(*arguments, **named)
     except dialect.loaded_dbapi.Error:
         raise
     except Exception as error:
         what = f"the driver of DATABASE_URL cannot connect ({type(error).__name__}: {' '.join(str(error).split())})"
-        raise Unusable(what, "check the options of DATABASE_URL, and install what its driver needs") from error
+        raise Unusable(what, "check the options of DATABASE_URL, and install the packages its driver needs") from error
 
 
 def address_of(engine: Engine) -> str:
-    """The database's URL for people: without password and options."""
+    """Return the database's URL for display, without password and options."""
     return engine.url.set(query={}).render_as_string(hide_password=True)
 
 
 def cause_of(error: DBAPIError) -> str:
-    """A database error on one line: in the database's own words only where these are about the server.
+    """Return a database error on one line. Includes the database's text only if that is about the server.
 
-    Of what is about a value they may quote the row that holds it.
+    The text of other errors may quote a row, with an e-mail address.
     """
     if isinstance(error, DataError):
-        return f"{type(error.orig).__name__}: it holds, or was to hold, a value that cannot be"
+        return f"{type(error.orig).__name__}: a value has the wrong type or range"
     if _is_about_the_server(error):
         return " ".join(str(error.orig).split())
     return f"{type(error.orig).__name__} {code_of(error) or ''}".strip()
@@ -106,19 +108,19 @@ def _is_about_the_server(error: DBAPIError) -> bool:
     driver, code = type(error.orig).__module__.partition(".")[0], code_of(error)
     if driver == "sqlite3":
         return str(error.orig).startswith(_WORDS_OF_SQLITE)
-    if driver == "psycopg":  # which has no code for what is about connecting
+    if driver == "psycopg":  # connection errors have no code
         return not isinstance(code, str) or code.startswith(_CLASSES_OF_POSTGRESQL)
     return isinstance(code, int) and (2000 <= code < 3000 or code in _NUMBERS_OF_MYSQL)
 
 
 def cannot_be_used(engine: Engine, error: DBAPIError) -> tuple[str, str]:
-    """What and remedy for a database error, with neither a password nor a statement's parameters in it."""
+    """Return the message and the remedy for a database error, without password or parameters of a statement."""
     what = f"the database {address_of(engine)} cannot be used ({cause_of(error)})"
     return what, "check DATABASE_URL, the account's rights and the server"
 
 
 def code_of(error: DBAPIError) -> object:
-    """The number of MySQL and MariaDB, SQLite's name, or PostgreSQL's SQLSTATE; None without one."""
+    """Return MySQL's and MariaDB's error number, SQLite's error name or PostgreSQL's SQLSTATE; None without one."""
     numbers = [number for number in getattr(error.orig, "args", ())[:1] if type(number) is int]
     names = (getattr(error.orig, name, None) for name in ("sqlite_errorname", "sqlstate"))
     return next(filter(None, (*numbers, *names)), None)

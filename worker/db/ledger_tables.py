@@ -1,4 +1,4 @@
-"""The ledger's own tables. `ledger` says what they are for; `ledger.migrations` makes and changes them."""
+"""The ledger's own tables. The package `ledger` uses them; `ledger.migrations` creates and alters them."""
 
 from datetime import datetime
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from worker.db.types import DjangoUUID, UTCDateTime
 
 
 class Ledger(DeclarativeBase):
-    """Tables of our own, made and changed by Alembic alone."""
+    """Base of the ledger's tables. Only Alembic creates and alters them. All date-times are UTC."""
 
     type_annotation_map: ClassVar[Any] = {UUID: DjangoUUID(), datetime: UTCDateTime()}
 
@@ -19,23 +19,23 @@ class Ledger(DeclarativeBase):
 class Run(Ledger):
     """One pass over one enterprise.
 
-    `live` holds the enterprise's UUID while the run has not ended and NULL after: its unique key is what
-    makes the live run the only one. `lease_until` is the moment, by the database's clock, after which
-    whoever has the run (a worker while `owner` is set, the broker while it is not) counts as lost.
-    `fence` rises with each claim, `recorded` with each outcome that is recorded. Since then, `publications` counts how
-    often the rest of the chain was published anew because a worker was lost, and `tries` how often a step failed.
+    `live` is the enterprise's UUID until the run ends, then NULL. Its unique key allows one live run an enterprise.
+    `lease_until` is the moment, by the database's clock, after which the run's holder counts as lost: its worker if
+    `owner` is set, else its message in the broker. `fence` increases with each claim, `recorded` with each recorded
+    outcome. Since the last recorded outcome, `publications` counts how often the chain was published again because a
+    worker was lost, and `tries` how often a step failed.
 
-    `message_number` is that of its newest message, and `queued_at` the moment from which this can be received; while
-    nobody has the run its lease ends a fixed time after that, or before it when no message could be sent. While it
-    waits, `waits_for` is the reason code; `tries_left` and `gives_up_at` tell when it fails if nothing changes.
-    `confirmed_at` is when the LMS last answered a call of it. `stopped_by` and `stop_reason` are set once it is to end.
+    `message_number` is the number of the newest message; it can be received from `queued_at` on. While no worker has
+    the run, its lease ends a fixed time after `queued_at`, or before it if no message could be sent. While the run
+    waits, `waits_for` is the reason code, and `tries_left` and `gives_up_at` say when it fails if nothing changes.
+    `confirmed_at` is when the LMS last answered a call of the run. `stopped_by` and `stop_reason` are set when an
+    operator stops it.
 
-    `scheduled_for` is the scheduled night that it is of. `triggered_at` is the moment of the trigger, the same for all
-    runs that it opened; `as_of` the moment that the run judges by: when its first step was first claimed. `night_after`
-    is a scheduled night that found this run live, and for which its enterprise gets a run of its own after it.
-    `slots` is how many LMS calls its worker has in flight at most; NULL while no worker has it, and in a dry run.
-    `approve_unlinks` is how many learners it may unlink with the leave of `triggered_by`, where that is more than
-    UNLINK_LIMIT.
+    `scheduled_for` is the scheduled night of the run, NULL if started by hand. `triggered_at` is the moment of the
+    trigger, the same for all runs that it opened. `as_of` is the moment for which due work is selected: when the first
+    step was first claimed. `night_after` is a scheduled night that found this run live; the enterprise gets its run of
+    that night after this one. `slots` is the most LMS calls that its worker may have in flight; NULL while no worker
+    has it, and in a dry run. `approve_unlinks` is the number of learners that `triggered_by` has approved to unlink.
     """
 
     __tablename__ = "license_expiry_run"
@@ -66,9 +66,10 @@ class Run(Ledger):
     lease_until: Mapped[datetime | None]
     slots: Mapped[int | None]
     publications: Mapped[int] = mapped_column(default=0)
-    message_number: Mapped[int] = mapped_column(default=1, nullable=True)  # to the database, which had rows before it
-    queued_at: Mapped[datetime] = mapped_column(nullable=True)  # as the one before
-    tries: Mapped[int] = mapped_column(default=0, nullable=True)  # as these
+    # Nullable in the database, because rows of older releases lack them.
+    message_number: Mapped[int] = mapped_column(default=1, nullable=True)
+    queued_at: Mapped[datetime] = mapped_column(nullable=True)
+    tries: Mapped[int] = mapped_column(default=0, nullable=True)
     tries_left: Mapped[int | None]
     gives_up_at: Mapped[datetime | None]
     waits_for: Mapped[str | None] = mapped_column(String(64))
@@ -85,7 +86,7 @@ class Run(Ledger):
     error: Mapped[str | None] = mapped_column(String(500))
     scheduled_for: Mapped[datetime | None]
     night_after: Mapped[datetime | None]
-    triggered_at: Mapped[datetime] = mapped_column(nullable=True)  # to the database, which had rows before it
+    triggered_at: Mapped[datetime] = mapped_column(nullable=True)  # rows of older releases lack it
     opened_at: Mapped[datetime]
     downgrade_began_at: Mapped[datetime | None]
     downgraded_at: Mapped[datetime | None]
@@ -94,7 +95,7 @@ class Run(Ledger):
 
 
 class Retry(Ledger):
-    """A step that waits: since when and for what, when it is to come again, and how many times it did so in vain."""
+    """A wait of a step: since `at`, for `reason`, retried at `again_at`; retried in vain `times` times."""
 
     __tablename__ = "license_expiry_retry"
 
@@ -104,14 +105,14 @@ class Retry(Ledger):
     reason: Mapped[str] = mapped_column(String(64))
     at: Mapped[datetime]
     again_at: Mapped[datetime]
-    times: Mapped[int] = mapped_column(default=1, nullable=True)  # to the database, which had rows before it
+    times: Mapped[int] = mapped_column(default=1, nullable=True)  # rows of older releases lack it
 
 
 class Wait(Ledger):
-    """What every run waits for: an outage of the LMS, or a pause; there is one row of each `kind` at most.
+    """A wait of all runs: an outage of the LMS, or a pause; at most one row of each `kind`.
 
-    `again_at` is the moment of an outage's next probe, `tries` counts those that failed, and `reason` is a code. Of a
-    pause, `reason` is the one that `set_by` gave.
+    For an outage, `again_at` is the time of the next probe, `tries` counts the failed probes, and `reason` is a code.
+    For a pause, `reason` is the operator's text and `set_by` the operator.
     """
 
     __tablename__ = "license_expiry_wait"
@@ -126,7 +127,7 @@ class Wait(Ledger):
 
 
 class Identity(Ledger):
-    """One row: the id of this ledger, which messages carry. It tells the installations on one broker apart."""
+    """One row: the id of this ledger. Messages carry it, so that several installations can share one broker."""
 
     __tablename__ = "license_expiry_ledger"
 
@@ -135,9 +136,9 @@ class Identity(Ledger):
 
 
 class LmsCall(Ledger):
-    """How many HTTP calls of one claim had this outcome, and lasted up to `le` seconds but longer than the `le` before.
+    """The number of HTTP calls of one claim with this outcome in the histogram bucket up to `le` seconds.
 
-    For monitoring alone: those of a process that was killed are not here.
+    Not cumulative. For monitoring only: the calls of a process that was killed are missing.
     """
 
     __tablename__ = "license_expiry_lms_call"
@@ -152,7 +153,7 @@ class LmsCall(Ledger):
 
 
 class Pruned(Ledger):
-    """What the pruned runs sum up to: a counter's name and the values of its labels, with spaces, and its value."""
+    """The sums of pruned runs. `series` is a counter's name and its labels' values, separated by spaces."""
 
     __tablename__ = "license_expiry_pruned"
 
@@ -172,7 +173,7 @@ class Downgrade(Ledger):
 
 
 class HeldLicense(Ledger):
-    """The LMS refuses this one license; it is set aside and tried again next night."""
+    """A license that the LMS refuses in `step`, with the reason code. It is tried again next night."""
 
     __tablename__ = "license_expiry_held"
 
@@ -187,9 +188,9 @@ class HeldLicense(Ledger):
 
 
 class Night(Ledger):
-    """A scheduled night that has begun; `lease_until` is set until all of its runs are opened, in `tries` tries.
+    """A scheduled night that has begun. `lease_until` is NULL once all of its runs are opened, after `tries` tries.
 
-    `ledger.nights` tells what else `tries` of 0 and less mean.
+    `ledger.nights` defines the meaning of `tries` 0 and -1: held back by a pause, or skipped.
     """
 
     __tablename__ = "license_expiry_night"
@@ -201,7 +202,7 @@ class Night(Ledger):
 
 
 class Heartbeat(Ledger):
-    """One row: when `reconcile`, which beat sends every few minutes, last ended well; at first, when it was made."""
+    """One row: when `reconcile`, which beat sends every 5 minutes, last succeeded; at first, when it was created."""
 
     __tablename__ = "license_expiry_heartbeat"
 
@@ -210,7 +211,7 @@ class Heartbeat(Ledger):
 
 
 class Throttle(Ledger):
-    """Two rows: when the next downgrade call (1), and unlink call (2), of all workers may go out."""
+    """Two rows: when the next downgrade call (id 1) and unlink call (id 2) of all workers may be sent."""
 
     __tablename__ = "license_expiry_throttle"
 
@@ -219,7 +220,7 @@ class Throttle(Ledger):
 
 
 class Lms(Ledger):
-    """One row, from the first run on: the address of the LMS that this database belongs to."""
+    """One row, from the first run on: the URL of the LMS that this database belongs to."""
 
     __tablename__ = "license_expiry_lms"
 

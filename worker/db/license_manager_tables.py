@@ -1,4 +1,4 @@
-"""license-manager's tables: the columns that we use."""
+"""license-manager's tables, with only the columns that we use."""
 
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
@@ -14,13 +14,13 @@ UNLINKED_EVENT = "edx.server.license-manager.expired.license.unlinked"
 
 
 class LicenseManager(DeclarativeBase):
-    """Tables that belong to license-manager: read, seldom written, never migrated."""
+    """Base of license-manager's tables: read, rarely written, never altered. All date-times are UTC."""
 
     type_annotation_map: ClassVar[Any] = {UUID: DjangoUUID(), datetime: UTCDateTime()}
 
 
 class CustomerAgreement(LicenseManager):
-    """One per enterprise customer."""
+    """A customer agreement; one per enterprise customer."""
 
     __tablename__ = "subscriptions_customeragreement"
 
@@ -31,7 +31,7 @@ class CustomerAgreement(LicenseManager):
 
 
 class SubscriptionPlan(LicenseManager):
-    """A plan; at its `expiration_date` it has expired."""
+    """A subscription plan. It has expired from its `expiration_date` on."""
 
     __tablename__ = "subscriptions_subscriptionplan"
 
@@ -46,7 +46,7 @@ class SubscriptionPlan(LicenseManager):
 
 
 class SubscriptionPlanRenewal(LicenseManager):
-    """Ties a prior plan to the plan that follows it, which may not exist yet."""
+    """The renewal of a prior plan by the plan that follows it, which may not exist yet."""
 
     __tablename__ = "subscriptions_subscriptionplanrenewal"
 
@@ -58,7 +58,7 @@ class SubscriptionPlanRenewal(LicenseManager):
 
 
 class License(LicenseManager):
-    """A learner's license under a plan."""
+    """A license of a plan, assigned to a learner or not."""
 
     __tablename__ = "subscriptions_license"
 
@@ -73,7 +73,7 @@ class License(LicenseManager):
 
 
 class LicenseEvent(LicenseManager):
-    """license-manager's own generic record that something was done for a license."""
+    """license-manager's record of an action on a license."""
 
     __tablename__ = "subscriptions_licenseevent"
 
@@ -85,9 +85,9 @@ class LicenseEvent(LicenseManager):
 
 
 class HistoricalSubscriptionPlan(LicenseManager):
-    """A plan as it was from `history_date` on; license-manager adds a row whenever it saves the plan.
+    """A plan as it was from `history_date` on. license-manager adds a row each time it saves the plan.
 
-    Its `modified` is then a moment earlier than `history_date`; in a row of ours both are the same.
+    In its rows, `modified` is slightly earlier than `history_date`; in ours both are equal.
     """
 
     __tablename__ = "subscriptions_historicalsubscriptionplan"
@@ -101,7 +101,7 @@ class HistoricalSubscriptionPlan(LicenseManager):
 
 
 class Histories(DeclarativeBase):
-    """A table of license-manager that its owner need not let us read: then we know less."""
+    """Base of license-manager's tables that we read only if the database account is allowed to."""
 
     type_annotation_map: ClassVar[Any] = {UUID: DjangoUUID(), datetime: UTCDateTime()}
 

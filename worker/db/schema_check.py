@@ -1,4 +1,4 @@
-"""What is wrong with the database's tables: those that are missing, and columns that we cannot fill."""
+"""Checks the database's tables: finds missing tables and columns, and columns that we cannot fill."""
 
 from sqlalchemy import Connection, Inspector, Integer, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
@@ -12,7 +12,7 @@ from worker.errors import SeveralWrong, Unusable
 PLAN_TABLE = "subscriptions_subscriptionplan"
 PLAN_HISTORY_TABLE = "subscriptions_historicalsubscriptionplan"
 EVENT_TABLE = LicenseEvent.__tablename__
-_OF_HISTORY = {"history_type", "history_date"}  # what a row of it gets beside the plan's columns
+_OF_HISTORY = {"history_type", "history_date"}  # columns of a history row that the plan does not have
 
 _MYSQL_DEFAULT = text(
     "SELECT column_default FROM information_schema.columns"
@@ -21,15 +21,15 @@ _MYSQL_DEFAULT = text(
 
 
 def require_schema(connection: Connection, ledger: bool = True) -> None:
-    """Raise SeveralWrong, naming every table and column that we need and the database lacks or that we cannot fill.
+    """Raise SeveralWrong with every table and column that is missing, and every column that we cannot fill.
 
-    Without `ledger`, only license-manager's tables are looked at.
+    Without `ledger`, checks only license-manager's tables.
     """
     inspector = inspect(connection)
     theirs = {table.name: set(table.columns.keys()) for table in LicenseManager.metadata.sorted_tables}
-    remedy = "is DATABASE_URL license-manager's database, and migrated?"
+    remedy = "check that DATABASE_URL is license-manager's database and that its migrations have run"
     problems = {name: _lacking(inspector, name, columns, remedy) for name, columns in theirs.items()}
-    # Where a column is missing, it may be there under another name.
+    # Unknown columns are reported only if none is missing: a missing one may have been renamed.
     if not problems[PLAN_TABLE] and not problems[PLAN_HISTORY_TABLE]:
         known = {column["name"] for column in inspector.get_columns(PLAN_TABLE) if not column["nullable"]} | _OF_HISTORY
         problems[PLAN_HISTORY_TABLE] = _unknown(connection, inspector, PLAN_HISTORY_TABLE, known)
@@ -50,16 +50,16 @@ def _lacking(inspector: Inspector, name: str, wanted: set[str], remedy: str) -> 
     except DBAPIError as error:
         if name != License.__tablename__ or code_of(error) not in DENIED:
             raise
-        return []  # MySQL and MariaDB show no table to an account that may read some of its columns, as serve's may
+        return []  # MySQL and MariaDB hide a table from an account with column privileges only, such as serve's
     return [Unusable(f"table {name} lacks column {column}", remedy, name) for column in sorted(wanted - there)]
 
 
 def _unknown(connection: Connection, inspector: Inspector, name: str, known: set[str]) -> list[Unusable]:
-    """The columns that a row which we insert must have a value for, beside those that we know."""
+    """Return an error for each column that needs a value when we insert a row, and that is not `known`."""
     return [
         Unusable(
-            f"table {name} has column {column['name']}, which must be given a value that this release does not know",
-            "install a release of license-expiry that does, or give the column a default",
+            f"table {name} has column {column['name']}, which needs a value that this release does not know",
+            "install a release of license-expiry that knows it, or give the column a default",
             name,
         )
         for column in inspector.get_columns(name)
@@ -68,7 +68,7 @@ def _unknown(connection: Connection, inspector: Inspector, name: str, known: set
 
 
 def is_generated(column: ReflectedColumn) -> bool:
-    """Does the database insist on giving this column its value?"""
+    """Return whether the database always generates this column's value."""
     return "computed" in column or bool(column.get("identity") and column["identity"]["always"])
 
 
@@ -76,8 +76,8 @@ def _filled_without_us(connection: Connection, table_name: str, column: Reflecte
     seen = column["nullable"] or column["default"] is not None or column.get("autoincrement") is True
     if seen or is_generated(column):
         return True
-    if connection.dialect.name == "sqlite":  # which numbers such a key, and says so nowhere
+    if connection.dialect.name == "sqlite":  # numbers an integer primary key, but does not report a default
         return bool(column.get("primary_key")) and isinstance(column["type"], Integer)
-    # SQLAlchemy does not see each default of MySQL's and MariaDB's that is an expression.
+    # SQLAlchemy does not report some default expressions of MySQL and MariaDB.
     names = {"table": table_name, "column": column["name"]}
     return connection.dialect.name != "postgresql" and connection.scalar(_MYSQL_DEFAULT, names) is not None

@@ -1,16 +1,16 @@
-"""What our sessions set for themselves: limits, and all by which an answer is read, whatever the server's defaults."""
+"""Settings of our database sessions: limits, and everything that affects results, so that no server default does."""
 
 from typing import Any
 
-# A process that is frozen within a transaction keeps its locks. So the server ends such a transaction, and others do
-# not wait for its locks for ever. No transaction of ours is idle for this long.
+# Seconds. A process that is frozen within a transaction keeps its locks, so the server ends an idle transaction, and
+# others wait only a limited time for locks. No transaction of ours is idle for this long.
 IDLE_SECONDS = 60
 LOCK_SECONDS = 10
-# Up to this size the learners of a customer, a few million, are kept in memory while a query compares with them.
+# The memory for the set of a customer's learners (a few million) that a query compares with.
 # Above this size PostgreSQL rescans the set for every license and MariaDB spills it to disk.
 SET_BYTES = 256 * 1024 * 1024
 
-# Of these names each server sets those that it knows: some are newer than the oldest PostgreSQL.
+# Sets only the names that the server knows: some are newer than the oldest supported PostgreSQL.
 _SET_ON_POSTGRESQL = """
 SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS wanted (name, value)
 WHERE EXISTS (SELECT FROM pg_settings known WHERE lower(known.name) = lower(wanted.name))
@@ -18,15 +18,15 @@ WHERE EXISTS (SELECT FROM pg_settings known WHERE lower(known.name) = lower(want
 
 
 def postgresql_settings() -> dict[str, str]:
-    """What a session on PostgreSQL sets. (The client's encoding is given as it connects: the first answers are text)"""
+    """Return the settings of a session on PostgreSQL. The engine sets the client encoding, needed to connect."""
     return {
         "DateStyle": "ISO, YMD",
         "IntervalStyle": "postgres",
-        "TimeZone": "UTC",  # else what is near the end of a driver's calendar is beyond it in another zone
+        "TimeZone": "UTC",  # another zone can move a date near year 1 or 9999 out of the driver's range
         "standard_conforming_strings": "on",
         "transform_null_equals": "off",
         "extra_float_digits": "1",
-        "row_security": "off",  # an error instead of rows that are silently left out
+        "row_security": "off",  # raises an error instead of silently leaving rows out
         "default_transaction_isolation": "read committed",
         "default_transaction_deferrable": "off",
         "statement_timeout": "0",
@@ -34,13 +34,13 @@ def postgresql_settings() -> dict[str, str]:
         "idle_session_timeout": "0",
         "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
         "lock_timeout": f"{LOCK_SECONDS}s",
-        "jit": "off",  # which takes twenty times longer to compile a query than to execute it
+        "jit": "off",  # compiling our queries takes 20 times longer than executing them
         "work_mem": f"{SET_BYTES // 1024}kB",
     }
 
 
 def set_up_on_postgresql(connection: Any, _: Any) -> None:
-    """Set these on a new connection of the driver's (SQLAlchemy's hook)."""
+    """Apply the settings to a new connection (SQLAlchemy's hook)."""
     settings = postgresql_settings()
     with connection.cursor() as cursor:
         cursor.execute(_SET_ON_POSTGRESQL, [list(settings), list(settings.values())])
@@ -48,7 +48,7 @@ def set_up_on_postgresql(connection: Any, _: Any) -> None:
 
 
 def mysql_settings() -> dict[str, str]:
-    """What a session on MySQL and MariaDB sets, as SQL."""
+    """Return the settings of a session on MySQL and MariaDB, as SQL values."""
     return {
         "time_zone": "'+00:00'",
         "sql_mode": "'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION'",
@@ -68,9 +68,9 @@ def mysql_settings() -> dict[str, str]:
 
 
 def mysql_command() -> str:
-    """The command that sets these as a driver connects: before SQLAlchemy looks how the session quotes names.
+    """Return the command that applies the settings on connect, before SQLAlchemy reads the session's quoting mode.
 
-    The limit of a statement's time has another name on each: what stands in such a comment is read by one alone.
+    The statement time limit has different names on MySQL and MariaDB; each server reads only its own kind of comment.
     """
     settings = ", ".join(f"{name} = {value}" for name, value in mysql_settings().items())
     return f"SET SESSION {settings} /*!50708 , max_execution_time = 0 */ /*M! , max_statement_time = 0 */"

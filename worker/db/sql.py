@@ -1,4 +1,4 @@
-"""SQL that differs by dialect, and the few forms of select and update that more than one package uses."""
+"""SQL that differs by dialect, and select and update helpers that several packages use."""
 
 import re
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ Rows: TypeAlias = Select[*tuple[Any, ...]]
 
 
 class _Written(FunctionElement[Any]):
-    """SQL that differs by dialect: written as `usual` unless a dialect has its own. {0} is the first argument."""
+    """SQL that differs by dialect: `usual`, unless the dialect has a template of its own. {0} is the first argument."""
 
     usual = "{0}"
     postgresql = mysql = ""
@@ -48,7 +48,7 @@ def _write(element: _Written, compiler: Any, **kw: Any) -> str:
 
 
 class DatabaseNow(_Written):
-    """The database's own clock, UTC, `seconds` from now: the only clock that leases and `as_of` go by."""
+    """The database's clock (UTC), plus `seconds`. Leases and `as_of` use no other clock."""
 
     type = UTCDateTime()
     usual = "replace(strftime('%Y-%m-%d %H:%M:%f000', 'now', {0} || ' seconds'), '.000000', '')"  # SQLite, as Django
@@ -60,19 +60,19 @@ class DatabaseNow(_Written):
 
 
 class Digits(_Written):
-    """A UUID column's value as any UUID column takes it: one MariaDB server can hold both forms of UUID."""
+    """A UUID column's value without dashes: a MariaDB database can have UUIDs as `uuid` and as text."""
 
     type = DjangoUUID()
     mysql = "replace({0}, '-', '')"
 
 
 class OneOf(_Written):
-    """Is this column one of the UUIDs of the parameter `name` (`uuids` unless given when executed)?
+    """Condition: the column is one of the UUIDs in the parameter `name` (`uuids`, unless given at execution).
 
-    SQLite and PostgreSQL get them as one parameter: they take 32,766 and 65,535 at most, and are slow with many.
+    SQLite and PostgreSQL get all UUIDs as one parameter: they allow 32,766 and 65,535 parameters, and many are slow.
     """
 
-    type = NullType()  # a Boolean would be compared with 1, which keeps MariaDB from using the index
+    type = NullType()  # a Boolean is compared with 1, which keeps MariaDB from using the index
     usual = "{0}"
     postgresql = "{1}"
     mysql = "{2}"
@@ -85,24 +85,27 @@ class OneOf(_Written):
         super().__init__(column.in_(listed), column == func.any(at_once), column.in_(each))
 
 
-# What the LMS strips from around an address: what Python's str.strip does.
+# The characters that the LMS strips from both ends of an address, as Python's str.strip does.
 _SPACES = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
 _SPACES += "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def _stripped(column: str) -> str:
-    """For MySQL and MariaDB, whose TRIM knows no set of characters. Few addresses need the slow way."""
+    """Return SQL that strips _SPACES on MySQL and MariaDB, whose TRIM takes no set of characters.
+
+    Only the few addresses that begin or end in such a character need the slow regular expression.
+    """
     plain = f"ascii({column}) BETWEEN 33 AND 126 AND ascii(right({column}, 1)) BETWEEN 33 AND 126"
     slow = f"regexp_replace({column}, '^[{_SPACES}]+|[{_SPACES}]+$', '')"
     return f"CASE WHEN {plain} THEN {column} ELSE {slow} END"
 
 
 class Mailbox(_Written):
-    """An e-mail address in the form that is compared: trimmed as the LMS does it, in lower case, accents kept.
+    """An e-mail address in the form that is compared: trimmed as the LMS does, in lower case, with accents.
 
-    It is compared byte by byte, whatever the column's collation. A to Z are folded on every database and under every
-    locale (Turkish too). Other letters are folded except on SQLite and under PostgreSQL's locale C. Folding more only
-    protects more, and the LMS takes no such letter before the @.
+    Compared byte by byte, whatever the column's collation. A to Z are lowered on every database and in every locale
+    (even Turkish); other letters too, except on SQLite and in PostgreSQL's locale C. The difference is harmless:
+    lowering more letters only protects more learners, and the LMS accepts only ASCII before the @.
     """
 
     type = String()
@@ -112,7 +115,7 @@ class Mailbox(_Written):
 
 
 class ReadMailbox(_Written):
-    """A Mailbox that is read, and then `folded`. MySQL and MariaDB fold slowly, so they give plain ASCII as it is."""
+    """A Mailbox to select and pass to `folded`. MySQL and MariaDB lower slowly, so they return ASCII unchanged."""
 
     type = String()
     usual = Mailbox.usual
@@ -121,7 +124,7 @@ class ReadMailbox(_Written):
 
 
 def folded(address: str | None) -> str:
-    """Make of a ReadMailbox, as it was read, the Mailbox; "" of NULL."""
+    """Return the Mailbox of a ReadMailbox's value; "" for NULL."""
     address = address or ""
     return address.strip().lower() if address.isascii() else address
 
@@ -129,9 +132,9 @@ def folded(address: str | None) -> str:
 class Fingerprint(_Written):
     """A Mailbox as a lookup key. MySQL and MariaDB cannot index sets of long text, so they compare its SHA-256.
 
-    A server's settings can take a hash function's answer away: MD5() is NULL or constant under FIPS, and gone from
-    MySQL 9.6. A NULL would match nobody, and a protected learner would be unlinked; so where the hash of an address is
-    NULL, exp() overflows, and the query fails.
+    A server's settings can disable a hash function: MD5() is NULL or constant under FIPS, and MySQL 9.6 has removed it.
+    A NULL key would match no license, and a protected learner would be unlinked. So if the hash of an address is NULL,
+    exp() overflows and the query fails.
     """
 
     type = String()
@@ -153,7 +156,7 @@ class Among(_Written):
 
 
 class Explain(Executable, ClauseElement):
-    """Asks the database how it would answer these rows, which it does not."""
+    """EXPLAIN of a select: returns the database's plan without executing it."""
 
     inherit_cache = False
 
@@ -167,7 +170,7 @@ def _explain(element: Explain, compiler: Any, **kw: Any) -> str:
 
 
 def any_of(rows: Rows) -> ColumnElement[bool]:
-    """EXISTS, looked up by key. The OFFSET keeps databases from reading the whole table once instead."""
+    """Return EXISTS of these rows. The OFFSET makes databases probe by key instead of reading the whole table."""
     return rows.limit(1).offset(0).exists()
 
 
@@ -179,9 +182,9 @@ def by_key(rows: Rows, table: Any) -> Rows:
 
 
 def of_licenses(*columns: Any) -> Select[Any]:
-    """Select these columns for each license of the parameter `licenses`, after its UUID.
+    """Select the UUID and these columns for each license in the parameter `licenses`.
 
-    For insert-from-select: drivers are slow with many rows of values.
+    Used for INSERT ... SELECT, because drivers are slow to insert many rows of values.
     """
     return by_key(select(Digits(License.uuid), *columns).where(OneOf(License.uuid, "licenses")), License)
 
@@ -193,6 +196,6 @@ def changed(session: Session, statement: Any, values: dict[str, Any] | None = No
 
 def rows_changed(session: Session, statement: Any, values: dict[str, Any] | None = None) -> int:
     """Execute an UPDATE with these parameters; return how many rows it changed."""
-    result = session.connection().execute(statement, values)  # which costs half of what the session's own does
+    result = session.connection().execute(statement, values)  # takes half the time of Session.execute
     assert isinstance(result, CursorResult)  # noqa: S101, for the type checker
     return result.rowcount

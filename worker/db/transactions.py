@@ -1,4 +1,4 @@
-"""Whole transactions on the database: run again when the database asks for it, and explained when they fail."""
+"""Runs transactions: retries them after deadlocks and lost connections, and turns database errors into ours."""
 
 import random
 import time
@@ -25,19 +25,19 @@ from worker.db.schema_check import require_schema
 from worker.db.sql import DatabaseNow
 from worker.errors import LicenseExpiryError, Unavailable, Unusable
 
-# How they say that something is not there.
+# Error codes for a missing table or column.
 MISSING: set[object] = {1054, 1146, "42P01", "42703"}
-# How they say that a statement took longer than is allowed: by an administrator or a proxy, since our sessions set no
-# limit of their own. It would take as long again.
+# Error codes for a statement that exceeded a time limit, or was cancelled. Our sessions set no limit, so an
+# administrator or a proxy did. Not retried: it would take as long again.
 _TOOK_TOO_LONG: set[object] = {3024, 1969, "57014"}
 READABLE_SECONDS = 60.0
-TRIES = 5  # with waits that double: 4.5 s in all. What lasts longer is waited for by the caller, not in place
+TRIES = 5  # with waits that double, about 4.5 s in all; for a longer outage the caller retries its task
 
 T = TypeVar("T")
 
 
 class Database:
-    """Runs whole transactions on an engine, and again when the database asks for that."""
+    """Runs transactions on an engine, and retries them after a temporary error."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -47,33 +47,34 @@ class Database:
     def transact(self, work: Callable[[Session], T]) -> T:
         """Run `work` in one transaction and commit; return its result.
 
-        Deadlocks, locks and lost connections run all of it again, so `work` must do nothing but talk to the
-        session. Raises Unavailable when the database stays away, Unusable when it lacks a table or column.
+        After a deadlock, a lock time-out or a lost connection, the whole of `work` runs again, so it must have no
+        effect outside the session. Raises Unavailable if the database stays unreachable, Unusable if a table or column
+        is missing; IntegrityError is passed on.
         """
         for attempt in range(1, TRIES + 1):
             try:
                 with self._sessions.begin() as session:
                     return work(session)
-            except IntegrityError:  # for the caller, who expects it
+            except IntegrityError:  # callers handle it
                 raise
             except DBAPIError as error:
                 if attempt == TRIES or not _may_pass(error):
                     raise self._explain(error) from error
                 time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)  # noqa: S311, jitter
-            except UnicodeDecodeError as error:  # a text of a database in SQL_ASCII, which takes any bytes
+            except UnicodeDecodeError as error:  # PostgreSQL's encoding SQL_ASCII accepts any bytes
                 what = f"the database {address_of(self.engine)} holds a text that is not UTF-8"
-                raise Unusable(what, "store it as UTF-8") from error.with_traceback(None)
+                raise Unusable(what, "convert the text to UTF-8") from error.with_traceback(None)
         raise AssertionError("unreachable")
 
     def now(self) -> datetime:
-        """The database's clock, UTC."""
+        """Return the database's time (UTC). Raises as `transact` does."""
         moment: datetime = self.transact(lambda session: session.execute(select(DatabaseNow())).scalar_one())
         return moment
 
     def may_read(self, table: type[DeclarativeBase]) -> bool:
-        """Is this table there, with the columns that we know, and may we read it?
+        """Return whether this table exists with the columns that we use, and the account may read it.
 
-        An answer is remembered for READABLE_SECONDS. Raises as `transact` does.
+        The answer is cached for READABLE_SECONDS. Raises as `transact` does.
         """
         until, readable = self._readable.get(table, (-inf, False))
         if steady() >= until:
@@ -93,9 +94,9 @@ class Database:
         return True
 
     def require_schema(self, ledger: bool = True) -> None:
-        """Raise Unusable when the database does not answer or lacks a table or column that we need.
+        """Raise Unusable if the database does not answer or lacks a table or column that we need.
 
-        Without `ledger`, only license-manager's tables are looked at.
+        Without `ledger`, checks only license-manager's tables.
         """
         try:
             with self.engine.connect() as connection:
@@ -111,19 +112,19 @@ class Database:
                 return unusable
         what, remedy = cannot_be_used(self.engine, error)
         if code_of(error) in _TOOK_TOO_LONG:
-            remedy = "see who ended the statement: an administrator, or a limit of a proxy or the server"
+            remedy = "find out what cancelled the statement: an administrator, or a limit of a proxy or the server"
         if isinstance(error, ProgrammingError | DataError):
             return Unusable(what, remedy)
         return Unavailable("database", what, remedy)
 
 
 def _may_pass(error: DBAPIError) -> bool:
-    """Is this a deadlock, a lock, a connection that was lost, a server that is away or changes places?"""
+    """Return whether a retry may help: after a deadlock, a lock, a lost connection, a restart or a failover."""
     passing = isinstance(error, OperationalError | InterfaceError | InternalError)
     return passing and code_of(error) not in _TOOK_TOO_LONG
 
 
 def cannot_be_seen(error: DBAPIError) -> bool:
-    """Is this about a table or column that is not there, or that this account may not touch?"""
+    """Return whether the error means that a table or column is missing, or that the account may not use it."""
     of_sqlite = str(error.orig).startswith("no such ")
     return of_sqlite or code_of(error) in DENIED | MISSING

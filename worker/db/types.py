@@ -1,4 +1,4 @@
-"""How a UUID, a date-time and a duration are stored: as Django does on each engine (docs/reference/database.md)."""
+"""Column types for UUIDs, date-times and durations, stored exactly as Django does on each database."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 class DjangoUUID(TypeDecorator[UUID]):
     """Django's UUIDField: native on PostgreSQL, 32 hex digits elsewhere.
 
-    A MariaDB column of the native type takes the 32 digits too, and answers with dashes; both are read.
+    A MariaDB column of the native type accepts 32 digits too, and returns dashes; both forms are read.
     """
 
     impl = CHAR(32)
@@ -25,16 +25,16 @@ class DjangoUUID(TypeDecorator[UUID]):
         return dialect.type_descriptor(Uuid() if dialect.name == "postgresql" else CHAR(32))
 
     def process_bind_param(self, value: UUID | None, dialect: Dialect) -> Any:
-        """Turn a UUID into what the column holds (SQLAlchemy's hook)."""
+        """Convert a UUID to the column's value (SQLAlchemy's hook)."""
         return value if value is None or dialect.name == "postgresql" else value.hex
 
     def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
-        """Turn what the column holds into a UUID (SQLAlchemy's hook)."""
+        """Convert the column's value to a UUID (SQLAlchemy's hook)."""
         return value if value is None or isinstance(value, UUID) else UUID(value)
 
 
 class UUIDList(TypeDecorator[list[UUID]]):
-    """Many UUIDs as one parameter: an array on PostgreSQL, JSON of 32 hex digits each elsewhere."""
+    """A list of UUIDs as one parameter: an array on PostgreSQL, a JSON list of 32 hex digits elsewhere."""
 
     impl = Text
     cache_ok = True
@@ -44,7 +44,7 @@ class UUIDList(TypeDecorator[list[UUID]]):
         return dialect.type_descriptor(ARRAY(Uuid()) if dialect.name == "postgresql" else Text())
 
     def process_bind_param(self, value: Iterable[UUID] | None, dialect: Dialect) -> Any:
-        """Turn UUIDs into what is sent (SQLAlchemy's hook)."""
+        """Convert UUIDs to the parameter's value (SQLAlchemy's hook)."""
         uuids = list(value or ())
         return uuids if dialect.name == "postgresql" else json.dumps([uuid.hex for uuid in uuids])
 
@@ -64,14 +64,14 @@ class UTCDateTime(TypeDecorator[datetime]):
         return dialect.type_descriptor(mysql.DATETIME(fsp=6))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        """Turn an aware date-time into what the column holds (SQLAlchemy's hook)."""
+        """Convert an aware date-time to the column's value (SQLAlchemy's hook)."""
         if value is None or dialect.name == "postgresql":
             return value
         naive = value.astimezone(UTC).replace(tzinfo=None)
         return str(naive) if dialect.name == "sqlite" else naive
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Turn what the column holds into an aware date-time in UTC (SQLAlchemy's hook)."""
+        """Convert the column's value to an aware date-time in UTC (SQLAlchemy's hook)."""
         if value is None:
             return None
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -89,9 +89,9 @@ class DjangoDuration(TypeDecorator[timedelta]):
         return dialect.type_descriptor(Interval() if dialect.name == "postgresql" else BigInteger())
 
     def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> Any:
-        """Turn a duration into what the column holds (SQLAlchemy's hook)."""
+        """Convert a duration to the column's value (SQLAlchemy's hook)."""
         return value if value is None or dialect.name == "postgresql" else value // timedelta(microseconds=1)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> timedelta | None:
-        """Turn what the column holds into a duration (SQLAlchemy's hook)."""
+        """Convert the column's value to a duration (SQLAlchemy's hook)."""
         return value if value is None or isinstance(value, timedelta) else timedelta(microseconds=value)

@@ -1,4 +1,4 @@
-"""Whether the database lets us in and takes what we write: looked at as a worker starts, and by `doctor`."""
+"""Checks that the database accepts our connection and our writes; used when a worker starts and by `doctor`."""
 
 import re
 from datetime import UTC, datetime
@@ -12,21 +12,21 @@ from worker.db.sql import DatabaseNow
 from worker.db.transactions import cannot_be_seen
 from worker.errors import Away, Unusable
 
-# How a server says that this account or this database will not do. MySQL and MariaDB have numbers for it; PostgreSQL
-# tells a client that is not yet connected no SQLSTATE.
+# Errors for a wrong account or database. MySQL and MariaDB have numbers for them; PostgreSQL sends no SQLSTATE to a
+# client that is not connected yet, so its text is matched.
 _NOT_THIS_ACCOUNT, _NOT_THIS_DATABASE = {1045, 1130, 1698}, {1044, 1049}
 _WORDS = re.compile(
     r"(authentication failed|role .* does not exist|no pg_hba.conf entry|no password supplied|not permitted to log in)"
     r"|(database .* does not exist|permission denied for database|unable to open database file)"
 )
-_ACCOUNT = "correct the user and the password in DATABASE_URL, or let this account in from this host"
-_DATABASE = "correct the database's name in DATABASE_URL, or give its account access to it"
-_WRITES = "let DATABASE_URL lead to a server that takes writes, and not to a replica; see docs/reference/database.md"
+_ACCOUNT = "correct the user and the password in DATABASE_URL, or let this account connect from this host"
+_DATABASE = "correct the database's name in DATABASE_URL, or grant its account access to it"
+_WRITES = "set DATABASE_URL to a server that accepts writes, not a replica; see docs/reference/database.md"
 _NEVER = {"scheduled_for": datetime(1970, 1, 1, tzinfo=UTC), "opened_at": DatabaseNow(), "tries": 0}
 
 
 def check_answers(engine: Engine) -> None:
-    """Connect once. Raises Unusable when the server refuses us or takes no writes, Away when it does not answer."""
+    """Connect once. Raises Unusable if the server refuses the account or writes, Away if it does not answer."""
     try:
         with engine.connect() as connection:
             check_writes(connection)
@@ -43,19 +43,20 @@ def check_answers(engine: Engine) -> None:
 
 
 def check_writes(connection: Connection) -> None:
-    """Write a row of the ledger, and take it back. Raises Unusable when the server refuses any write.
+    """Insert a row into the ledger, and roll back. Raises Unusable if the server refuses all writes.
 
-    Raises DBAPIError when it is away. Nothing is said where there is no ledger, or this account may not write it.
+    Raises DBAPIError if the connection is lost. Ignores a missing ledger or privilege, which `require_schema` and
+    `doctor` report.
     """
     try:
         connection.execute(insert(Night).values(_NEVER))
     except IntegrityError:
-        return  # it is written
+        return  # the row exists, so the server accepts writes
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
         if not cannot_be_seen(error):
-            what = f"the database {address_of(connection.engine)} takes no writes ({cause_of(error)})"
+            what = f"the database {address_of(connection.engine)} accepts no writes ({cause_of(error)})"
             raise Unusable(what, _WRITES) from error
     finally:
         connection.rollback()

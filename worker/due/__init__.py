@@ -1,8 +1,8 @@
-"""What is due: pure selects over license-manager's tables and the ledger. No Celery, no HTTP and no clock here.
+"""Finds the work that is due: selects over license-manager's tables and the ledger. No Celery, HTTP or clock here.
 
-`scope` is what they judge by; `plans`, `downgrades`, `unlinks` and `enterprises` are the questions; `learners` says who
-is the same learner; `conditions` has the parts that the questions share; `statements` executes them; `forecast` counts
-what a night would do, and `fates` whom it would unlink; `explain` tells why it does what about one learner, and
-`outlook` when. The rules are in docs/explanation/due.md; the tests compare them, row by row, with a reading
-of the rules in plain Python.
+`scope` holds the inputs of every query. `plans`, `downgrades`, `unlinks` and `enterprises` build the queries;
+`learners` matches licenses of the same learner; `conditions` has the parts that the queries share; `statements`
+executes them. `forecast` counts what a night would do, and `fates` counts the learners it would unlink. `explain`
+explains what happens to one learner, and `outlook` on which night. The rules stand in docs/explanation/due.md, "What is
+due". The tests compare every query, row by row, with the same rules written in plain Python.
 """

@@ -1,4 +1,4 @@
-"""Which licenses are due to be downgraded: those of due plans, and single ones whose plan waits for its renewals."""
+"""Finds the licenses due to be downgraded: those of due plans, and single ones whose plan waits for its renewals."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -17,13 +17,16 @@ Of: TypeAlias = Sequence[ColumnElement[bool]]
 
 
 def due_downgrades(scope: Scope, *columns: Any, of: Of = ()) -> Rows:
-    """Which licenses of due plans (those `of`) has the LMS not confirmed? (`columns` of License, Plan or Agreement)"""
+    """Select the licenses of due plans whose downgrade the LMS has not confirmed.
+
+    `columns` are of License, Plan or Agreement; `of` are conditions that narrow the plans.
+    """
     return conditions.licenses(*columns).where(*downgrade_rules(scope, of).values())
 
 
 def downgrade_rules(scope: Scope, of: Of = ()) -> conditions.Rules:
-    """Is the License at hand to be downgraded with its Plan, which is one of those `of`?"""
-    return conditions.to_process(scope) | {  # of the plan once more: MariaDB would else look into every one
+    """Conditions: the License is due to be downgraded with its Plan. `of` narrows the plans."""
+    return conditions.to_process(scope) | {  # repeats the plan's conditions: without them MariaDB scans every plan
         "renewals": Among(License.subscription_plan_id, plans.plans_whose_chain_ended(scope, *of)),
         "status": conditions.was_a_learners(),
         "confirmed": ~conditions.sent(scope),
@@ -32,41 +35,41 @@ def downgrade_rules(scope: Scope, of: Of = ()) -> conditions.Rules:
 
 
 def waiting_downgrades(scope: Scope, *columns: Any, of: Of = ()) -> Rows:
-    """Which licenses are due to be unlinked while their plan waits, and are to be downgraded one by one first?"""
+    """Select the licenses due to be unlinked while their plan waits: they are downgraded one by one first."""
     return unlinks.unlinkable(scope, *columns).where(*_to_downgrade_alone(scope, *of))
 
 
 def waiting_plans(scope: Scope) -> Rows:
-    """Which unprocessed plans that are not due have licenses to be downgraded one by one? (as `plans.due_plans`)"""
+    """Select the waiting plans that have licenses to downgrade one by one. Columns as in `plans.due_plans`."""
     return waiting_downgrades(scope, *plans.COLUMNS).distinct()
 
 
 def first_unconfirmed(scope: Scope) -> Rows:
-    """Is there any candidate to be unlinked that the LMS has not confirmed? (one row, or none)"""
+    """Select one row if any candidate for unlinking still lacks a confirmed downgrade, else none."""
     return unlinks.unlink_candidates(scope).where(*_to_downgrade_alone(scope)).limit(1)
 
 
 def downgrade_page(scope: Scope, plan: UUID, waiting: bool, limit: int, after: UUID | None) -> Rows:
-    """Which licenses of one plan go into the next downgrade calls?
+    """Select the licenses of one plan for the next downgrade calls: at most `limit`, after the license `after`.
 
-    (uuid, whether it is on the held list, the plan's expiration_date)
+    Rows are (uuid, whether it is on the held list, the plan's expiration_date).
     """
     return conditions.first_after(_of_plan(scope, plan, waiting), limit, after)
 
 
 def still_to_downgrade(scope: Scope, plan: UUID, waiting: bool, licenses: Sequence[UUID]) -> Rows:
-    """Which of these licenses of one plan are still to be downgraded? (as `downgrade_page`)"""
+    """Select those of these licenses of one plan that still need a downgrade. Rows as in `downgrade_page`."""
     return conditions.among(_of_plan(scope, plan, waiting), licenses)
 
 
 def _of_plan(scope: Scope, plan: UUID, waiting: bool) -> Rows:
     due = waiting_downgrades if waiting else due_downgrades
-    of_plan = Plan.uuid == bindparam("plan", plan, DjangoUUID())  # or each plan's page would walk the chains of all
+    of_plan = Plan.uuid == bindparam("plan", plan, DjangoUUID())  # else each page walks the renewal chains of all plans
     return due(scope, License.uuid, conditions.on_held_list(), Plan.expiration_date, of=[of_plan]).where(of_plan)
 
 
 def ignore_enrollments_modified_after(expiration_date: datetime, as_of: datetime) -> datetime | None:
-    """The date of a downgrade call: the plan's expiration date when more than a day before `as_of`, else None."""
+    """Return the call's argument of this name: the expiration date if over a day before `as_of`, else None (UTC)."""
     return expiration_date if as_of - expiration_date > timedelta(days=1) else None
 
 

@@ -16,7 +16,10 @@ from worker.due.statements import fetch
 
 
 def find_due_enterprises(session: Session, scope: Scope) -> list[UUID]:
-    """The enterprise customers with work due, in order: by one query, or by two when the first is not sure."""
+    """Return the UUIDs of the enterprise customers with work due, sorted.
+
+    Runs one query, and a second one for the enterprises that the first could not decide.
+    """
     found = {customer: bool(sure) for customer, sure in fetch(session, perhaps_due_enterprises, scope)}
     unsure = replace(scope, unlink_enabled=frozenset(customer for customer, sure in found.items() if not sure))
     if unsure.unlink_enabled:
@@ -29,10 +32,10 @@ def _with_unlinks(scope: Scope) -> Rows:
 
 
 def perhaps_due_enterprises(scope: Scope) -> Rows:
-    """Which enterprise customers may have anything due? (customer, whether that is sure)
+    """Select the enterprise customers that may have work due: (customer, whether that is certain).
 
-    An enterprise with a due plan is sure. Of the others, one license that may be due to be unlinked is looked for:
-    `due_unlinks` decides on them, which has to read many licenses to know whom an e-mail protects.
+    An enterprise with a due plan is certain. Any other is selected if one of its licenses may be due to be unlinked.
+    `due_unlinks` then decides: it reads many licenses, because a learner can be protected by e-mail address.
     """
     due = plans.due_plans(scope).subquery()
     other, current = aliased(License), aliased(Plan)
@@ -62,14 +65,14 @@ def perhaps_due_enterprises(scope: Scope) -> Rows:
 
 
 def names_of(session: Session, enterprises: Iterable[UUID]) -> dict[UUID, str]:
-    """The names of these enterprise customers, as license-manager has them; of those that have one."""
+    """Return the names of these enterprise customers from license-manager, by UUID; without those that have none."""
     customer, name = Agreement.enterprise_customer_uuid, Agreement.enterprise_customer_name
     named = select(customer, name).where(OneOf(customer, "enterprises", set(enterprises)))
     return {enterprise: called for enterprise, called in session.execute(named) if called}
 
 
 def name_of(session: Session, enterprise: UUID) -> str:
-    """The name of this enterprise customer; "" when it has none."""
+    """Return the name of this enterprise customer, or "" if it has none."""
     return names_of(session, [enterprise]).get(enterprise, "")
 
 
@@ -80,10 +83,10 @@ def known_enterprises(enterprises: frozenset[UUID]) -> Rows:
 
 
 def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> Rows:
-    """Which of these enterprises may license-manager purge before their learners are due to be unlinked?
+    """Select those of these enterprises that license-manager may purge before their learners are due to be unlinked.
 
-    (customer, license_duration_before_purge) Its retire_old_licenses clears the e-mail and revokes the license once
-    the plan has been expired for longer than that.
+    Rows are (customer, license_duration_before_purge). license-manager's retire_old_licenses clears the e-mail address
+    and revokes the license once its plan has been expired for longer than that.
     """
     kept = Agreement.license_duration_before_purge
     found = known_enterprises(enterprises).add_columns(kept).where(kept <= unlink_after)
@@ -91,7 +94,7 @@ def purged_too_early(enterprises: frozenset[UUID], unlink_after: timedelta) -> R
 
 
 def plans_of(enterprises: frozenset[UUID], plan_uuids: tuple[UUID, ...]) -> Rows:
-    """Which of these plans belong to one of these enterprise customers, or to any when none is named?"""
+    """Select those of these plans that belong to one of these enterprises, or to any if none is given."""
     found = conditions.plans_where(OneOf(Plan.uuid, "plans", plan_uuids))
     theirs = OneOf(Agreement.enterprise_customer_uuid, "enterprises", sorted(enterprises))
     return found.where(theirs) if enterprises else found

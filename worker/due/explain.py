@@ -1,6 +1,6 @@
-"""Why a learner has access or was unlinked, license by license, and what the nights to come will do.
+"""Explains why a learner has access or was unlinked, license by license, and what the coming nights will do.
 
-Each answer is one of a night's own selects and conditions: the rules stand nowhere a second time.
+Every answer comes from the selects and conditions that a night itself uses. No rule is written twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,17 +33,17 @@ from worker.due.statements import fetch, fetch_count
 from worker.ledger.order import DOWNGRADE, UNLINK, Step
 from worker.license_manager.marks import marked, marked_at
 
-# Of a person's licenses at one customer no more are explained.
+# The most licenses of one person at one customer that are explained.
 MOST = 50
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What becomes of a license in one step.
+    """The result of one step for one license.
 
-    `done`: `at` is when, if that is known, and `run` is the run of ours that did it, if one did. `next` and `later`:
-    `at` is the night that will do it, the first or another. `why` names what keeps it from being done by the first
-    night, or at all (`never`): one of outlook.RULES, or another license of the learner, `held` or `protected`.
+    `done`: `at` is when, if known, and `run` the run that did it, if one did. `next` and `later`: `at` is the night
+    (UTC) that will do it, the first or a later one. `why` names the obstacle for the first night (`later`) or for all
+    (`never`): one of outlook.RULES, or another license of the learner that is `held` or `protected`.
     """
 
     state: Literal["done", "next", "later", "never"]
@@ -54,10 +54,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Explained:
-    """A license: its row of `_facts`, the renewals of its plan, its hold, what keeps its learner linked, its outcomes.
+    """A license: its row of `_facts`, its plan's renewals, its hold, the licenses that keep its learner, its outcomes.
 
-    `renewals` are rows of `_renewals`; `held_by` and `protected_by` are rows of `_keepers`, as the first night finds
-    them, or the last where none will ever unlink. They are None where the license or its plan decides already.
+    `renewals` are rows of `_renewals`. `held_by` and `protected_by` are rows of `_keepers`, as the first night finds
+    them, or the last night if none will unlink. They are None if the license or its plan already decides.
     """
 
     facts: Any
@@ -70,10 +70,10 @@ class Explained:
 
 
 def explain(session: Session, scope: Scope, named: Sequence[UUID], night: Night) -> tuple[list[Explained], int]:
-    """Explain these licenses and all others of the same learners, at each customer; these first.
+    """Explain these licenses and all others of the same learners, at each customer; the named ones come first.
 
-    The scope is that of a night over everything at the present moment. Returns also how many licenses were left out,
-    of those of which one customer has more than MOST.
+    `scope` is that of a night over all enterprises now. `night` returns the first scheduled night at or after a moment.
+    Also returns how many licenses were left out because a learner has more than MOST at one customer.
     """
     found: list[Explained] = []
     left_out = 0
@@ -90,18 +90,18 @@ def explain(session: Session, scope: Scope, named: Sequence[UUID], night: Night)
 
 
 def licenses_by_uuid(_: Scope, licenses: Sequence[UUID]) -> Rows:
-    """Which of these licenses are there?"""
+    """Select those of these licenses that exist."""
     return conditions.among(conditions.licenses(), licenses)
 
 
 def licenses_of_user(_: Scope, lms_user_id: int) -> Rows:
-    """Which licenses have this LMS user id?"""
+    """Select the licenses with this LMS user id."""
     return conditions.licenses().where(License.lms_user_id == bindparam("lms_user_id", lms_user_id))
 
 
 def unlinks_over_limit(session: Session, scope: Scope, limit: int) -> int:
-    """How many learners the scope's enterprise has due to be unlinked; 0 when these are no more than `limit`."""
-    if fetch_count(session, unlinks.unlink_candidates, scope) <= limit:  # quickly counted, and never fewer
+    """Count the learners due to be unlinked at the scope's enterprise; 0 if they are at most `limit`."""
+    if fetch_count(session, unlinks.unlink_candidates, scope) <= limit:  # an upper bound that is cheap to count
         return 0
     number = fetch_count(session, unlinks.due_unlinks, scope, downgraded=False)
     return number if number > limit else 0
@@ -113,7 +113,7 @@ def _explain(session: Session, scope: Scope, licenses: Sequence[UUID], night: Ni
     renewals = _renewals_of(session, scope, circle.plans)
     ends = [link.expires for link in renewals.values() if link.expires]
     ahead = outlook.look_ahead(session, scope, licenses, circle, ends, night)
-    # What keeps something from being done by the first night is asked then; what keeps it for ever, at the last.
+    # Obstacles to the first night are evaluated at that night, permanent ones at the last night.
     asked = {moment: outlook.at(scope, moment) for moment in (ahead.first, ahead.last)}
     broken = {moment: outlook.broken_rules(session, then, licenses, circle) for moment, then in asked.items()}
     dates, holds = _Dates(session, scope, licenses), _holds(session, licenses)
@@ -147,7 +147,7 @@ def _holds(session: Session, licenses: Sequence[UUID]) -> dict[UUID, HeldLicense
 
 
 class _Dates:
-    """When some licenses were downgraded and unlinked, and in which runs."""
+    """Looks up when these licenses were downgraded and unlinked, and in which runs."""
 
     def __init__(self, session: Session, scope: Scope, licenses: Sequence[UUID]) -> None:
         self._session = session
@@ -157,7 +157,7 @@ class _Dates:
         self._confirmed = {row.license_uuid: row for row in confirmed}  # the newest last
 
     def done(self, row: Any, step: Step) -> Outcome | None:
-        """The outcome of a step that was done for this row of `_facts`; None if it was not."""
+        """Return the outcome if the step was done for this row of `_facts`, else None."""
         if step is UNLINK:
             return self._by_run(row, UNLINK, self._events.get((row.uuid, UNLINKED_EVENT))) if row.unlinked else None
         event, confirmed = self._events.get((row.uuid, DOWNGRADED_EVENT)), self._confirmed.get(row.uuid)
@@ -169,7 +169,7 @@ class _Dates:
         return self._by_run(row, DOWNGRADE, row.marked_at) if row.confirmed and row.was_learners and expired else None
 
     def _by_run(self, row: Any, step: Step, moment: datetime | None) -> Outcome:
-        """Done then; by the run of ours that was at this step just then, if any was."""
+        """Return the outcome "done" at this moment, with the run that was in this step then, if any."""
         if moment is None:
             return Outcome("done")
         began, ended = getattr(Run, step.began_at), func.coalesce(getattr(Run, step.ended_at), Run.ended_at)
@@ -179,7 +179,7 @@ class _Dates:
 
 
 def _chain(renewals: Mapping[UUID, Any], plan: UUID) -> Any:
-    """The renewals that follow a plan, up to one without a next plan, or to a ring's beginning."""
+    """Yield the renewals that follow a plan, until one has no next plan or the chain returns to its start."""
     seen: set[UUID | None] = set()
     link = renewals.get(plan)
     while link and link.prior not in seen:
@@ -189,7 +189,7 @@ def _chain(renewals: Mapping[UUID, Any], plan: UUID) -> Any:
 
 
 def _renewals_of(session: Session, scope: Scope, plans: Sequence[UUID]) -> dict[UUID, Any]:
-    """The renewals of these plans and of those that follow them, by prior plan."""
+    """Read the renewals of these plans and of all plans that follow them, by prior plan."""
     found: dict[UUID, Any] = {}
     asked = set(plans)
     while asked:
@@ -240,7 +240,7 @@ def _facts(scope: Scope, licenses: Sequence[UUID]) -> Rows:
 
 
 def _events(_: Scope, licenses: Sequence[UUID]) -> Rows:
-    """(license, event, when last)"""
+    """Select (license, event name, time of the newest one)."""
     kind = (LicenseEvent.license_id, LicenseEvent.event_name)
     of_these = (OneOf(LicenseEvent.license_id, "licenses", licenses), kind[1].in_((DOWNGRADED_EVENT, UNLINKED_EVENT)))
     return select(*kind, func.max(conditions.readable(LicenseEvent.created))).where(*of_these).group_by(*kind)
@@ -252,7 +252,7 @@ def _confirmations(_: Scope, licenses: Sequence[UUID]) -> Rows:
 
 
 def _keeping(session: Session, scope: Scope, license: UUID) -> dict[str, Sequence[Any]]:
-    """The licenses that keep the learner of this one linked, by why: `held`, `protected`."""
+    """Read the licenses that keep this license's learner linked, by reason: `held`, `protected`."""
     questions = {"held": _holding, "protected": _protecting}
     return {why: fetch(session, question, scope, license=license) for why, question in questions.items()}
 
@@ -262,7 +262,7 @@ def _holding(scope: Scope, license: UUID) -> Rows:
 
 
 def _protecting(scope: Scope, license: UUID) -> Rows:
-    """Not itself, because its own plan is current."""
+    """Leave the license itself out: its own plan may be current."""
     return _keepers(scope, license, "protected").where(License.uuid != bindparam("license", license, DjangoUUID()))
 
 

@@ -1,4 +1,4 @@
-"""What a night would do, counted plan by plan: for the command `due` and the metrics."""
+"""Counts what a night would do, plan by plan: for the command `due` and the metrics."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ COUNTS = ("downgrades", "unlinks", "protected")
 
 @dataclass
 class PlanRow:
-    """What a night would do about one plan, and what it would leave, counted in licenses.
+    """The number of a plan's licenses that a night would downgrade, unlink or leave alone.
 
-    `state` is `due` (to be processed), `waiting` (for its renewals), `held` (all that is left of it is), `processed`,
-    or `undated`: its expiration date, left empty here, cannot be read, and no night touches it.
-    `nights_back` is how many nights ago its work became due. `unlinks` assumes that every downgrade is confirmed. A
-    learner whom both columns protect is counted under each, and once in `protected`. What no night can do: unlink the
-    learners of licenses `without_email`; and process a plan that has been `waiting_since` this date for a renewal which
-    was to be processed then.
+    `state` is `due` (to be processed), `waiting` (for its renewals), `held` (only held licenses are left), `processed`
+    or `undated` (its expiration date cannot be read and is empty here; no night touches the plan).
+    `nights_back` is how many days ago its work became due. `unlinks` assumes that every downgrade is confirmed.
+    A learner protected by both columns is counted in both `protected_by_` numbers and once in `protected`.
+    No night can unlink the learners of licenses `without_email`, or process a plan whose renewal has been overdue
+    since the date `waiting_since`.
     """
 
     enterprise_customer_uuid: str
@@ -46,16 +46,16 @@ class PlanRow:
 
     @property
     def work(self) -> bool:
-        """Would a night do anything about it?"""
+        """True if a night would do anything for this plan."""
         return self.state == "due" or self.downgrades > 0 or self.unlinks > 0
 
 
 def plan_rows(
     database: Database, scope: Scope, *, detailed: bool = True, progress: Progress = lambda _done, _of: None
 ) -> list[PlanRow]:
-    """Count what is due under this scope, by enterprise and plan, the longest expired first.
+    """Count what is due under this scope; sorted by enterprise, then by expiration date, oldest first.
 
-    When `detailed`, also how many licenses wait. `progress` is that of `count_fates`.
+    With `detailed`, the waiting licenses are counted too. `progress` is passed to `count_fates`.
     """
     rows: dict[UUID, PlanRow] = {}
     for name, found in _counted(database, scope, detailed, progress):
@@ -78,7 +78,7 @@ def plan_rows(
 
 
 def due_rows(plans: Sequence[PlanRow]) -> list[dict[str, Any]]:
-    """Sum such rows, in order of enterprises, up for each enterprise with work: one without gets no run."""
+    """Sum up sorted plan rows into one row per enterprise; enterprises without work are left out, they get no run."""
     rows = []
     for customer, group in groupby(plans, lambda plan: plan.enterprise_customer_uuid):
         of_customer = list(group)
@@ -92,7 +92,7 @@ def due_rows(plans: Sequence[PlanRow]) -> list[dict[str, Any]]:
 def _counted(
     database: Database, scope: Scope, detailed: bool, progress: Progress
 ) -> Iterator[tuple[str, Iterable[Any]]]:
-    """Named answers: rows of (customer, plan, expiration date, whether it is processed, count[, waiting since])."""
+    """Yield (name of a count, rows of (customer, plan, expiration date, processed, count[, waiting since]))."""
 
     def ask(query: Rows) -> Sequence[Any]:
         return database.transact(lambda session: session.execute(query).all())

@@ -1,7 +1,7 @@
-"""Who is the same learner: whoever has the same e-mail address or the same LMS user id, at the same customer.
+"""Matches licenses of the same learner: same e-mail address or same LMS user id, at the same customer.
 
-And one step further, because an address is what is unlinked: its learner is also whoever bears a user id that any
-license with this address bears.
+The match goes one step further, because the LMS unlinks by address. If any license with this address has a user id,
+all licenses with that user id are the same learner's.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,15 +23,15 @@ Which: TypeAlias = Callable[[Any, Any], Sequence[ColumnElement[bool]]]
 
 
 def is_learner_of(which: Sequence[Which], customers: Rows) -> ColumnElement[bool]:
-    """Is the address of the License and Plan at hand that of a learner of any of the licenses `which`?
+    """Condition: the License's address belongs to a learner of one of the licenses `which`.
 
-    `customers` are the ids of the agreements that it may be about; only licenses of one customer are compared. Known by
-    `user_email`: one of these licenses has the address. By `lms_user_id`: one of the address's licenses has a user id
-    that one of these has, or that a license has which shares an address with one of these. A NULL, or an empty address,
-    matches nothing.
+    `customers` selects the agreements to look at; only licenses of the same customer are compared.
+    By `user_email`: one of the licenses `which` has the address. By `lms_user_id`: a license with the address has a
+    user id that also stands in one of `which`, or in a license that shares an address with one of `which`.
+    NULL and the empty address match nothing.
 
-    It compares with sets that do not depend on the license at hand, so that they are read once and not once for each
-    license. The OFFSET, and a CASE that hides them, keep databases from doing otherwise.
+    The sets compared with do not depend on the License, so the database can read them once. The OFFSET and the CASE
+    around the comparison keep it from reading them again for every license.
     """
     theirs, ids = _addresses_and_ids(which, customers)
     mine = tuple_(Plan.customer_agreement_id, _address(License))
@@ -40,9 +40,9 @@ def is_learner_of(which: Sequence[Which], customers: Rows) -> ColumnElement[bool
 
 
 def licenses_of_learners(scope: Scope, licenses: Sequence[UUID], *columns: Any) -> Rows:
-    """Which licenses of the scope's enterprise are its learners' who have these? (`columns` as conditions.licenses)
+    """Select all licenses that the learners of these licenses have at the scope's enterprise.
 
-    These among them, also one that is nobody's.
+    Includes the given licenses, even unassigned ones. `columns` as in `conditions.licenses`.
     """
     customer = Agreement.enterprise_customer_uuid == scope["enterprise"]
     these = OneOf(License.uuid, "licenses", licenses)
@@ -53,9 +53,9 @@ def licenses_of_learners(scope: Scope, licenses: Sequence[UUID], *columns: Any) 
 
 
 def alike(_: Scope, licenses: Sequence[UUID]) -> Rows:
-    """Which licenses share an address or a user id with one of these, at whichever customer? (uuid, customer)
+    """Select the licenses that share an address or a user id with one of these, at any customer.
 
-    These among them.
+    Rows are (uuid, customer). The given licenses are included.
     """
     one = aliased(License)
     these = OneOf(one.uuid, "licenses", licenses)
@@ -70,9 +70,9 @@ def alike(_: Scope, licenses: Sequence[UUID]) -> Rows:
 
 
 def is_of_learner(which: Sequence[Which], customers: Rows) -> ColumnElement[bool]:
-    """Is the License at hand one of a learner of the licenses `which`, whether it has an address or not?
+    """Condition: the License belongs to a learner of the licenses `which`, even if it has no address.
 
-    `is_learner_of` the other way round: of one license with an address, these are the licenses that it is a learner of.
+    The inverse of `is_learner_of`: with one license in `which`, finds the licenses whose learner has it.
     """
     _, ids = _addresses_and_ids(which, customers)
     mine = (Plan.customer_agreement_id, _user_id(License))
@@ -80,7 +80,7 @@ def is_of_learner(which: Sequence[Which], customers: Rows) -> ColumnElement[bool
 
 
 def _addresses_and_ids(which: Sequence[Which], customers: Rows) -> tuple[Any, Any]:
-    """(agreement, address) of the licenses `which`; (agreement, user id) of these, and of all with such an address."""
+    """Select (agreement, address) of the licenses `which`, and (agreement, user id) of all with such an address."""
     theirs = _read_once(_all_of(*(_pairs(each, _address) for each in which)))
     own_ids = (_pairs(each, _user_id) for each in which)
     return theirs, _read_once(_all_of(*own_ids, _pairs(_of(customers), _user_id, _address, theirs)))
@@ -107,14 +107,14 @@ def _user_id(license: Any) -> ColumnElement[Any]:
 def _pairs(
     which: Which, key: Callable[[Any], Any], known: Callable[[Any], Any] | None = None, among: Any = None
 ) -> Any:
-    """(agreement, key) of the licenses `which`; of those alone whose (agreement, known) is `among` these."""
+    """Select (agreement, key) of the licenses `which`, or of those only whose (agreement, known) is in `among`."""
     license, plan = aliased(License), aliased(Plan)
     rows = select(plan.customer_agreement_id, key(license).label("learner"))
     rows = rows.join_from(license, plan, plan.uuid == license.subscription_plan_id)
     rows = rows.where(_has(license, key), *which(license, plan))
     if known is None:
         return rows
-    # A NULL matches nothing, but to make sure MySQL would look through the whole set for each.
+    # A NULL matches nothing, but without this condition MySQL scans the whole set for each NULL.
     matches = and_(_has(license, known), tuple_(plan.customer_agreement_id, known(license)).in_(among))
     return rows.where(_hidden(matches))
 
@@ -132,5 +132,5 @@ def _read_once(rows: Any) -> Any:
 
 
 def _hidden(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """The condition, never NULL, so that databases look a set up in memory instead of joining with it."""
+    """Wrap the condition in a CASE, so that databases probe a set in memory instead of joining with it; never NULL."""
     return case((condition, 1), else_=0) == 1

@@ -1,7 +1,7 @@
-"""Which night is the first to downgrade or unlink a license, if nothing is changed until then.
+"""Finds the first night that will downgrade or unlink a license, if no data changes until then.
 
-A night's own selects are asked as if it were then: at the first night, and at those after a moment at which something
-may become due. That is when a plan expires, its own or one that protects, some days after that, and when a hold ends.
+Evaluates the selects of a night at the first night and at each night after which something may become due: a plan
+expires (its own, or one that protects the learner), UNLINK_AFTER_DAYS after that, or a hold ends.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,14 +23,14 @@ from worker.due.statements import fetch
 from worker.ledger.held import HOLD_FOR
 from worker.ledger.order import DOWNGRADE, UNLINK
 
-# Nobody is told of what is still later.
+# Events later than this are not reported.
 HORIZON = timedelta(days=36525)
 TICK = timedelta(microseconds=1)
 
 Night: TypeAlias = Callable[[datetime], datetime]
 """The first night at or after a moment (both UTC)."""
 
-# The rules that a night judges by, in the order in which the first that does not hold is told.
+# The rules of a night. The first one that does not hold, in this order, is reported.
 RULES = {
     DOWNGRADE.name: ("status", "date", "mark", "confirmed", "expired", "renewals", "held"),
     UNLINK.name: ("status", "date", "list", "renewed", "email", "unlinked", "age"),
@@ -39,9 +39,9 @@ RULES = {
 
 @dataclass(frozen=True)
 class Circle:
-    """All licenses that may have a say in what becomes of some.
+    """All licenses that can affect the outcome of the given ones.
 
-    Their plans, the moments at which they may make something due, and those of them that are held undowngraded.
+    Holds their plans, the moments (UTC) at which something may become due, and the licenses held without a downgrade.
     """
 
     plans: Sequence[UUID]
@@ -51,7 +51,7 @@ class Circle:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The first night, and the last at which something may become due; by step and license, the one that does it."""
+    """The first night, the last night at which something may become due, and the night of each (step, license)."""
 
     first: datetime
     last: datetime
@@ -59,7 +59,7 @@ class Outlook:
 
 
 def circle_of(session: Session, scope: Scope, licenses: Sequence[UUID]) -> Circle:
-    """The licenses of the learners of these, at the scope's enterprise."""
+    """Read all licenses that the learners of these have at the scope's enterprise."""
     rows = fetch(session, _circle, scope, licenses=licenses)
     horizon = scope.as_of + HORIZON
     moments: set[datetime] = set()
@@ -75,9 +75,9 @@ def circle_of(session: Session, scope: Scope, licenses: Sequence[UUID]) -> Circl
 def look_ahead(
     session: Session, scope: Scope, licenses: Sequence[UUID], circle: Circle, more: Iterable[datetime], night: Night
 ) -> Outlook:
-    """The nights that will be the first to do something about these licenses of the scope's enterprise.
+    """Find the first night that downgrades, and the first that unlinks, each of these licenses.
 
-    `more` are moments at which the renewals of their plans may end.
+    The licenses are of the scope's enterprise. `more` are moments (UTC) at which the renewals of their plans may end.
     """
     near = (each for each in {*circle.moments, *more} if scope.as_of - TICK <= each < scope.as_of + HORIZON)
     first = night(scope.as_of)
@@ -94,16 +94,16 @@ def look_ahead(
 
 
 def at(scope: Scope, moment: datetime) -> Scope:
-    """The scope of a night at this moment."""
+    """Return the scope of a night at this moment (UTC)."""
     return replace(scope, as_of=moment, now=moment)
 
 
 def broken_rules(
     session: Session, scope: Scope, licenses: Sequence[UUID], circle: Circle
 ) -> dict[tuple[str, UUID], list[str]]:
-    """By step and license, the names of those RULES that do not hold at the scope's moment.
+    """Return the names of the RULES that do not hold at the scope's moment, by step and license.
 
-    Where all of the unlink hold, only another license can keep the learner linked.
+    If all unlink rules hold, only another license can keep the learner linked.
     """
     found = {}
     for uuid, *values in fetch(session, _rules, scope, licenses=licenses, plans=circle.plans):
@@ -114,14 +114,14 @@ def broken_rules(
 
 
 def _due(session: Session, scope: Scope, licenses: Sequence[UUID], circle: Circle) -> dict[str, set[UUID]]:
-    """Which of these licenses a night at the scope's moment downgrades, and unlinks, if the LMS takes each call.
+    """Return the licenses that a night at the scope's moment downgrades and unlinks, if the LMS accepts each call.
 
-    It takes a license off the held list when it has downgraded it. One that is not downgraded keeps its learner linked.
+    A downgraded license is released from the held list. A held one that is not downgraded keeps its learner linked.
     """
     asked = {"licenses": [*licenses, *circle.undowngraded], "plans": circle.plans}
     sent = {uuid for (uuid,) in fetch(session, _downgrades, scope, **asked)}
     unlinked: set[UUID] = set()
-    if fetch(session, _candidates, scope, licenses=licenses):  # or the long queries would find none
+    if fetch(session, _candidates, scope, licenses=licenses):  # without candidates the slow queries find nothing
         sent |= {uuid for (uuid,) in fetch(session, _downgrades_alone, scope, **asked)}
         stuck = [uuid for uuid in circle.undowngraded if uuid not in sent]
         unlinked = {uuid for (uuid,) in fetch(session, _unlinks, scope, licenses=licenses, stuck=stuck)}

@@ -1,4 +1,4 @@
-"""Which plans are due, done, or waiting for their renewals."""
+"""Finds the plans that are due, done, or waiting for their renewals."""
 
 from sqlalchemy import ColumnElement, and_, case, exists, not_, or_, select, true
 from sqlalchemy.orm import aliased
@@ -17,10 +17,10 @@ COLUMNS = (Plan.uuid, Plan.expiration_date, Agreement.enterprise_customer_uuid)
 
 
 def due_plans(scope: Scope) -> Rows:
-    """Which expired plans are still to be processed, and can be worked on now? (uuid, expiration_date, customer)
+    """Select the expired, unprocessed plans that can be worked on now: (uuid, expiration_date, customer).
 
-    Their renewal chain has ended: its last plan has expired and has no renewal row. A plan of which nothing but
-    held licenses is left waits until these may be tried again.
+    Their renewal chain has ended: its last plan has expired and has no renewal row. A plan that has only held licenses
+    left waits until these may be tried again.
     """
     waits = licenses_of(Plan.uuid).where(~sent(scope), held(scope))
     ended = Plan.uuid.in_(plans_whose_chain_ended(scope))
@@ -28,39 +28,39 @@ def due_plans(scope: Scope) -> Rows:
 
 
 def plans_of_run(scope: Scope) -> Rows:
-    """The due plans (as `due_plans`, and whether a license of theirs is to be downgraded just now)."""
+    """Select the due plans: columns as in `due_plans`, and whether any of their licenses can be downgraded now."""
     return due_plans(scope).add_columns(case((any_of(workable(scope)), 1), else_=0))
 
 
 def workable(scope: Scope) -> Rows:
-    """The UUIDs of the licenses of the Plan at hand that are to be downgraded just now."""
+    """Select the UUIDs of the outer query's Plan's licenses that can be downgraded now: not sent, not held."""
     return licenses_of(Plan.uuid).where(~sent(scope), ~held(scope))
 
 
 def due_and_unmarked(scope: Scope) -> Rows:
-    """Which due plans are not marked as processed? (Only a forced run meets others; as `due_plans`)"""
+    """Select the due plans that are not marked as processed; only a forced run finds others. As `due_plans`."""
     return due_plans(scope).where(~marked())
 
 
 def done_plans(scope: Scope) -> Rows:
-    """Which due plans have no license left that the LMS has not confirmed? (uuid, expiration_date, customer)"""
+    """Select the due plans whose licenses are all confirmed by the LMS: (uuid, expiration_date, customer)."""
     return due_plans(scope).where(*still_done(scope))
 
 
 def done_and_unmarked(scope: Scope) -> Rows:
-    """Which done plans are not marked as processed? (as `done_plans`)"""
+    """Select the done plans that are not marked as processed. As `done_plans`."""
     return done_plans(scope).where(~marked())
 
 
 def still_done(scope: Scope) -> tuple[ColumnElement[bool], ...]:
-    """Has the Plan at hand expired, and does it have no license that the LMS has not confirmed?"""
+    """Conditions: the Plan has expired, and the LMS has confirmed all of its licenses."""
     return Plan.expiration_date <= scope["as_of"], ~any_of(licenses_of(Plan.uuid).where(~sent(scope)))
 
 
 def plans_waiting_for_renewal(scope: Scope) -> Rows:
-    """Which expired plans does nobody process yet, because their renewal chain has not ended?
+    """Select the expired plans that wait because their renewal chain has not ended.
 
-    (as `due_plans`, and when its renewal was to be processed, where that is past and was not done)
+    Columns as in `due_plans`, and since when an unprocessed renewal of the plan is overdue (NULL if none is).
     """
     waits = Plan.uuid.not_in(plans_whose_chain_ended(scope))
     since = select(Renewal.effective_date).where(
@@ -71,20 +71,18 @@ def plans_waiting_for_renewal(scope: Scope) -> Rows:
 
 
 def plans_without_date(scope: Scope) -> Rows:
-    """Which plans have an expiration date that cannot be read, so that no night does anything about them?
-
-    (uuid, customer)
-    """
+    """Select the plans whose expiration date cannot be read: (uuid, customer). No night processes them."""
     past = Plan.expiration_date <= scope["as_of"]
     columns = (Plan.uuid, Agreement.enterprise_customer_uuid)
     return plans_where(past, not_(can_be_read(Plan.expiration_date)), columns=columns)
 
 
 def plans_whose_chain_ended(scope: Scope, *of: ColumnElement[bool]) -> Rows:
-    """Walk each expired plan (`of` narrows to some) forward along its renewals; keep it when the last has expired.
+    """Select the expired plans whose renewal chain has ended. `of` are conditions that narrow the plans.
 
-    UNION, not UNION ALL, so that a ring of renewals ends the walk. A ring has no last plan and is never due. When plans
-    are named and forced, a renewal that should have been processed by now and was not counts for nothing.
+    Follows each plan's renewals forward; the chain has ended if its last plan has expired. UNION, not UNION ALL, ends
+    the recursion on a cycle of renewals; a cycle has no last plan and is never due. If the request names plans and
+    forces them, overdue unprocessed renewals (`stale`) are ignored.
     """
     walk = (
         select(Plan.uuid.label("plan"), Plan.uuid.label("reached"))
@@ -104,8 +102,8 @@ def plans_whose_chain_ended(scope: Scope, *of: ColumnElement[bool]) -> Rows:
 
 
 def stale(scope: Scope) -> ColumnElement[bool]:
-    """Should the Renewal at hand have been processed by now, and was not? Perhaps nobody ever will.
+    """Condition: the Renewal was due to be processed before now and was not; possibly it never will be.
 
-    Since 2025 license-manager makes such rows for self-service trials; no job of its own processes them.
+    Since 2025 license-manager creates such rows for self-service trials; none of its jobs processes them.
     """
     return and_(Renewal.processed.is_(False), Renewal.effective_date <= scope["as_of"])

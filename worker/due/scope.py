@@ -1,4 +1,4 @@
-"""What a night or a run judges by: the moment, the enterprise, the plans, the settings."""
+"""The inputs of every query for due work: the moment, the enterprise, the plans, the settings."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,19 +18,20 @@ from worker.ledger.held import HOLD_FOR
 from worker.settings import DatabaseSettings
 
 _UUIDS = ("enterprise", "run_id")
-# Whoever has a plan that begins within this time keeps being linked.
+# A plan that begins within this time protects its learners from being unlinked.
 SOON = timedelta(days=1)
 SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a night or a run judges by.
+    """The inputs of every query for due work. All date-times are UTC.
 
-    `unlink_enabled` is the list of customers whose learners may be unlinked; `enterprise` narrows to one customer;
-    `plan_uuids`, `expired_after` and `expired_before` (both inclusive) narrow to those plans; `force` takes processed
-    plans and held licenses again, but for what run `run_id` itself has done. `license_history` says whether that may be
-    read. `now` is the moment that protection is judged by: unless given, that at which the database answers.
+    Plans that expired at or before `as_of` count as expired. `unlink_enabled` are the customers whose learners may be
+    unlinked. `enterprise` narrows to one customer; `plan_uuids`, `expired_after` and `expired_before` (both inclusive)
+    narrow to those plans. `force` includes processed plans and held licenses, except those that run `run_id` itself
+    has handled. `license_history` is true if the database account may read that table. `now` is the moment at which
+    protection is evaluated; None means the database's clock at the time of the query.
     """
 
     as_of: datetime
@@ -47,7 +48,7 @@ class Scope:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """The values that queries ask for, by the names of the queries' parameters."""
+        """The parameters of the queries, by name."""
         mine = self.unlink_enabled if self.enterprise is None else self.unlink_enabled & {self.enterprise}
         asked = ("as_of", "enterprise", "plan_uuids", "expired_after", "expired_before", "run_id", "now")
         return {name: getattr(self, name) for name in asked} | {
@@ -60,18 +61,18 @@ class Scope:
 
     @property
     def shape(self) -> tuple[bool, ...]:
-        """The part of it that makes another query, and not the same one with other parameters."""
+        """The properties that change the SQL text rather than only its parameters."""
         return (self.force, self.license_history, *(value is None for value in self.values.values()))
 
     def __getitem__(self, name: str) -> ColumnElement[Any]:
-        """One of its values as a query's parameter; the moment as the database's own clock has it, unless given."""
+        """Return a value as a query parameter; `now` and `soon` as the database's clock, unless `now` is given."""
         if self.now is None and name in ("now", "soon"):
             return select(DatabaseNow(SOON // SECOND if name == "soon" else 0)).scalar_subquery()
         kind: TypeEngine[Any] = DjangoUUID() if name in _UUIDS else UTCDateTime()
         return bindparam(name, self.values[name], kind)
 
     def lists(self, name: str, column: Any) -> ColumnElement[bool]:
-        """Is this column in one of its lists, "customers" or "plan_uuids"?"""
+        """Condition: the column is in the list `name`, "customers" or "plan_uuids"."""
         return OneOf(column, name, self.values[name])
 
 
@@ -83,9 +84,9 @@ def scope_of(
     enterprise: UUID | None = None,
     run_id: UUID | None = None,
 ) -> Scope:
-    """The scope from the settings and from what was asked for: a Run, a trigger's Request, or all that there is.
+    """Build the scope from the settings and from `asked`: a Run, a trigger's Request, or None for no narrowing.
 
-    Raises Unavailable when the database stays away.
+    Raises Unavailable if the database stays unreachable.
     """
     narrowed: dict[str, Any] = {}
     if asked is not None:

@@ -1,4 +1,4 @@
-"""Executes the questions about what is due. Each is built once, for building takes longer than executing it."""
+"""Executes the queries for due work. Caches each query, because building it takes longer than executing it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,21 +9,21 @@ from sqlalchemy.orm import Session
 from worker.db.sql import Rows
 from worker.due.scope import Scope
 
-# Of the whole process, and not made in the composition root: what is built depends on nothing but the code.
+# Global to the process, not made in the composition root: its entries depend on nothing but the code.
 _built: dict[tuple[Any, ...], Rows] = {}
 
 
 def fetch(session: Session, question: Callable[..., Rows], scope: Scope, **values: Any) -> Sequence[Any]:
-    """Give the rows that answer a question, a plain function, for this scope and its other arguments.
+    """Build or reuse the query of `question`, a plain function, and return its rows for this scope and these `values`.
 
-    Other arguments are parameters of the query by the same names; those that make another query are of type bool.
+    The values become parameters of the same names. A value that changes the SQL text must be a bool.
     """
     statement = _build_once(question, question, scope, values)
     return session.connection().execute(statement, scope.values | values).all()
 
 
 def fetch_count(session: Session, question: Callable[..., Rows], scope: Scope, **values: Any) -> int:
-    """Give how many rows `fetch` would."""
+    """Return the number of rows that `fetch` would return."""
 
     def counted(*arguments: Any, **more: Any) -> Rows:
         return select(func.count()).select_from(question(*arguments, **more).subquery())

@@ -1,4 +1,4 @@
-"""Which learners are due to be unlinked, and whom another license protects."""
+"""Finds the learners due to be unlinked, and those that another license protects."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,34 +23,40 @@ from worker.ledger.order import DOWNGRADE
 
 
 def due_unlinks(scope: Scope, *columns: Any, downgraded: bool = True) -> Rows:
-    """Which licenses' learners are to be unlinked? (Not `downgraded`: those too whose downgrade the run is to do.)"""
+    """Select the licenses whose learners are due to be unlinked.
+
+    With `downgraded` false, includes those whose downgrade is not confirmed yet: the same run will do it first.
+    """
     if not downgraded:
         return unlinkable(scope, *columns)
     return unlinkable(scope, *columns, held=keeping_holds(scope)).where(conditions.confirmed(scope))
 
 
 def unlink_page(scope: Scope, limit: int, after: UUID | None) -> Rows:
-    """Which learners go into the next unlink calls? (uuid, whether it is on the held list, user_email, lms_user_id)"""
+    """Select the learners of the next unlink calls: at most `limit`, after the license `after`.
+
+    Rows are (license uuid, whether it is on the held list, user_email, lms_user_id).
+    """
     return conditions.first_after(due_unlinks(scope, *_sent_columns()), limit, after)
 
 
 def still_to_unlink(scope: Scope, licenses: Sequence[UUID]) -> Rows:
-    """The learners of which of these licenses are still to be unlinked? (as `unlink_page`)"""
+    """Select those of these licenses whose learners are still due to be unlinked. Rows as in `unlink_page`."""
     return conditions.among(due_unlinks(scope, *_sent_columns()), licenses)
 
 
 def address_is_protected(scope: Scope, address: str, folded: str) -> Rows:
-    """Does a license with this address keep its learner linked, because it or another of theirs is current or held?
+    """Select one row if a license with this address keeps its learner linked, else none.
 
-    (one row, or none) The address is the one that the LMS has, which need not be that of the license at hand. Without
-    capitals it is `folded`: SQLite folds A to Z alone, and other databases every letter.
+    It does if it, or another license of the same learner, is current or held. The address is the LMS's, which may
+    differ from the license's. `folded` is the address in lower case, because SQLite lowers only A to Z.
     """
     theirs = scope.lists("customers", Agreement.enterprise_customer_uuid)
     return licenses_of_address(scope, address, folded).where(theirs, _kept(scope, keeping_holds(scope))).limit(1)
 
 
 def licenses_of_address(_: Scope, address: str, folded: str) -> Rows:
-    """Which licenses have this address, given as to `address_is_protected`?"""
+    """Select the licenses with this address. Arguments as in `address_is_protected`."""
     given = [Mailbox(bindparam(name, None, String())) for name in ("address", "folded")]
     return conditions.licenses().where(Mailbox(License.user_email).in_(given))
 
@@ -60,22 +66,22 @@ def _sent_columns() -> tuple[Any, ...]:
 
 
 def any_hold(scope: Scope) -> Rows:
-    """Does any entry of the held list count? (one row, or none)"""
+    """Select one row if any entry of the held list counts, else none."""
     return select(HeldLicense.license_uuid).where(conditions.holds(scope)).limit(1)
 
 
 def protected(scope: Scope, *columns: Any) -> Rows:
-    """Which licenses would be due to be unlinked but for another current license of the learner?"""
+    """Select the licenses that are not unlinked only because the learner has another current license."""
     return unlinkable(scope, *columns, only_protected=True)
 
 
 def unlinkable(
     scope: Scope, *columns: Any, only_protected: bool = False, held: ColumnElement[bool] | None = None
 ) -> Rows:
-    """Which licenses are due to be unlinked, whether their downgrade is confirmed or not?
+    """Select the licenses due to be unlinked, whether or not their downgrade is confirmed.
 
-    With `only_protected`: those that only a current license of the learner keeps from it. A license that
-    is `held` so (as the scope has it unless given) keeps its learner linked.
+    With `only_protected`, select instead those that only a current license of the learner keeps linked. `held` is the
+    condition under which a held license keeps its learner linked; by default the scope's.
     """
     candidates, how = unlink_candidates(scope, *columns), conditions.holds(scope) if held is None else held
     if not only_protected:
@@ -85,7 +91,7 @@ def unlinkable(
 
 
 def unlink_candidates(scope: Scope, *columns: Any) -> Rows:
-    """Which licenses would be due to be unlinked if none were held or protected, and all were downgraded?"""
+    """Select the licenses that would be due to be unlinked if all were downgraded and none held or protected."""
     theirs = scope.lists("customers", Agreement.enterprise_customer_uuid)
     of_plan, *of_license = not_unlinked(scope).values()
     plans = conditions.plans_where(theirs, of_plan, *conditions.asked_for(scope).values())
@@ -93,20 +99,20 @@ def unlink_candidates(scope: Scope, *columns: Any) -> Rows:
 
 
 def first_candidate(scope: Scope) -> Rows:
-    """Is there any candidate to be unlinked at all? (one row, or none)"""
+    """Select one row if there is any candidate to be unlinked, else none."""
     return unlink_candidates(scope).limit(1)
 
 
 def not_unlinked(scope: Scope) -> conditions.Rules:
-    """Did the Plan at hand expire long enough ago, and is the License one of a learner who was not unlinked since?
+    """Conditions: the Plan expired UNLINK_AFTER_DAYS ago, and the License's learner was not unlinked since.
 
-    Of one with an e-mail address: nobody can be unlinked without.
+    The License must have an e-mail address: the LMS unlinks by address.
     """
     return {
         "age": Plan.expiration_date < scope["old_before"],
         "date": conditions.can_be_read(Plan.expiration_date),
         "status": License.status.in_(conditions.LEARNER_STATUSES),
-        # In a CASE, or MariaDB may read all the NULLs of its index, which are most of it, to merge them with a plan's.
+        # In a CASE: else MariaDB may merge this column's index, which is mostly NULL, with the plan's.
         "renewed": case((License.renewed_to_id.is_(None), 1), else_=0) == 1,
         "email": func.coalesce(Mailbox(License.user_email), "") != "",
         "unlinked": ~unlinked(),
@@ -114,9 +120,9 @@ def not_unlinked(scope: Scope) -> conditions.Rules:
 
 
 def unlinked() -> ColumnElement[bool]:
-    """Was the learner of the License unlinked since its Plan expired, as that date stands today?
+    """Condition: the License's learner was unlinked after its Plan's present expiration date.
 
-    If another learner was given the license since, the event is not about them.
+    An event from before the license was assigned to its present learner does not count.
     """
     return conditions.exists_for(
         LicenseEvent.license_id == License.uuid,
@@ -127,45 +133,48 @@ def unlinked() -> ColumnElement[bool]:
 
 
 def current(scope: Scope, plan: Any) -> tuple[ColumnElement[bool], ...]:
-    """Is this plan, the class or an alias, an active one that is current just now, or begins within a day?
+    """Conditions: this plan (the class or an alias) is active, and is current now or begins within a day.
 
-    Wide on purpose: license-manager counts a plan as current through its expiration date inclusive, and a night may lie
-    hours before the day on which the next plan begins.
+    Wide on purpose: license-manager counts a plan as current through its expiration date inclusive, and a night may
+    run hours before the next plan begins.
     """
     return (plan.is_active.is_(True), plan.start_date <= scope["soon"], plan.expiration_date >= scope["now"])
 
 
 def _kept(scope: Scope, how: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Is the address at hand that of a learner of a license that is held so, or is in a current plan?
+    """Condition: the License's address belongs to a learner with a held license or one in a current plan.
 
-    Both at once: all licenses of the customers are read for each answer.
+    One condition for both, because each evaluation reads all licenses of the customers.
     """
     return is_learner_of([*keeping(scope, how).values()], agreements(scope))
 
 
 def keeping(scope: Scope, held: ColumnElement[bool]) -> dict[str, Which]:
-    """Which licenses keep their learner linked: those that are `held` so, and those in a current plan."""
+    """Return the conditions under which a license keeps its learner linked, by name: `held` and `protected`."""
     return {"held": partial(_is_held, held), "protected": partial(_in_current_plan, scope)}
 
 
 def _in_current_plan(scope: Scope, _: Any, plan: Any) -> Sequence[ColumnElement[bool]]:
-    """A license of whatever status: wide on purpose, as license-manager has it."""
+    """Ignore the license's status: wide on purpose, as license-manager does."""
     return (plan.customer_agreement_id.in_(agreements(scope)), *current(scope, plan))
 
 
 def keeping_holds(scope: Scope) -> ColumnElement[bool]:
-    """Whatever this run is narrowed to or forced to try again: who is on the list undowngraded keeps the learner."""
+    """Condition: this hold keeps the learner linked.
+
+    A license held for its downgrade always does, also if the hold has lapsed or the run is narrowed or forced.
+    """
     return or_(conditions.holds(scope), HeldLicense.step == DOWNGRADE.name)
 
 
 def _is_held(how: ColumnElement[bool], license: Any, _: Any) -> Sequence[ColumnElement[bool]]:
-    """A license that is held so keeps its learner, under the customer that its plan belongs to now.
+    """Match held licenses of any customer; `is_learner_of` compares within the customer of the license's plan.
 
-    Of whatever customer: few are held, and MariaDB would else read all licenses of the customers to find them.
+    Not narrowed to the customers: few licenses are held, and MariaDB would read all licenses of the customers instead.
     """
     return (Among(license.uuid, select(HeldLicense.license_uuid).where(how)),)
 
 
 def agreements(scope: Scope) -> Rows:
-    """The agreements of the customers whose learners may be unlinked."""
+    """Select the agreements of the customers whose learners may be unlinked."""
     return select(Agreement.uuid).where(scope.lists("customers", Agreement.enterprise_customer_uuid))

@@ -1,8 +1,8 @@
-"""The ledger: who may do what, and what was done. It, and not Celery, decides; its tables are our own.
+"""The ledger: our own tables, which decide who may work on a run and record what was done. Celery decides neither.
 
-`order` is the order of the steps; `claims` says who has a run; `runs` opens and stops runs; `stalled` finds abandoned
-ones and those too old; `waits` is what all runs wait for, `nights` has the scheduled nights; `held` and
-`confirmations` what became of licenses; `identity` says which LMS the database is of, and which ledger it has;
-`lms_calls` counts the calls to it, `limits` holds them to the settings; `past` sums up and prunes; `migrations`
-makes the tables.
+`order` has the order of the steps; `claims` gives one worker a run; `runs` opens and stops runs; `stalled` finds runs
+that are abandoned or too old. `waits` holds the outage and the pause that all runs wait for; `nights` has the
+scheduled nights. `held` has the licenses that the LMS refuses, `confirmations` the downgrades that it confirmed.
+`identity` has the ledger's id and the LMS that the database belongs to. `lms_calls` counts LMS calls and `limits`
+limits them to the settings. `past` sums up and prunes old runs; `migrations` creates the tables.
 """

@@ -1,8 +1,8 @@
 """A worker's claim on a run: lease, fencing number, and every write made under it.
 
-A step claims its run with one UPDATE, which fails unless the run is in the phase that the step starts from (or its
-worker's lease has lapsed). The lease goes by the database's clock. `Claim.guard` checks and renews it before each LMS
-call, and every write of the claim is made on condition that the fencing number is still its own.
+A step claims its run with one UPDATE. It fails unless the run is in the phase that the step starts from, or its
+worker's lease has lapsed. The database's clock decides when a lease lapses. `Claim.guard` checks and renews the lease
+before each LMS call. Every write of a claim fails once the run has another fencing number.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from worker.ledger.order import ENDED, STEPS, Phase, Step
 from worker.ledger.stalled import ENDED_COLUMNS, end_stopped, is_newest, is_timely, queued
 
 CHECKED_SECONDS = 0.5
-LONGEST_OWNER = 200  # of the column's 255
+LONGEST_OWNER = 200  # the column has 255
 
 
 class Claim:
-    """One worker's hold on one run for one step. Its methods raise LeaseLost once it is not the newest claim.
+    """One worker's claim on one run for one step. Its methods raise LeaseLost once a newer claim exists.
 
-    `run` is as the ledger has it; `held_count` counts the licenses that this claim put on the held list.
+    `run` mirrors the run's row. `held_count` is how many licenses this claim put on the held list.
     """
 
     def __init__(
@@ -47,22 +47,22 @@ class Claim:
         self.run, self.step = run, step
         self._database_time = now - timedelta(seconds=steady())
         self._calls = calls or CallTimings()
-        self._calls.drain()  # what a claim that was lost has left
+        self._calls.drain()  # left over from a claim that was lost
         self._database = database
         self._lease_seconds = lease
         self._recorded = run.recorded
         self._asked, self._until = asked, asked + lease
-        self._looked = asked  # what all runs wait for, and whether this one is to end
+        self._looked = asked  # when stops and waits were last checked
         self.held_count = 0
-        # After a fail-over that has undone a claim its number is given once more: its owner is not.
+        # A database fail-over can undo a claim, and its fencing number is then given again; the owner is unique.
         self._ours = {"of_id": run.id, "of_fence": run.fence, "of_phase": step.runs_as, "of_owner": run.owner}
 
     def guard(self, known_for: float = 0.0) -> float:
         """Check that a call may be sent, and renew the lease, unless that was done in the last `known_for` seconds.
 
-        Returns until when (on clock.steady) the lease lasts for certain. Nobody takes the run over before that, and a
-        call that may not have ended by then must not begin, though its process was frozen since. Raises Stopped when
-        the run is to end, and Postponed when all runs wait.
+        Returns the moment (on clock.steady, in seconds) until which no other worker can take the run over. Send a call
+        only if it must end before that moment, even if the process is frozen meanwhile. Raises Stopped if the run was
+        stopped, and Postponed if all runs wait.
         """
         if steady() >= self._looked + known_for:
             self._transact(self._go_on)
@@ -70,11 +70,11 @@ class Claim:
         return self._until
 
     def database_now(self) -> datetime:
-        """The database's clock (UTC), as it answered the claim."""
+        """Return the database's time (UTC), counted on from its answer to the claim."""
         return self._database_time + timedelta(seconds=steady())
 
     def hold_slots(self, count: int) -> None:
-        """Write into the run how many LMS calls this claim has in flight at most."""
+        """Record in the run how many LMS calls this claim may have in flight."""
         self._transact(lambda session: self._must(changed(session, _HOLDING, self._ours | {"held": count})))
 
     def renew(self, known_for: float = 0.0) -> None:
@@ -83,14 +83,14 @@ class Claim:
             self._transact(self._renew)
 
     def guard_of_batch(self) -> Callable[[], float]:
-        """`guard` for the calls of one batch: before the first, a check of the last CHECKED_SECONDS is enough."""
+        """Return `guard` for the calls of one batch. The first call accepts a check up to CHECKED_SECONDS old."""
         of_first = iter([CHECKED_SECONDS])
         return lambda: self.guard(next(of_first, 0.0))
 
     def record(self, write: Callable[[Session], None] | None = None, **counts: int) -> None:
-        """Record an outcome: add to the run's counts and `write` what it changes, all or nothing.
+        """Record an outcome in one transaction: add `counts` to the run's columns and call `write`.
 
-        The compare-and-set on `recorded` makes it harmless when a commit went through and only its answer was lost.
+        The compare-and-set on `recorded` keeps a repeat from counting twice if only the commit's answer was lost.
         """
         more = {f"more_{name}": count for name, count in counts.items()}
 
@@ -109,16 +109,17 @@ class Claim:
         self.held_count += counts.get("licenses_held", 0)
 
     def advance(self, finish: Callable[[Session], dict[str, int]] = lambda session: {}) -> None:
-        """End the step: the run moves on to the next phase.
+        """End the step and move the run to its next phase.
 
-        `finish` is done in the same transaction; it returns last columns of the run to set.
+        `finish` runs in the same transaction and returns further columns of the run to set.
         """
         run, ends, counts = self.run, self.step.ends_as in ENDED, dict[str, int]()
         last = {"phase": self.step.ends_as, "owner": None, "error": None, "waits_for": None, "tries": 0}
 
         def tidy(session: Session) -> dict[str, Any]:
             counts.update(finish(session))
-            # A forced run counts by them what it has sent; those of other runs would fill the table all night.
+            # A forced run needs its confirmations until it ends, to know what it has sent. Others are dropped after
+            # each downgrade step, or the table would grow all night.
             if ends == run.force and not run.dry_run:
                 confirmations.drop_confirmations(session, run.enterprise_customer_uuid)
             if ends and not run.dry_run:
@@ -129,28 +130,28 @@ class Claim:
         self._note(last | counts)
 
     def fail(self, error: str) -> None:
-        """End the run as failed, with one sentence."""
+        """End the run as failed, with this one-sentence error; the ledger keeps 500 characters of it."""
         drop = partial(confirmations.drop_confirmations, enterprise=self.run.enterprise_customer_uuid)
         failed = {"phase": Phase.FAILED, "ended_at": DatabaseNow(), "waits_for": None, "error": error[:500]}
         self._leave(drop, **ENDED_COLUMNS | failed)
 
     def release(self) -> None:
-        """Give the run back: its step goes on elsewhere, or the run ends if it was stopped."""
+        """Release the run: another worker can continue its step, or the run ends if it was stopped."""
         self._leave(lambda session: None, **queued())
         self._note({"owner": None})
 
     def wait(self, seconds: int, error: Unavailable, *, tries: int, left: int, gives_up_at: datetime) -> bool:
-        """Give the run back; its step is tried again in so many seconds because of this error.
+        """Release the run and record that its step is retried in `seconds` because of `error`.
 
-        `tries` is how many have failed since it got further, `left` how many are left. `gives_up_at` is when it fails
-        if nothing changes. Returns True.
+        `tries` is how many tries have failed since the last progress, `left` how many are left. `gives_up_at` (UTC) is
+        when the run fails if nothing changes. Returns True.
         """
         given = {**queued(seconds), "error": str(error)[:500], "waits_for": error.reason}
         given |= {"tries": tries, "tries_left": left, "gives_up_at": gives_up_at}
 
         def tidy(session: Session) -> dict[str, Any]:
-            lms_calls.drop_calls(session, self.run)  # when only the answer to the commit was lost
-            joined = tries == self.run.tries  # it spent no try
+            lms_calls.drop_calls(session, self.run)  # a repeat, because only the answer to the commit was lost
+            joined = tries == self.run.tries  # this wait spent no try
             new = waits.note_wait(session, self.run, self.run.fence, self.step, error.reason, seconds, joined=joined)
             return {"retries": self.run.retries + new}
 
@@ -159,9 +160,9 @@ class Claim:
         return True
 
     def _leave(self, last: Callable[[Session], dict[str, Any] | None], **values: Any) -> None:
-        """Do `last`, set these columns of the run and those that it returns, and store the LMS calls of this claim.
+        """Release the run: call `last`, set these columns and those that `last` returns, store the claim's LMS calls.
 
-        A run that was stopped meanwhile, and has not ended by this, ends.
+        If the run was stopped meanwhile and this does not end it, end it as stopped.
         """
         calls = self._calls.drain()
 
@@ -175,7 +176,7 @@ class Claim:
         self._database.transact(work)
 
     def _note(self, values: dict[str, Any]) -> None:
-        """Let `run` be as the ledger has it."""
+        """Set on `run` what was just written to its row."""
         for name, value in values.items():
             setattr(self.run, name, value)
 
@@ -200,10 +201,10 @@ class Claim:
 
     def _must(self, ours: bool) -> None:
         if not ours:
-            raise LeaseLost(f"run {self.run.id} was taken over from us during its {self.step}")
+            raise LeaseLost(f"run {self.run.id} was taken over by another worker during its {self.step} step")
 
 
-# What is done once for each batch is built once.
+# Built once, because each batch executes them.
 _RUNS = cast(Table, Run.__table__)
 _RUN = _RUNS.c
 _OF_CLAIM = update(_RUNS).where(
@@ -212,7 +213,7 @@ _OF_CLAIM = update(_RUNS).where(
 _OWNED = _RUN.owner == bindparam("of_owner")
 _OURS = _OF_CLAIM.where(_OWNED)
 _HOLDING = _OURS.values(slots=bindparam("held"))
-_LEFT = _OF_CLAIM.where(or_(_OWNED, _RUN.owner.is_(None)))  # by us, when only the answer to that commit was lost
+_LEFT = _OF_CLAIM.where(or_(_OWNED, _RUN.owner.is_(None)))  # NULL: released before, only the commit's answer was lost
 
 
 @cache
@@ -244,16 +245,17 @@ def claim(
     message: int | None = None,
     lms_url: str | None = None,
 ) -> Claim:
-    """Claim a run for a step. Raises NotClaimed with the reason; BadArgument when there is no such run.
+    """Claim a run for a step. Raises NotClaimed with the reason; BadArgument if there is no such run.
 
-    `owner` is shown to people (a worker's name). A run whose owner let its lease lapse can be claimed anew; one that is
-    not timely cannot. What `calls` has counted is stored when the step ends. `message` is the number of the message
-    that asks for the step: one that was replaced is refused; one posted by hand has none. With `lms_url`, the run is
-    not claimed while a wait stands, or if the database is not that LMS's.
+    `owner` is the worker's name, as shown to operators. `lease_seconds` is the length of the lease. A run whose lease
+    has lapsed can be claimed again, unless it is too old (`is_timely`). The timings in `calls` are stored when the
+    step ends. `message` is the number of the step's message, None for one posted by hand; a replaced message is
+    refused. With `lms_url`, the claim also fails while a pause or an outage stands, or if the database belongs to
+    another LMS.
     """
-    if len(owner) > LONGEST_OWNER:  # the name of a host may be anything, and its process stands at the end
+    if len(owner) > LONGEST_OWNER:  # keeps both ends: the process stands at the end, after a host name of any length
         owner = f"{owner[: LONGEST_OWNER // 2]}...{owner[-LONGEST_OWNER // 2 :]}"
-    owner = f"{owner} ({uuid4().hex[:8]})"  # our own, when only the answer to the commit was lost
+    owner = f"{owner} ({uuid4().hex[:8]})"  # recognizes our own claim if only the answer to the commit was lost
 
     def work(session: Session) -> Any:
         free = or_(Run.owner.is_(None), Run.owner == owner, Run.lease_until < DatabaseNow())
@@ -275,9 +277,9 @@ def claim(
 
 
 def _taken(step: Step, lease_seconds: int) -> dict[str, Any]:
-    """The columns of a run that is claimed, besides its owner."""
+    """Return the columns that a claim sets, except the owner."""
     began: dict[str, Any] = {step.began_at: func.coalesce(_RUN[step.began_at], DatabaseNow())}
-    if step is STEPS[0]:  # stands before it in the table: MySQL sets one column after the other
+    if step is STEPS[0]:  # as_of precedes began_at in the table: MySQL assigns columns in that order
         began["as_of"] = case((_RUN[step.began_at].is_(None), DatabaseNow()), else_=_RUN.as_of)
     held = {"slots": case((Run.dry_run.is_(True), None), else_=1), "lease_until": DatabaseNow(lease_seconds)}
     return {"phase": step.runs_as, "fence": Run.fence + 1, **held, **began}
@@ -289,10 +291,10 @@ def _why_not(session: Session, run: Run, message: int | None) -> str:
     if run.phase in ENDED:
         return ""
     if run.stopped_by:
-        return f" and ends: stopped by {run.stopped_by}: {run.stop_reason}"
+        return f" and will end: stopped by {run.stopped_by}: {run.stop_reason}"
     if message and message < (run.message_number or 1):
         return f": message {message} was replaced by message {run.message_number}"
     if run.owner:
-        return f": {run.owner} has it until {run.lease_until}"
+        return f": worker {run.owner} has it until {run.lease_until}"
     timely = session.scalar(select(Run.id).where(Run.id == run.id, is_timely()))
     return ": it is not ready for this step" if timely else ": it is too old, and reconcile will end it"

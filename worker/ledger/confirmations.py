@@ -1,4 +1,4 @@
-"""Downgrades that the LMS confirmed: kept until the plan's mark stands for them."""
+"""Records the downgrades that the LMS confirmed, until their plan is marked as processed."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -20,13 +20,13 @@ _CONFIRM = insert(cast(Table, Downgrade.__table__)).from_select(
 
 
 def confirm_downgrades(session: Session, run: Run, licenses: Sequence[UUID]) -> None:
-    """Record that the LMS confirmed these downgrades, so that nobody sends them again."""
+    """Record that the LMS confirmed these licenses' downgrades, so that no run sends them again."""
     row = {"run_id": run.id, "enterprise_customer_uuid": run.enterprise_customer_uuid, "confirmed_at": run.as_of}
     session.execute(_CONFIRM, row | {"licenses": licenses})
 
 
 def drop_confirmations(session: Session, enterprise: UUID) -> None:
-    """Drop the confirmations of processed plans, however the run ends: the plan's mark stands for them now."""
+    """Delete the enterprise's confirmations whose plan is marked as processed: the mark replaces them."""
     processed = (
         select(License.uuid)
         .join(SubscriptionPlan, SubscriptionPlan.uuid == License.subscription_plan_id)

@@ -1,6 +1,7 @@
-"""Whose ledger this is: its id, which messages carry, and the LMS that its database belongs to.
+"""Identifies the ledger: its id, which messages carry, and the LMS that its database belongs to.
 
-Two installations may have one broker; and a worker of another LMS, staging's say, is to do nothing here.
+Two installations may share one broker, so a message must name its ledger. A worker configured for another LMS, such
+as staging's, must not work on this database.
 """
 
 from contextlib import suppress
@@ -18,12 +19,12 @@ from worker.errors import Unusable
 
 
 def ledger_id(database: Database) -> UUID | None:
-    """The id of the ledger in this database; None if somebody has emptied its table. Raises as `transact` does."""
+    """Return the id of this database's ledger, None if its table is empty. Raises as `transact` does."""
     return database.transact(lambda session: session.scalar(select(Identity.uuid)))
 
 
 def ledger_at(url: str) -> UUID | None:
-    """As `ledger_id`, of the database that this URL leads to; keeps no connection."""
+    """Return `ledger_id` of the database at this URL; closes its connection."""
     engine = make_engine(url)
     try:
         return ledger_id(Database(engine))
@@ -32,12 +33,12 @@ def ledger_at(url: str) -> UUID | None:
 
 
 def lms_of(database: Database) -> str | None:
-    """The address of the LMS that this database belongs to; None before the first run."""
+    """Return the URL of the LMS that this database belongs to; None before the first run."""
     return database.transact(lambda session: session.scalar(select(Lms.url)))
 
 
 def set_lms(database: Database, url: str) -> None:
-    """Let this database belong to the LMS at this address from now on."""
+    """Record that this database belongs to the LMS at this URL, in place of any other."""
 
     def work(session: Session) -> None:
         if not changed(session, update(Lms).values(url=url)) and session.scalar(select(Lms.url)) is None:
@@ -49,7 +50,7 @@ def set_lms(database: Database, url: str) -> None:
 def check_lms(database: Database, url: str, *, first: bool) -> None:
     """Raise Unusable if this database belongs to another LMS than the one at `url`.
 
-    The `first` run of a database that belongs to none yet gives it to that LMS.
+    If it belongs to none yet and `first` is true, records that it belongs to this LMS.
     """
     known = lms_of(database)
     if known is None and first:
@@ -61,12 +62,12 @@ def check_lms(database: Database, url: str, *, first: bool) -> None:
 
 
 def of_another_lms(known: str, url: str) -> Unusable | None:
-    """The error that the LMS at `url` is not the one that the database is known to belong to, if so."""
+    """Return the error for a database that belongs to the LMS `known` and not to `url`; None if they are the same."""
     if known.lower() == url.lower():
         return None
-    what = f"the database belongs to the LMS {known}, and LMS_URL is {url}: nothing is sent and nothing recorded"
+    what = f"the database belongs to the LMS {known}, but LMS_URL is {url}: nothing is sent or recorded"
     moved = f"license-expiry init-db --lms-url {url}"
-    return Unusable(what, f"correct LMS_URL or DATABASE_URL; if the LMS has moved: {moved}")
+    return Unusable(what, f"correct LMS_URL or DATABASE_URL; if the LMS has moved, run {moved}")
 
 
 def _first(url: str) -> Insert:

@@ -1,4 +1,4 @@
-"""How long LMS calls take: counted as they end, stored in the ledger when their step ends."""
+"""Measures how long LMS calls take: counts each call as it ends, stores the counts when its step ends."""
 
 import threading
 from collections import defaultdict
@@ -15,20 +15,20 @@ BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, float("inf"))
 
 
 class CallTimings:
-    """The calls of this process that are not in the ledger yet; safe to share between threads."""
+    """Collects the calls of this process until they are stored in the ledger. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
 
     def observe(self, step: str, outcome: str, seconds: float) -> None:
-        """Count one HTTP call of a step (or for a token), by its outcome and duration."""
+        """Count one HTTP call of a step (or for a token) by its outcome and duration in seconds."""
         bound = next(bound for bound in BUCKETS if seconds <= bound)
         with self._lock:
             self._seconds[step, outcome, bucket(bound)].append(seconds)
 
     def drain(self) -> list[dict[str, object]]:
-        """Give what was counted since the last time, as columns of LmsCall."""
+        """Return the counts since the last drain, as columns of LmsCall, and reset them."""
         with self._lock:
             counted, self._seconds = self._seconds, defaultdict(list)
         return [
@@ -38,7 +38,7 @@ class CallTimings:
 
 
 def bucket(bound: float) -> str:
-    """A bound as Prometheus writes it: 0.5, 10, +Inf."""
+    """Format a bucket's bound (seconds) as Prometheus does: 0.5, 10, +Inf."""
     return "+Inf" if bound == float("inf") else f"{bound:g}"
 
 
@@ -49,5 +49,5 @@ def keep_calls(session: Session, run: Run, calls: Sequence[dict[str, Any]]) -> N
 
 
 def drop_calls(session: Session, run: Run) -> None:
-    """Drop the LMS calls of this claim of a run, to store them once more."""
+    """Delete the LMS calls of this claim of a run, so that they can be stored again."""
     session.execute(delete(LmsCall).where(LmsCall.run_id == run.id, LmsCall.fence == run.fence))

@@ -1,10 +1,10 @@
-"""Scheduled nights: each is begun once, by whoever comes first, and a missed one is found and run late.
+"""Scheduled nights: each begins once; a missed night is run late.
 
-One that a pause holds back is noted: its row has no tries, and a lease that has lapsed. After the pause the newest of
-these is begun; older ones are passed over, and so is one with a later night.
+A night begins when its row is inserted. The primary key makes it unique among two beats, beat and `reconcile`, and a
+message delivered twice. Until all of its runs are opened, the night has a lease, as a run has.
 
-A night is begun by inserting its row: the primary key decides between two beats, a beat and `reconcile`, or a
-message that came twice. It has a lease until all of its runs are opened, as a run has.
+A night that a pause holds back is recorded with 0 tries and a lapsed lease. After the pause only the newest of these
+begins, and only if no later night has begun; the others are skipped.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ from worker.db.transactions import Database
 
 NIGHT_LEASE_SECONDS = 300
 MAX_TRIES = 6
-PASSED_OVER = -1  # its `tries`
+PASSED_OVER = -1  # `tries` of a night that is skipped
 HELD_BACK = and_(Night.tries == 0, Night.lease_until.is_not(None))
 _ABANDONED = (Night.lease_until < DatabaseNow(), Night.tries < MAX_TRIES)
 
 
 def begin(database: Database, scheduled_for: datetime) -> bool:
-    """Begin the night of this moment; return whether this call may open its runs.
+    """Begin the night of this moment (UTC); return whether this call may open its runs.
 
     True if the night is new; if its lease has lapsed (at most MAX_TRIES times); or if it was only recorded, by
     `note` or as the baseline of a new ledger.
@@ -40,7 +40,7 @@ def begin(database: Database, scheduled_for: datetime) -> bool:
         return True
     except IntegrityError:
         again = update(Night).where(Night.scheduled_for == scheduled_for, or_(and_(*_ABANDONED), Night.tries == 0))
-        # Stands before `tries` in the table: MySQL sets one column after the other.
+        # `opened_at` precedes `tries` in the table: MySQL assigns columns in that order.
         opened_at = case((Night.tries == 0, DatabaseNow()), else_=Night.opened_at)
         values = {"opened_at": opened_at, "lease_until": DatabaseNow(NIGHT_LEASE_SECONDS), "tries": Night.tries + 1}
         again = again.values(values)
@@ -53,12 +53,12 @@ def opened(database: Database, scheduled_for: datetime) -> None:
 
 
 def give_back(database: Database, scheduled_for: datetime) -> None:
-    """Let anybody resume this night: not all of its runs could be opened."""
+    """Let the lease of this night lapse, so that it is resumed: not all of its runs could be opened."""
     _set_lease(database, scheduled_for, DatabaseNow(-1))
 
 
 def note(database: Database, scheduled_for: datetime) -> None:
-    """Record that a pause holds this night back, unless it has begun: it is overdue from now on."""
+    """Record that a pause holds this night back, unless it has begun. It is overdue from now on."""
     row = {"scheduled_for": scheduled_for, "opened_at": DatabaseNow(), "lease_until": DatabaseNow(-1), "tries": 0}
     try:
         database.transact(lambda session: session.execute(insert(Night).values(row)))
@@ -68,7 +68,7 @@ def note(database: Database, scheduled_for: datetime) -> None:
 
 
 def note_missed(database: Database, latest: datetime) -> None:
-    """`note` the `latest` scheduled night if it is later than all that are known."""
+    """`note` the `latest` scheduled night if no later or equal one is recorded."""
     try:
         newest = database.transact(partial(_newest_known, latest=latest))
     except IntegrityError:  # another has just recorded it
@@ -78,13 +78,13 @@ def note_missed(database: Database, latest: datetime) -> None:
 
 
 def postponed(database: Database) -> Sequence[Run]:
-    """The ended runs whose enterprise is still to get the run of a night that found them live."""
+    """Return the ended runs that a night found live: their enterprises still need a run of that night."""
     ended = select(Run).where(Run.night_after.is_not(None), Run.live.is_(None)).order_by(Run.night_after)
     return database.transact(lambda session: session.scalars(ended).all())
 
 
 def not_postponed(database: Database, run_id: UUID) -> None:
-    """Record that the enterprise of this run has got the run of the night that found it live, or needs none."""
+    """Record that the enterprise of this run has its run of the night that found it live, or needs none."""
     database.transact(lambda session: session.execute(update(Run).where(Run.id == run_id).values(night_after=None)))
 
 
@@ -93,19 +93,19 @@ def record_heartbeat(database: Database) -> None:
 
     def work(session: Session) -> None:
         beat = update(Heartbeat).where(Heartbeat.id == 1)
-        if not changed(session, beat.values(reconciled_at=DatabaseNow())):  # a table that was emptied
+        if not changed(session, beat.values(reconciled_at=DatabaseNow())):  # somebody emptied the table
             session.execute(insert(Heartbeat).values(id=1, reconciled_at=DatabaseNow()))
 
     database.transact(work)
 
 
 def note_and_find_overdue(database: Database, latest: datetime) -> list[datetime]:
-    """Find the nights whose runs may still have to be opened: abandoned ones, and the `latest` scheduled one if missed.
+    """Return the nights to begin or resume: abandoned ones, and the `latest` scheduled one if it was missed.
 
-    Missed is one that is later than all that are known, so that a changed schedule does not look back. A ledger that
-    knows no night is new: the latest one is then recorded, with no tries, as its baseline. Nights of the future, which
-    a wrong clock has begun, are dropped: they are still to come. Of those that a pause has held back, only the newest
-    is found, and only if no night is later: the others are recorded as passed over.
+    The latest night is missed if it is later than every recorded one; so a changed schedule starts no past night.
+    A ledger without nights is new: the latest night is recorded as its baseline, with 0 tries. Nights in the future,
+    begun with a wrong clock, are deleted. Of the nights that a pause held back, only the newest is returned, and only
+    if no later one is recorded; the others are marked as skipped.
     """
 
     def work(session: Session) -> list[datetime]:
@@ -122,7 +122,7 @@ def note_and_find_overdue(database: Database, latest: datetime) -> list[datetime
 
 
 def _newest_known(session: Session, latest: datetime) -> datetime:
-    """The newest night that is known, those of the future dropped; a new ledger's baseline is recorded first."""
+    """Return the newest recorded night. Deletes nights in the future; records `latest` as a new ledger's baseline."""
     session.execute(delete(Night).where(Night.scheduled_for > DatabaseNow(LEEWAY // timedelta(seconds=1))))
     newest = session.scalar(select(func.max(Night.scheduled_for)))
     if newest is None:

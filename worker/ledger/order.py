@@ -1,11 +1,11 @@
-"""The order of this project, as one table: downgrade, then unlink.
+"""The order of the steps, as one table: downgrade, then unlink.
 
-A step can begin a run only in the phase that it starts from, which is the phase that the step before it ends in; after
-that it can take the run up again once its worker let the lease lapse. The chain, the claims, the timeline and the
-metrics read this table: nothing else knows which step is next.
+A step can begin only in the phase that it starts from, which is the phase that the step before it ends in. After its
+worker's lease has lapsed, the step can be resumed. The chain, the claims, the timeline and the metrics all read this
+table; no other place defines which step is next.
 
-A new step is a row here with its phases (and the row before it no longer ends in `finished`), its work in
-`runs.steps.WORK`, its task in `tasks`, two columns of `db.ledger_tables.Run` and a migration.
+To add a step, add: a row here with its phases (the row before it must no longer end in `finished`), its work in
+`runs.steps.WORK`, its task in `tasks`, two columns of `db.ledger_tables.Run`, and a migration.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """Where a run is on its way; the last four are ends."""
+    """The phase of a run; in the last four it has ended."""
 
     QUEUED = "queued"
     DOWNGRADING = "downgrading"
@@ -31,10 +31,10 @@ WENT_WRONG = (Phase.FAILED, Phase.ABANDONED)
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a run: the phases it moves the run through, and the run's columns that it fills.
+    """A step of a run: the phases it moves the run through, and the columns of the run that it fills.
 
-    `name` is what the ledger, logs and metrics call it, `task` its Celery task. `began_at` and `ended_at` are the
-    columns for its times, `counts` the one for the licenses that the LMS confirmed.
+    `name` is its name in the ledger, logs and metrics; `task` is its Celery task. `began_at` and `ended_at` name the
+    columns of its times, `counts` the column of the licenses that the LMS confirmed.
     """
 
     name: str
@@ -76,10 +76,10 @@ DOWNGRADE, UNLINK, *_ = STEPS
 
 
 def row_of(name: str) -> int:
-    """The place of the step of this name in the order, from 0."""
+    """Return the position of the step with this name, from 0."""
     return [step.name for step in STEPS].index(name)
 
 
 def step_after(step: Step) -> Step | None:
-    """The step that follows this one; None after the last."""
+    """Return the step after this one; None after the last."""
     return next(iter(STEPS[row_of(step.name) + 1 :]), None)

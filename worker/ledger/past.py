@@ -1,6 +1,6 @@
-"""The past: what runs sum up to, for the counters of /metrics, and the pruning of those that nobody asks for any more.
+"""Sums up runs for the counters of /metrics, and prunes old runs and nights.
 
-The sums of pruned runs are kept in a table of their own, so that no counter falls.
+The sums of pruned runs are kept in a table of their own, so that no counter decreases.
 """
 
 import re
@@ -22,44 +22,44 @@ from worker.db.transactions import Database
 from worker.ledger import order
 from worker.ledger.nights import MAX_TRIES
 
-Values: TypeAlias = dict[tuple[str, ...], float]  # by a metric's name and its labels' values
-Chosen: TypeAlias = Callable[[Any], ColumnElement[bool]]  # a condition on a column that holds the id of a run
+Values: TypeAlias = dict[tuple[str, ...], float]  # by a metric's name and the values of its labels
+Chosen: TypeAlias = Callable[[Any], ColumnElement[bool]]  # a condition on a column of run ids
 
-# The most rows of runs or nights that one transaction deletes, and the most such transactions of one `reconcile`.
+# The most runs or nights that one transaction deletes, and the most such transactions in one `reconcile`.
 AT_ONCE, TRANSACTIONS = 500, 4
 LICENSES = {
     "downgraded_licenses_total": Run.licenses_downgraded,
     "unlinked_licenses_total": Run.learners_unlinked,
     "protected_licenses_total": Run.learners_protected,
 }
-# Of a question: 401, 408 and 429 are none.
+# Outcomes of an address lookup that the LMS refused. 401, 408 and 429 are not refusals: these calls are retried.
 _REFUSED = re.compile(r"http_4(?!01|08|29)\d\d")
 
 
 def added(one: Values, other: Values) -> Values:
-    """Both, the values of the same series added."""
+    """Return both, with the values of the same series added."""
     return {key: one.get(key, 0) + other.get(key, 0) for key in one.keys() | other.keys()}
 
 
 def sums_of_all(session: Session, fresh: Chosen) -> tuple[Values, Values]:
-    """As `sums`, of all runs, those that were pruned included."""
+    """Return `sums` of all runs, including the pruned ones in the first part."""
     while True:
         pruned = _pruned(session)
         old, new = sums(session, None, fresh)
-        if pruned == _pruned(session):  # else some runs may be in both, or in neither
+        if pruned == _pruned(session):  # else runs pruned meanwhile may be counted twice or not at all
             return added(old, pruned), new
 
 
 def sums(session: Session, which: Chosen | None, fresh: Chosen) -> tuple[Values, Values]:
-    """What the runs in `which` sum up to, in two parts: those that are not `fresh`, and those that are.
+    """Sum up the runs in `which` (all if None) in two parts: those that are not `fresh`, and those that are.
 
-    Seconds are of LMS calls; everything else is a number of runs, steps, waits, licenses or calls.
+    Values are numbers of runs, steps, waits, licenses or calls; the series "seconds" is the time spent in LMS calls.
     """
     new: Values = defaultdict(float)
     old: Values = defaultdict(float)
 
     def grouped(run_id: Any, by: Sequence[Any], *summed: Any) -> Iterator[tuple[Values, Sequence[str], Sequence[Any]]]:
-        """Rows as: which sums they belong to, the values they are grouped by, what is summed up."""
+        """Yield (the part that a row adds to, the values it is grouped by, its sums)."""
         settled: ColumnElement[int] = case((fresh(run_id), 0), else_=1).label("settled")
         query: Rows = select(settled, *by, *summed).group_by("settled", *by)
         for is_settled, *row in session.execute(query.where(which(run_id)) if which else query):
@@ -87,13 +87,13 @@ def sums(session: Session, which: Chosen | None, fresh: Chosen) -> tuple[Values,
 
 
 def prune(database: Database, keep: timedelta, latest: datetime | None) -> int:
-    """Delete runs that ended, and nights that began, more than `keep` ago: a bounded number. Return how many runs.
+    """Delete runs that ended, and nights that began, more than `keep` ago. Return the number of runs.
 
-    Kept are the newest run of each enterprise; nights that may still be begun, such as the `latest` scheduled one; and
-    the newest one older than `keep` whose runs were opened.
+    One call deletes at most AT_ONCE * TRANSACTIONS runs and AT_ONCE nights. It keeps the newest run of each enterprise,
+    nights that may still begin, such as the `latest` scheduled one, and the newest opened night older than `keep`.
     """
     pruned = 0
-    with suppress(IntegrityError):  # another has just written the first value of the same series
+    with suppress(IntegrityError):  # another `reconcile` has just inserted the same series
         for _ in range(TRANSACTIONS):
             count = database.transact(partial(_prune_runs, keep=keep))
             pruned += count
@@ -105,12 +105,12 @@ def prune(database: Database, keep: timedelta, latest: datetime | None) -> int:
 
 
 def old_runs(before: datetime) -> Rows:
-    """The ids of AT_ONCE runs that ended before this moment and are not needed any more, the oldest first."""
+    """Select the ids of at most AT_ONCE runs that ended before this moment and can be deleted, oldest first."""
     later = aliased(Run)
     newer = exists().where(
         later.enterprise_customer_uuid == Run.enterprise_customer_uuid,
         later.opened_at > Run.opened_at,
-        or_(later.dry_run.is_(False), Run.dry_run.is_(True)),  # `status` shows a dry run only where there is no other
+        or_(later.dry_run.is_(False), Run.dry_run.is_(True)),  # `status` shows a dry run only if there is no other run
     )
     ended = (Run.opened_at < before, Run.ended_at < before, Run.live.is_(None), Run.night_after.is_(None))
     return select(Run.id).where(*ended, newer).order_by(Run.opened_at).limit(AT_ONCE)
@@ -118,7 +118,7 @@ def old_runs(before: datetime) -> Rows:
 
 def _prune_runs(session: Session, keep: timedelta) -> int:
     found = session.scalars(old_runs(_ago(session, keep))).all()
-    # Of two `reconcile` at the same moment, the second waits here, and then finds none of them.
+    # If two `reconcile` tasks run at once, the second waits here and then finds none of these runs.
     ids: Sequence[UUID] = session.scalars(select(Run.id).where(OneOf(Run.id, "ids", found)).with_for_update()).all()
     if not ids:
         return 0
@@ -153,6 +153,6 @@ def _prune_nights(session: Session, keep: timedelta, latest: datetime) -> None:
 
 
 def _ago(session: Session, keep: timedelta) -> datetime:
-    """The moment `keep` ago: read first, for PostgreSQL looks nothing up in an index by a clock that runs."""
+    """Return the moment `keep` ago. Read first, because PostgreSQL uses no index to compare with clock_timestamp()."""
     moment: datetime = session.execute(select(DatabaseNow(-(keep // timedelta(seconds=1))))).scalar_one()
     return moment

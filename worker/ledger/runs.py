@@ -1,7 +1,7 @@
 """Opens runs in the ledger, one live run an enterprise; stops, reads and describes them.
 
-A run that is stopped ends at once if no worker has it. One that a worker has is marked, and ends before its next LMS
-call or when it is given back, whichever is first; should its worker be lost, `stalled.end_lost_stops` ends it.
+A stopped run ends at once if no worker has it. If a worker has it, it ends before its next LMS call or when it is
+released, whichever is first. If that worker is lost, `stalled.end_lost_stops` ends the run.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -23,17 +23,17 @@ from worker.errors import BadArgument
 from worker.ledger import stalled
 from worker.ledger.order import Phase
 
-# Which runs wait before a step is tried again (`is_waiting` asks it of one that was read).
+# Conditions: the run waits before a step is retried. `is_waiting` is the same for a run already read.
 WAITING = (Run.live.is_not(None), Run.owner.is_(None), Run.waits_for.is_not(None))
 COUNTS = ("plans_processed", "licenses_downgraded", "licenses_held", "learners_unlinked", "learners_protected")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What became of opening a run: the id of the enterprise's run, and whether it is new.
+    """The result of opening a run: the id of the enterprise's run, and whether it is new.
 
-    `repeated` is one that the same trigger has opened before, whatever became of it; any other is the live run that the
-    enterprise had already.
+    A run that is not new is either `repeated` (the same trigger opened it before, and it may have ended) or the live
+    run that the enterprise already had.
     """
 
     enterprise: UUID
@@ -43,7 +43,7 @@ class Opened:
 
 
 def run_id_of(enterprise: UUID, trigger: str) -> UUID:
-    """The id of the run that this trigger, a task's id, opens for this enterprise: the same however often it comes."""
+    """Return the id of the run that this trigger (a task's id) opens for this enterprise; always the same for both."""
     return uuid5(enterprise, trigger)
 
 
@@ -55,17 +55,17 @@ def open_runs(
     trigger: str | None = None,
     **request: Any,
 ) -> list[Opened]:
-    """Open a run for each of these enterprises, or find the live one that it has; a unique key decides between rivals.
+    """Open a run for each of these enterprises, or find its live run. A unique key prevents a second live run.
 
-    A live one that is not timely is ended first. One that a scheduled night finds, and that is not its own, remembers
-    it as its `night_after`. An enterprise whose run of this night was stopped gets no other, nor does one that this
-    `trigger`, a task's id, has opened a run for before. `request` holds the columns of Run that say what is asked for
-    (dry_run, force, reason, plan_uuids, ...).
+    A live run that is too old is ended first. If a scheduled night finds a live run that is not its own, it is recorded
+    as that run's `night_after`. An enterprise gets no new run if its run of this night was stopped, or if this
+    `trigger` (a task's id) has opened a run for it before. `triggered_at` and `scheduled_for` are UTC. `request` holds
+    the columns of Run that the trigger sets (dry_run, force, reason, plan_uuids, ...).
     """
     ids = {enterprise: run_id_of(enterprise, trigger) if trigger else uuid4() for enterprise in enterprises}
     moments = {"triggered_at": triggered_at, "as_of": triggered_at, "scheduled_for": scheduled_for}
     asked = {"force": False, "dry_run": False, **request, **moments, "phase": Phase.QUEUED}
-    inserted: set[UUID] = set()  # also by a try whose commit's answer was lost
+    inserted: set[UUID] = set()  # kept over retries: a commit may succeed although its answer is lost
 
     def work(session: Session) -> dict[UUID, UUID]:
         found = _live_runs(session, ids, scheduled_for)
@@ -82,20 +82,20 @@ def open_runs(
         try:
             opened = database.transact(work)
             return [Opened(e, r, r in inserted, r == ids[e] and r not in inserted) for e, r in opened.items()]
-        except IntegrityError:  # a rival has one of them; or had it, when it is gone by now
+        except IntegrityError:  # another process has just opened one of them, and may have ended it since
             if not rest:
                 raise
     raise AssertionError("unreachable")
 
 
 def _live_runs(session: Session, ids: dict[UUID, UUID], night: datetime | None) -> dict[UUID, UUID]:
-    """The live runs of these enterprises, and those that were stopped in this night.
+    """Return the live runs of these enterprises and those stopped in this night, by enterprise.
 
-    Also those with these ids, whatever became of them: ours, when only the commit's answer was lost, or when the
-    trigger came twice.
+    Includes the runs with these ids in any phase: our own if only the commit's answer was lost, or if the trigger was
+    delivered twice.
     """
     stalled.end_outdated(session, Run.live.in_(ids))
-    if night:  # first, so that none of them ends before it is looked at
+    if night:  # locks the runs, so that none of them ends before the select
         others = or_(Run.scheduled_for.is_(None), Run.scheduled_for != night)
         session.execute(update(Run).where(Run.live.in_(ids), others).values(night_after=night))
     taken = or_(Run.live.in_(ids), Run.id.in_(ids.values()))
@@ -105,7 +105,7 @@ def _live_runs(session: Session, ids: dict[UUID, UUID], night: datetime | None) 
     found = session.execute(select(Run.enterprise_customer_uuid, Run.id).where(taken))
     of_each: dict[UUID, UUID] = {}
     for enterprise, run_id in found:
-        if of_each.get(enterprise) != ids[enterprise]:  # else our own is known, and goes before another
+        if of_each.get(enterprise) != ids[enterprise]:  # our own run takes precedence
             of_each[enterprise] = run_id
     return of_each
 
@@ -118,30 +118,30 @@ def record_refusal(
     scheduled_for: datetime | None = None,
     trigger: str | None = None,
 ) -> UUID:
-    """Record a run that could not even begin as failed, with the reason; return its id.
+    """Record a run that could not be opened as failed, with this error; return its id.
 
-    Once for each `trigger`, as `open_runs` has it.
+    The same `trigger` records it only once, as in `open_runs`.
     """
     run_id = run_id_of(enterprise, trigger) if trigger else uuid4()
     row: dict[str, Any] = {"id": run_id, "enterprise_customer_uuid": enterprise, "error": error}
     row |= {"triggered_at": triggered_at, "as_of": triggered_at}
     row |= {"phase": Phase.FAILED, "scheduled_for": scheduled_for, "dry_run": False, "force": False}
     row |= {"opened_at": DatabaseNow(), "ended_at": DatabaseNow()}
-    with suppress(IntegrityError):  # the trigger came before
+    with suppress(IntegrityError):  # the trigger was delivered twice
         database.transact(lambda session: session.execute(insert(Run).values(row)))
     return run_id
 
 
 def let_lapse(database: Database, run_ids: Collection[UUID]) -> None:
-    """Let the next `reconcile` publish these runs, whose message could not be sent."""
+    """Let the leases of these runs lapse, so that `reconcile` publishes them: their message could not be sent."""
     unclaimed = update(Run).where(Run.id.in_(run_ids), Run.live.is_not(None), Run.owner.is_(None))
     database.transact(lambda session: session.execute(unclaimed.values(stalled.UNSENT)))
 
 
 def stop_run(database: Database, run_id: UUID, stopped_by: str, reason: str) -> Sequence[Run]:
-    """Stop one run; return it as it is now. Raises BadArgument when there is no such run.
+    """Stop one run; return its present state. Raises BadArgument if there is no such run.
 
-    One that has ended, or was stopped before, stays as it is.
+    Does not change a run that has ended or was stopped before.
     """
     stopped = _stop(database, Run.id == run_id, stopped_by, reason)
     found = stopped or database.transact(lambda session: runs_by_id(session, [run_id]))
@@ -151,16 +151,16 @@ def stop_run(database: Database, run_id: UUID, stopped_by: str, reason: str) -> 
 
 
 def stop_live_runs(database: Database, enterprise: UUID | None, stopped_by: str, reason: str) -> Sequence[Run]:
-    """Stop the live run of this enterprise, or all live ones; return them as they are now.
+    """Stop the live run of this enterprise, or all live runs if None; return their present state.
 
-    One that was stopped before stays as it was.
+    Does not change a run that was stopped before.
     """
     live = Run.live.is_not(None) if enterprise is None else Run.live == enterprise
     return _stop(database, live, stopped_by, reason)
 
 
 def _stop(database: Database, which: ColumnElement[bool], stopped_by: str, reason: str) -> Sequence[Run]:
-    """Stop these of the live runs; each in a transaction of its own, so that one that is locked holds up no other."""
+    """Stop these live runs, each in its own transaction, so that a locked run does not block the others."""
     of_these = select(Run.id).where(Run.live.is_not(None), which).order_by(Run.opened_at)
     ids = database.transact(lambda session: session.scalars(of_these).all())
     values = {"stopped_by": stopped_by, "stop_reason": reason}
@@ -176,7 +176,7 @@ def _stop(database: Database, which: ColumnElement[bool], stopped_by: str, reaso
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """A run as tasks and `--json` show it: ids, phase and counts."""
+    """Return a run as tasks and `--json` show it: ids, phase, counts, and its wait if it waits."""
     return {
         "run_id": str(run.id),
         "enterprise_customer_uuid": str(run.enterprise_customer_uuid),
@@ -191,12 +191,12 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def is_waiting(run: Run) -> bool:
-    """Does this run wait before a step is tried again?"""
+    """True if this run waits before a step is retried."""
     return run.live is not None and not run.owner and bool(run.waits_for)
 
 
 def _described_wait(run: Run) -> dict[str, Any]:
-    """What a run waits for, and until when, as tasks and `--json` show it; nothing of one that does not wait."""
+    """Return the reason and the times of a run's wait, as tasks and `--json` show them; {} if it does not wait."""
     if not is_waiting(run):
         return {}
     return {
@@ -208,12 +208,15 @@ def _described_wait(run: Run) -> dict[str, Any]:
 
 
 def runs_by_id(session: Session, run_ids: Iterable[UUID]) -> Sequence[Run]:
-    """These runs, in the order in which they were opened."""
+    """Return these runs in the order in which they were opened."""
     return session.scalars(select(Run).where(OneOf(Run.id, "ids", run_ids)).order_by(Run.opened_at)).all()
 
 
 def newest_runs(session: Session, enterprise: UUID | None, limit: int = 20) -> Sequence[Run]:
-    """The newest run of each enterprise, a dry run only where there was no other; or, with `enterprise`, its newest."""
+    """Return the newest run of each enterprise, newest first; a dry run only if it has no other run.
+
+    With `enterprise`, return its newest runs instead, at most `limit`, dry runs included.
+    """
     if enterprise is not None:
         of_one = select(Run).where(Run.enterprise_customer_uuid == enterprise)
         return session.scalars(of_one.order_by(Run.opened_at.desc()).limit(limit)).all()

@@ -1,7 +1,7 @@
-"""Live runs that nobody gets on with: to be published again, given up, or ended as too old or because of a stop.
+"""Finds live runs that make no progress, and publishes them again or ends them: abandoned, too old, or stopped.
 
-A run that only waits its turn is none of these, however long that takes: it is published again only if its message
-cannot be in the broker any more. Also what a clock left behind that was wrong: a lease of the far future is cut short.
+A run that only waits in the queue is left alone, however long it waits. It is published again only if its message can
+no longer be in the broker. Also shortens leases that a wrong clock set far into the future.
 """
 
 from collections.abc import Sequence
@@ -21,36 +21,36 @@ from worker.ledger import confirmations
 from worker.ledger.order import Phase
 
 MAX_PUBLICATIONS = 6
-# For so long nobody asks whether a message that can be received is still in the broker.
+# For this many seconds, a message that can be received is assumed to be in the broker.
 QUEUED_SECONDS = 600
-# Less than nights are apart: nobody is to be treated as the database was days ago.
+# Less than the time between two nights: no run may use an `as_of` that is days old.
 MAX_RUN_AGE = timedelta(hours=20)
 _HOUR = timedelta(hours=1)
 _SECOND = timedelta(seconds=1)
-_OUTDATED = f"ended because it was opened more than {MAX_RUN_AGE // _HOUR} hours ago, or by a clock that was wrong"
+_OUTDATED = f"ended because it was opened more than {MAX_RUN_AGE // _HOUR} hours ago, or with a wrong clock"
 
 
 def is_timely() -> ColumnElement[bool]:
-    """Is the Run at hand no older than MAX_RUN_AGE, and not of the future, which a wrong clock had it opened in?"""
+    """Condition: the Run was opened at most MAX_RUN_AGE ago, and not in the future (by a wrong clock)."""
     oldest, latest = DatabaseNow(-(MAX_RUN_AGE // _SECOND)), DatabaseNow(LEEWAY // _SECOND)
     return and_(Run.opened_at >= oldest, Run.opened_at <= latest)
 
 
-# The columns of a run whose message could not be sent: its lease ends before it began.
+# The columns of a run whose message could not be sent: its lease has lapsed already.
 UNSENT = {"queued_at": DatabaseNow(), "lease_until": DatabaseNow(-1)}
 
 
-# The columns of a run that has ended, besides its phase and the moment.
+# The columns of a run that has ended, except its phase and `ended_at`.
 ENDED_COLUMNS: dict[str, Any] = {"live": None, "owner": None, "slots": None, "lease_until": None}
 
 
 def is_newest(message: int | None) -> ColumnElement[bool]:
-    """Was the message of this number not replaced, at the Run at hand? One that was posted by hand has no number."""
+    """Condition: no newer message has replaced this one of the Run; always true for None, a message posted by hand."""
     return true() if message is None else func.coalesce(Run.message_number, 1) <= message
 
 
 def queued(seconds: int = 0) -> dict[str, Any]:
-    """The columns of a run that is handed to the broker, from which it can be received in so many seconds."""
+    """Return the columns of a run that is in the broker and can be received after this many seconds."""
     return {
         "owner": None,
         "slots": None,
@@ -60,33 +60,33 @@ def queued(seconds: int = 0) -> dict[str, Any]:
 
 
 def end_outdated(session: Session, *which: ColumnElement[bool]) -> list[UUID]:
-    """End those of these live runs that are not timely, unless a worker is at one; return their ids."""
+    """End those of these live runs that are too old and that no worker has; return their ids."""
     outdated = select(Run).where(Run.live.is_not(None), ~is_timely(), *which)
     return [run.id for run in session.scalars(outdated).all() if _end(session, run, _OUTDATED, _free())]
 
 
 def end_stopped(session: Session, *which: ColumnElement[bool]) -> list[UUID]:
-    """End those of these live runs that an operator has stopped, unless a worker is at one; return their ids."""
+    """End those of these live runs that an operator has stopped and that no worker has; return their ids."""
     asked = select(Run).where(Run.live.is_not(None), Run.stopped_by.is_not(None), _free(), *which)
     return [run.id for run in session.scalars(asked).all() if _end_as_stopped(session, run)]
 
 
 def end_lost_stops(database: Database) -> list[UUID]:
-    """End the stopped runs whose worker was lost before it could; return their ids.
+    """End the stopped runs whose worker was lost before it ended them; return their ids.
 
-    Each has a transaction of its own, as in `release_stalled`.
+    Ends each in its own transaction, as `release_stalled` does.
     """
     lost = _live(database, Run.stopped_by.is_not(None) & _free())
     return [run.id for run in lost if database.transact(partial(_end_as_stopped, run=run))]
 
 
 def release_stalled(database: Database, longest: int, messages: int | None) -> tuple[list[Run], list[UUID]]:
-    """Find the runs whose worker or message is lost; return those to publish again, and ids of those ended.
+    """Release the runs whose worker or message is lost; return those to publish again, and the ids of those ended.
 
-    The number of its message rises, so that the one before it does nothing, and the fencing number, so that a worker
-    that wakes too late is shut out at once. Each run has a transaction of its own: one that a frozen process keeps
-    locked holds up no other. `longest` is in seconds: no worker's lease and no retry's wait is longer. `messages` is
-    how many wait in the broker's queue; None when that is not known, and then nothing is to be published again.
+    Releasing increases the message number, so that the old message is refused, and the fencing number, so that the
+    old worker cannot write any more. Each run has its own transaction, so that one locked by a frozen process does not
+    block the others. `longest` (seconds) is the longest possible lease or retry wait. `messages` is the number of
+    messages in the broker's queue; if None (unknown), no run is released.
     """
     for run in _live(database, Run.lease_until > DatabaseNow(longest)):
         database.transact(partial(_shorten, run=run, longest=longest))
@@ -115,11 +115,11 @@ def _free() -> ColumnElement[bool]:
 
 
 def _message_lost(session: Session, messages: int) -> ColumnElement[bool]:
-    """Can the message of the Run at hand, which nobody has and whose lease has lapsed, not be in the broker any more?
+    """Condition: the message of the Run can no longer be in the broker. The Run has no worker and a lapsed lease.
 
-    So it is when it was never sent; when it was overtaken, by one that could be received QUEUED_SECONDS after it, for
-    the queue is first in, first out; and when the queue is empty and no worker is at a run. What a killed worker had
-    received does not count as in the queue: Redis gives it out again only after VISIBILITY_TIMEOUT_SECONDS.
+    It is lost if it was never sent; if a message that became receivable QUEUED_SECONDS later was received, because the
+    queue is first in, first out; or if the queue is empty and no worker has a run. A message that a killed worker had
+    received counts as lost: Redis delivers it again only after VISIBILITY_TIMEOUT_SECONDS.
     """
     owned = (Run.live.is_not(None), Run.owner.is_not(None), Run.lease_until >= DatabaseNow())
     if not messages and session.scalar(select(Run.id).where(*owned).limit(1)) is None:
@@ -131,7 +131,7 @@ def _message_lost(session: Session, messages: int) -> ColumnElement[bool]:
 
 
 def _retried(queued_at: datetime, again_at: datetime | None) -> bool:
-    """Was this a retry's message? It has waited in its worker's memory, and overtakes whatever is in the queue."""
+    """True if this was the message of a retry, which waited in its worker's memory and so overtakes the queue."""
     return again_at is not None and again_at + timedelta(seconds=QUEUED_SECONDS / 10) > queued_at
 
 
@@ -141,9 +141,9 @@ def _given_up(run: Run) -> bool:
 
 def _release(session: Session, run: Run) -> bool:
     if _given_up(run):
-        why = f"given up while {run.phase}: taken up {run.publications} times without getting further"
+        why = f"given up while {run.phase}: resumed {run.publications} times without progress"
         return _end(session, run, why, _lapsed())
-    number = (run.message_number or 1) + 1  # NULL: opened by a worker of the release before
+    number = (run.message_number or 1) + 1  # NULL: opened by a worker of an older release
     values: dict[str, Any] = queued() | {"fence": run.fence + 1, "message_number": number}
     values["publications"] = run.publications + (run.owner is not None)
     released = _change(session, run, _lapsed(), **values)
@@ -157,7 +157,7 @@ def _end(session: Session, run: Run, why: str, free: ColumnElement[bool]) -> boo
 
 
 def _end_as_stopped(session: Session, run: Run) -> bool:
-    # Nor does a night that waits for its end begin then: who stops an enterprise wants it left alone.
+    # Clears night_after: an operator who stops an enterprise does not want a waiting night to start it again.
     why = f"stopped by {run.stopped_by}: {run.stop_reason}"
     return _end_as(session, run, Phase.STOPPED, why, _free(), night_after=None)
 
@@ -177,12 +177,12 @@ def _end_as(session: Session, run: Run, phase: Phase, why: str, free: ColumnElem
 
 
 def _shorten(session: Session, run: Run, longest: int) -> None:
-    """Cut a lease short that nobody can have asked for: the clock that it was given by was wrong."""
+    """Shorten a lease that is longer than any worker can have asked for: it was set by a wrong clock."""
     too_long = Run.lease_until > DatabaseNow(longest if run.owner else longest + QUEUED_SECONDS)
     _change(session, run, too_long, **({"lease_until": DatabaseNow(QUEUED_SECONDS)} if run.owner else queued()))
 
 
 def _change(session: Session, run: Run, still: ColumnElement[bool], **values: Any) -> bool:
-    """Change a run if this is still true of it, and nobody has changed it since it was read."""
+    """Set these columns of a run if `still` holds and it was not changed since it was read; return whether it was."""
     unchanged = (Run.fence == run.fence, Run.phase == run.phase, Run.publications == run.publications)
     return changed(session, update(Run).where(Run.id == run.id, still, *unchanged).values(values))

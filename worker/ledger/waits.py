@@ -1,6 +1,6 @@
-"""What every run waits for: an outage of the LMS, which one run at a time probes, and a pause, which an operator sets.
+"""Waits that hold all runs: an outage of the LMS, which one run at a time probes, and a pause set by an operator.
 
-Each is one row, so that the workers of all hosts know of it: the check before each LMS call looks for it.
+Each is one row in the database, so that the workers of all hosts see it in their check before each LMS call.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ from worker.ledger.stalled import MAX_RUN_AGE, is_newest, queued
 OUTAGE, PAUSE = "outage", "pause"
 PAUSED = "paused"
 RESUME = "license-expiry resume ends the pause"
-# How often a step looks whether the pause is over.
+# How often a step checks whether the pause is over.
 PAUSE_SECONDS = 60
-# No LMS is left alone for longer. What is for later comes from a clock that was wrong.
+# The longest time between two probes, in seconds. A later probe was scheduled with a wrong clock.
 LONGEST = 24 * 3600
 _OF_OUTAGE = update(Wait).where(Wait.kind == OUTAGE)
 NONE_STANDS: ColumnElement[bool] = ~exists(select(Wait.kind))
 
 
 def standing(session: Session) -> Sequence[tuple[Wait, datetime]]:
-    """The pause and the outage that stand now, the pause first; each with the database's clock."""
+    """Return the present pause and outage, the pause first; each with the database's time (UTC)."""
     found = session.execute(select(Wait, DatabaseNow()).order_by(Wait.kind.desc()))
     return [(wait, now) for wait, now in found]
 
 
 def postponement(session: Session) -> Postponed | None:
-    """The error that tells what all runs wait for, and for how many seconds; None when nothing stands."""
+    """Return the present wait of all runs as an error, with its reason and seconds; None if there is none."""
     waits = standing(session)
     if not waits:
         return None
@@ -51,7 +51,7 @@ def postponement(session: Session) -> Postponed | None:
 
 
 def pause(database: Database, set_by: str, reason: str) -> Wait:
-    """Hold everything; return the pause that stands now, which may be one that was set before."""
+    """Pause everything; return the present pause, which may have been set before."""
 
     def work(session: Session) -> Wait:
         if not standing_pause(session):
@@ -61,35 +61,35 @@ def pause(database: Database, set_by: str, reason: str) -> Wait:
 
     try:
         return database.transact(work)
-    except IntegrityError:  # another has set one at the same moment
+    except IntegrityError:  # another process has just set one
         return database.transact(work)
 
 
 def standing_pause(session: Session) -> Wait | None:
-    """The pause that stands now, if any."""
+    """Return the present pause, or None."""
     return session.get(Wait, PAUSE)
 
 
 def standing_outage(session: Session) -> Wait | None:
-    """The outage that stands now, if any."""
+    """Return the present outage, or None."""
     return session.get(Wait, OUTAGE)
 
 
 def refuse_while_paused(session: Session) -> None:
-    """Raise Paused when everything is paused."""
+    """Raise Paused if everything is paused."""
     if wait := standing_pause(session):
         raise Paused(told_of_pause(wait), RESUME)
 
 
 def told_of_pause(wait: Wait) -> str:
-    """A pause in words: since when, by whom, why."""
+    """Describe a pause in one sentence: its time, who set it, and the reason."""
     return f"everything is paused since {wait.since:%Y-%m-%d %H:%M:%S} UTC by {wait.set_by}: {wait.reason}"
 
 
 def resume(database: Database, since: datetime | None = None) -> Wait | None:
-    """Hold nothing any more; return the pause that stood.
+    """End the pause; return it, or None if there was none.
 
-    Raises BadArgument when another pause stands than that of `since`.
+    Raises BadArgument if `since` is given and the pause has another start.
     """
 
     def work(session: Session) -> Wait | None:
@@ -97,7 +97,7 @@ def resume(database: Database, since: datetime | None = None) -> Wait | None:
         if wait is None:
             return None
         if since and wait.since != since:
-            raise BadArgument(f"nothing was resumed: {told_of_pause(wait)}", "look again, and resume that one")
+            raise BadArgument(f"nothing was resumed: {told_of_pause(wait)}", "reload the page, and resume this pause")
         session.execute(delete(Wait).where(Wait.kind == PAUSE, Wait.since == wait.since))
         return wait
 
@@ -105,7 +105,7 @@ def resume(database: Database, since: datetime | None = None) -> Wait | None:
 
 
 def take_probe(database: Database, seconds: int) -> bool:
-    """Is the next probe of an outage due, and nothing paused? Then it is the caller's, for so many seconds."""
+    """Return whether the caller is to probe now: a probe is due and nothing is paused. Reserves it for `seconds`."""
     due = or_(Wait.again_at <= DatabaseNow(), Wait.again_at > DatabaseNow(LONGEST + 3600))
     paused = select(Wait.kind).where(Wait.kind == PAUSE)
 
@@ -119,7 +119,7 @@ def take_probe(database: Database, seconds: int) -> bool:
 
 
 def begin_outage(database: Database, error: Unavailable, seconds: int) -> bool:
-    """Let all runs wait because of this error, and the next probe be in so many seconds; return whether that is new."""
+    """Make all runs wait because of this error, with the next probe in `seconds`; return whether the outage is new."""
 
     def work(session: Session) -> bool:
         later = _OF_OUTAGE.where(Wait.again_at < DatabaseNow(seconds))
@@ -132,18 +132,18 @@ def begin_outage(database: Database, error: Unavailable, seconds: int) -> bool:
 
     try:
         return database.transact(work)
-    except IntegrityError:  # another has met it at the same moment
+    except IntegrityError:  # another process has just recorded it
         return False
 
 
 def prolong_outage(database: Database, error: Unavailable, seconds: int) -> None:
-    """Record that a probe failed so, and that the next one is in so many seconds."""
+    """Record that a probe failed with this error, and that the next one is in `seconds`."""
     longer = _OF_OUTAGE.values(**_why(error), again_at=DatabaseNow(seconds), tries=Wait.tries + 1)
     database.transact(lambda session: session.execute(longer))
 
 
 def end_outage(database: Database) -> Wait | None:
-    """Let no run wait for the LMS any more; return the outage that stood."""
+    """End the outage; return it, or None if there was none."""
 
     def work(session: Session) -> Wait | None:
         wait = session.get(Wait, OUTAGE)
@@ -154,7 +154,7 @@ def end_outage(database: Database) -> Wait | None:
 
 
 def answered_since(database: Database, seconds: float) -> bool:
-    """Has the LMS answered a call of any live run in the last so many seconds?"""
+    """Return whether the LMS has answered a call of any live run in the last `seconds`."""
     recently = exists().where(Run.live.is_not(None), Run.confirmed_at > DatabaseNow(-ceil(seconds)))
     return bool(database.transact(lambda session: session.scalar(select(recently))))
 
@@ -162,10 +162,10 @@ def answered_since(database: Database, seconds: float) -> bool:
 def postpone(
     database: Database, run_id: UUID, step: Step, wait: Postponed, seconds: int, message: int | None = None
 ) -> Run | None:
-    """Record that this run waits before a step, for so many seconds; return it, or None if it is not to wait.
+    """Record that this run waits `seconds` before a step; return the run, or None if it does not wait.
 
-    A run that a worker has does not, nor one that is not ready for the step, nor a dry run for the LMS. `message` is
-    the number of the message that asks for the step: one that was replaced does not wait either.
+    A run does not wait if a worker has it, if it is not ready for the step, or if its `message` (number) was replaced.
+    A dry run does not wait for the LMS.
     """
 
     def work(session: Session) -> Run | None:
@@ -174,7 +174,7 @@ def postpone(
         run = session.scalar(free.where(is_newest(message)).with_for_update())
         if run is None or (run.dry_run and wait.reason != PAUSED):
             return None
-        fence = run.fence + 1  # each wait is kept under a number of its own
+        fence = run.fence + 1  # the primary key of the wait's row needs a new number
         new = note_wait(session, run, fence, step, wait.reason, seconds, joined=True)
         values = {"waits_for": wait.reason, "error": str(wait)[:500], "retries": Run.retries + int(new), "fence": fence}
         values |= queued(seconds)
@@ -185,10 +185,10 @@ def postpone(
 
 
 def note_wait(session: Session, run: Run, fence: int, step: Step, reason: str, seconds: int, *, joined: bool) -> bool:
-    """Keep that the run waits for so many seconds, for its page; return whether that is a wait of its own.
+    """Record for the run's page that it waits `seconds`; return whether this is a new wait.
 
-    It is not when it is to be `joined` to the one before, and that was for the same reason. `run` is as it was before,
-    `fence` its number now.
+    It is not new if `joined` is true and the wait before had the same reason: that wait is then prolonged. `run` is
+    the run before this wait, `fence` its fencing number now.
     """
     of_run = Retry.run_id == run.id
     same = joined and run.waits_for == reason
@@ -198,7 +198,7 @@ def note_wait(session: Session, run: Run, fence: int, step: Step, reason: str, s
         longer = update(Retry).where(of_run, Retry.fence == newest)
         session.execute(longer.values(again_at=DatabaseNow(seconds), times=times))
         return False
-    session.execute(delete(Retry).where(of_run, Retry.fence == fence))  # ours, when only the commit's answer was lost
+    session.execute(delete(Retry).where(of_run, Retry.fence == fence))  # ours, if only the commit's answer was lost
     row = {"run_id": run.id, "fence": fence, "step": step.name, "reason": reason, "times": 1}
     session.execute(insert(Retry).values(row | {"at": DatabaseNow(), "again_at": DatabaseNow(seconds)}))
     return True

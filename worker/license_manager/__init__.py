@@ -1,5 +1,5 @@
-"""What license-manager's mark on a plan attests, and what we write in its name, as it does it.
+"""Reads and writes license-manager's records in the way that license-manager does.
 
-`marks` reads the mark; `plan_history` marks plans as processed, `events` inserts license events, `segment` sends
-lifecycle events. Only `segment` speaks to Segment.
+`marks` reads the mark on a plan; `plan_history` marks plans as processed; `events` inserts license events; `segment`
+sends lifecycle events, and is the only module that calls Segment.
 """

@@ -1,7 +1,7 @@
-"""What license-manager's mark on a plan, `expiration_processed`, attests, and what it does not.
+"""Decides whether license-manager's mark on a plan, `expiration_processed`, is valid for a plan and a license.
 
-license-manager never takes a mark back: it stays when a plan's expiration date is moved on, and when a license is moved
-into the plan later. The histories of plans and licenses tell when each of these happened.
+license-manager never removes a mark: it stays when the plan's expiration date is extended, and when a license is moved
+into the plan later. The history tables of plans and licenses show when either happened.
 """
 
 from typing import Any
@@ -19,11 +19,12 @@ from worker.db.sql import Digits, any_of
 
 
 def marked() -> ColumnElement[bool]:
-    """Is the Plan at hand marked as processed, and that for its present expiration date?
+    """Condition: the Plan is marked as processed for its present expiration date.
 
-    Its history shows the mark for the first time at or after that date; or our own mark since then; or the mark at no
-    time, because it was pruned. Other rows since then do not count: once a plan is marked, whoever saves it adds one.
-    To downgrade once more than needed is harmless, for the call's date protects what was upgraded since; not to is not.
+    It is if the first marked row of its history is at or after that date, if we marked it at or after that date, or if
+    its history has no marked row because it was pruned. Other marked rows do not count: each later save of a marked
+    plan adds one. If in doubt, the plan counts as unmarked: a repeated downgrade is harmless, because the call's date
+    protects enrollments upgraded since, but a missing downgrade is not.
     """
     first = sa.func.coalesce(_of_mark(sa.func.min(PlanHistory.history_date)).scalar_subquery(), Plan.expiration_date)
     ours = (PlanHistory.history_date >= Plan.expiration_date, PlanHistory.history_date == PlanHistory.modified)
@@ -32,16 +33,16 @@ def marked() -> ColumnElement[bool]:
 
 
 def marked_at() -> sa.ScalarSelect[Any]:
-    """When the Plan at hand was first marked since its present expiration date, as its history shows it; or NULL."""
+    """Select when the Plan was first marked at or after its present expiration date, by its history; or NULL."""
     since = _of_mark(sa.func.min(PlanHistory.history_date)).where(PlanHistory.history_date >= Plan.expiration_date)
     return since.scalar_subquery()
 
 
 def came_after_mark() -> ColumnElement[bool]:
-    """Did the License at hand come into its Plan, which is marked, only after the mark was made?
+    """Condition: the License was moved into its marked Plan after the mark was made, so it was not downgraded.
 
-    So that nobody has downgraded it. Its history tells in which plan it was then: license-manager's transfer job adds a
-    row to it. One without a history was there all the time.
+    Its history shows its plan at that time: license-manager's transfer job adds a row. A license without history was
+    in the plan all the time.
     """
     of_license = HistoricalLicense.uuid == Digits(License.uuid)
     known = sa.select(sa.literal(1)).where(of_license).correlate(License, Plan)
@@ -58,6 +59,6 @@ def came_after_mark() -> ColumnElement[bool]:
 
 
 def _of_mark(column: Any) -> sa.Select[Any]:
-    """A column of the rows of the Plan's history that show it marked."""
+    """Select a column from the rows of the Plan's history in which it is marked."""
     of_plan = (PlanHistory.uuid == Digits(Plan.uuid), PlanHistory.expiration_processed.is_(True))
     return sa.select(column).where(*of_plan).correlate(License, Plan)

@@ -1,4 +1,4 @@
-"""Marks plans as processed as license-manager does it: the plan's mark, and a copy of the plan in its history."""
+"""Marks plans as processed as license-manager does: sets the mark, and copies the plan into its history table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from worker.db.schema_check import PLAN_HISTORY_TABLE, PLAN_TABLE, is_generated
 from worker.db.sql import rows_changed
 from worker.db.types import DjangoUUID, UTCDateTime
 
-REASON = "history_change_reason"  # which older releases of Django's simple history do not have
-# No row, but the names of all columns of both tables.
+REASON = "history_change_reason"  # missing in older releases of django-simple-history
+# Returns no row, only the names of all columns of both tables.
 _COLUMNS = sa.select(sa.text("*")).select_from(sa.table(PLAN_TABLE).join(sa.table(PLAN_HISTORY_TABLE), sa.false()))
 
 
 @dataclass(frozen=True)
 class Found:
-    """Both tables, and the value that each column of a history row gets from its plan."""
+    """The two tables, and for each column of a history row the expression that copies it from the plan."""
 
     plan: sa.TableClause
     history: sa.TableClause
@@ -31,8 +31,8 @@ class Found:
 class PlanHistory:
     """The tables of plans and of their history, with the columns that this database has.
 
-    Releases of license-manager differ in these columns, and it may be upgraded while we run. So the columns' names are
-    read each time; everything else is reflected only when these have changed.
+    Releases of license-manager differ in these columns, and it may be upgraded while a worker runs. So the names of
+    the columns are read each time, and the tables are reflected again only if the names have changed.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class PlanHistory:
         self._found: Found | None = None
 
     def look(self, session: Session) -> Found:
-        """Read the columns' names; return the tables with these."""
+        """Return the tables with their present columns. Raises as the session does."""
         names = tuple(session.execute(_COLUMNS).keys())
         if self._found is None or self._names != names:
             self._names, self._found = names, _reflect(session.connection())
@@ -50,16 +50,16 @@ class PlanHistory:
 def mark_processed(
     session: Session, found: Found, plans: Sequence[UUID], now: datetime, run_id: UUID, *still: sa.ColumnElement[bool]
 ) -> list[UUID]:
-    """Mark these plans as processed, those for which `still` is true, and add a row to the history of each.
+    """Mark those of these plans that meet `still`, and add a history row for each. Return the plans that were marked.
 
-    That row names us and the run, so that license-manager's admin shows who did it. `found` is what `look` has found.
-    `now` is the moment of the mark, by the database's clock: it is read before the plans are, for who comes into a plan
-    later is not covered by its mark. Returns the plans that are marked.
+    The history row names license-expiry and the run, so that license-manager's admin shows the author. `found` is the
+    result of `PlanHistory.look`. `now` is the time of the mark, by the database's clock (UTC). Read it before selecting
+    the plans: a license moved into a plan after that time is not covered by the mark.
     """
     of_plans = (SubscriptionPlan.uuid.in_(plans), *still)
     update = sa.update(SubscriptionPlan).where(*of_plans).values(expiration_processed=True, modified=now)
     count = rows_changed(session, update)
-    # What the UPDATE has passed over kept its own `modified`.
+    # Plans that the UPDATE skipped have another `modified`.
     ours = sa.and_(
         sa.type_coerce(found.plan.c.uuid, DjangoUUID()).in_(plans),
         sa.type_coerce(found.plan.c.modified, UTCDateTime()) == now,
@@ -93,9 +93,9 @@ def _reflect(connection: sa.Connection) -> Found:
 
 
 def _in_form_of(target: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """The value in the form of the target column: one MariaDB server can hold both forms of UUID.
+    """Convert the value to the type of the target column: a MariaDB database can have UUIDs as `uuid` and as text.
 
-    Its native type takes the 32 digits as they are.
+    The native type accepts 32 hex digits as they are; a text column needs the dashes removed.
     """
     shortened = isinstance(value.type, sa.Uuid) and not isinstance(target.type, sa.Uuid)
     return sa.func.replace(value, "-", "") if shortened else value

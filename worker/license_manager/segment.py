@@ -1,6 +1,6 @@
-"""Sends license-manager's `expired` lifecycle events through Segment's own library, which no other module imports.
+"""Sends license-manager's `expired` lifecycle events with Segment's own library, which no other module imports.
 
-They are a courtesy to those who watch them there. Whatever happens to them, a night neither fails nor waits for long.
+The events are optional. An error in sending them never fails a night, and delays it only by a bounded time.
 """
 
 import atexit
@@ -27,11 +27,11 @@ log = get_logger(__name__)
 
 EXPIRED_EVENT = "edx.server.license-manager.license-lifecycle.expired"
 UPLOAD_SIZE = 100
-# For one upload, under the shortest lease that the settings allow.
+# The longest time for one upload, shorter than the shortest lease that the settings allow.
 WAIT_SECONDS = 10.0
 _LIMITS = {"timeout": 4, "max_retries": 2, "max_total_backoff_duration": 3, "max_rate_limit_duration": 5}
 _OPTIONS: dict[str, Any] = {"upload_size": UPLOAD_SIZE, "upload_interval": 0.05, **_LIMITS}
-# Columns that nothing else here needs and that a release of license-manager may lack.
+# Columns that only these events need and that some releases of license-manager lack.
 _EXTRA: dict[Any, dict[str, Any]] = {
     License: {"activation_key": DjangoUUID(), "auto_applied": Boolean()}
     | dict.fromkeys(("assigned_date", "activation_date"), UTCDateTime()),
@@ -41,9 +41,9 @@ _EXTRA: dict[Any, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Lifecycle:
-    """Sends lifecycle events to Segment, or to nobody when there is no `key`.
+    """Sends lifecycle events to Segment; does nothing without a `key`.
 
-    Sending takes at most `seconds` and one upload more; `host` is Segment's own when None.
+    No upload begins after `seconds`. `host` None means Segment's default.
     """
 
     key: str = field(repr=False)
@@ -52,10 +52,10 @@ class Lifecycle:
     host: str | None = None
 
     def tell(self, database: Database, guard: Callable[[], object], plans: Sequence[UUID]) -> None:
-        """Send the events of these plans, whose mark is committed, upload by upload, up to the first that is not taken.
+        """Send the events of these plans, whose marks are committed, upload by upload; stop at the first error.
 
-        `guard` is called before each upload; what it raises ends the sending. Raises nothing: what was not sent is
-        counted in one warning.
+        `guard` is called before each upload; an error it raises stops the sending. Raises nothing: logs one warning
+        with the number of events that were not sent.
         """
         if not self.key or not plans:
             return
@@ -70,7 +70,7 @@ class Lifecycle:
                 self._send(rows)
                 sent += len(rows)
         except Exception as error:
-            # Nobody knows what stands in the text of a library's error.
+            # The text of a library's error may contain an e-mail address, so only its type is logged.
             why = str(error) if isinstance(error, LicenseExpiryError) else type(error).__name__
             unsent = None if events is None else max(0, events - sent)
             log.warning("lifecycle events not sent", events=unsent, sent=sent, plans=len(plans), error=why)
@@ -78,14 +78,14 @@ class Lifecycle:
             log.info("lifecycle events sent", events=sent, plans=len(plans))
 
     def _send(self, rows: Sequence[Any]) -> None:
-        """Send one upload, by a client of its own: nothing is left to a fork. Raises Unavailable if it is not taken."""
+        """Send one upload with a new client, so that a fork inherits none. Raises Unavailable if it is not accepted."""
         from segment.analytics.client import Client
 
-        logging.getLogger("segment").disabled = True  # it writes whole events into the log
+        logging.getLogger("segment").disabled = True  # it logs whole events
         failures: list[Exception] = []
         client = Client(self.key, self.host, on_error=lambda error, _: failures.append(error), **_OPTIONS)
-        atexit.unregister(client.join)  # which waits for a call without an answer
-        # Its time-out is for each byte, so a flush may last for ever: it is left to a thread that nobody awaits then.
+        atexit.unregister(client.join)  # would wait for a call that gets no answer
+        # The library's time-out restarts with each byte, so a flush may never end: a daemon thread does it.
         flushing = Thread(target=client.shutdown, daemon=True)
         try:
             for row in rows:
@@ -117,11 +117,11 @@ class Lifecycle:
 
 
 def _unavailable(error: Exception) -> Unavailable:
-    """Why an upload was not taken, without the text of an answer, which may repeat what it was sent."""
+    """Return the reason why an upload failed, without the answer's text, which may repeat an e-mail address."""
     if status := getattr(error, "status", None):
         return Unavailable(f"http_{status}", f"Segment answered {status}")
-    if type(error) is Exception:  # the library's own, for a Retry-After that it is not allowed to wait for
-        return Unavailable("throttled", "Segment asks to wait for too long")
+    if type(error) is Exception:  # raised by the library for a Retry-After longer than its limits
+        return Unavailable("throttled", "Segment asks to wait longer than we may")
     return Unavailable("connection_error", f"Segment cannot be reached ({type(error).__name__})")
 
 
@@ -129,19 +129,19 @@ def _text(moment: datetime | None) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
 
 
-def _told(query: Select[Any], plans: Sequence[UUID]) -> Select[Any]:
-    """Of which licenses is Segment told? Like license-manager, of none whose learner has no id, or 0, in the LMS."""
+def _sendable(query: Select[Any], plans: Sequence[UUID]) -> Select[Any]:
+    """Narrow to the licenses with an event: as in license-manager, not if the learner's LMS user id is NULL or 0."""
     return query.where(
         License.subscription_plan_id.in_(plans), License.renewed_to_id.is_(None), License.lms_user_id != 0
     )
 
 
 def _count(plans: Sequence[UUID]) -> Select[Any]:
-    return _told(select(func.count()).select_from(License), plans)
+    return _sendable(select(func.count()).select_from(License), plans)
 
 
 def _uploads(database: Database, plans: Sequence[UUID]) -> Iterator[Sequence[Any]]:
-    """Read by key what Segment is told of the licenses of these plans, plan by plan."""
+    """Yield the rows of each upload, UPLOAD_SIZE at most, plan by plan in the order of license UUIDs."""
     extra = database.transact(_extra)
     previous = aliased(License)
     columns = (
@@ -162,10 +162,10 @@ def _uploads(database: Database, plans: Sequence[UUID]) -> Iterator[Sequence[Any
     )
     query = query.order_by(License.uuid).limit(UPLOAD_SIZE)
     for plan in plans:
-        upload = _told(query, [plan])
+        upload = _sendable(query, [plan])
         while rows := database.transact(partial(_fetch, query=upload)):
             yield rows
-            upload = _told(query, [plan]).where(License.uuid > rows[-1].uuid)
+            upload = _sendable(query, [plan]).where(License.uuid > rows[-1].uuid)
 
 
 def _fetch(session: Session, query: Select[Any]) -> Sequence[Any]:
@@ -173,7 +173,7 @@ def _fetch(session: Session, query: Select[Any]) -> Sequence[Any]:
 
 
 def _extra(session: Session) -> list[ColumnElement[Any]]:
-    """The columns of _EXTRA; '' in place of each that the database lacks."""
+    """Return the columns of _EXTRA, with '' for each that the database lacks."""
     inspector = inspect(session.connection())
     found: list[ColumnElement[Any]] = []
     for model, columns in _EXTRA.items():

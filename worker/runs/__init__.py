@@ -1,7 +1,7 @@
-"""Doing it, from a trigger to the last recorded call. Knows no Celery: a publication is a function that is handed in.
+"""Executes runs, from a trigger to the last recorded call. Does not import Celery: callers pass a publish function.
 
-`request` checks what is asked for; `start` opens runs and publishes them; `reconcile` resumes what was abandoned;
-`attempt` does one step and leaves the run in a phase that tells the truth; `outages` are met once for all runs;
-`steps` are the two steps; `batches` reads their licenses; `flight` keeps calls in flight; `downgrading` and
-`unlinking` send one batch; `clocks` compares clocks before; `marking` marks plans that are done.
+`request` checks a trigger's arguments; `start` opens runs and publishes them; `reconcile` resumes abandoned ones;
+`attempt` does one step and records how it ended; `outages` makes all runs wait for an outage and probes it once;
+`steps` has the two steps; `batches` reads their licenses; `flight` keeps calls in flight; `downgrading` and
+`unlinking` send one batch; `clocks` compares the clocks first; `marking` marks plans as processed.
 """

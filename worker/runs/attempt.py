@@ -1,4 +1,4 @@
-"""One attempt at a step, which leaves the run in a phase that tells the truth, whatever happens."""
+"""Attempts one step of a run, and records the result in the run's phase whatever happens."""
 
 import random
 import time
@@ -26,16 +26,16 @@ from worker.settings import Settings, retry_wait
 
 log = get_logger(__name__)
 
-# After this many seconds a step goes to the end of the queue, so that large enterprises do not keep small ones waiting.
+# After this many seconds a step goes to the end of the queue, so that large enterprises do not block small ones.
 SLICE_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Retry:
-    """The step is tried again in so many seconds, because of this error.
+    """The step is retried in `seconds`, because of `error`.
 
-    `left` is how many tries the run has left; it fails at `gives_up_at` if nothing changes. Both are None where the
-    database is away.
+    `left` is how many tries the run has left. It fails at `gives_up_at` (UTC) if nothing changes. Both are None if the
+    database is unreachable.
     """
 
     seconds: int
@@ -46,10 +46,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt at a step came to.
+    """The result of an attempt at a step.
 
-    `run` is the run as it is now, unless nothing is known of it. `skipped` says why nothing was done. `more` means that
-    the step is to be sent again at once, because its time slice ended or the worker is shutting down.
+    `run` is the run's present state, if it was read. `skipped` is the reason why nothing was done, if so. `more` is
+    true if the step must be sent again at once: its time slice ended, or the worker is shutting down.
     """
 
     run: Run | None = None
@@ -59,11 +59,12 @@ class Outcome:
 
 
 def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, message: int | None = None) -> Outcome:
-    """Claim a run, do one step of it, and leave the run in a phase that tells the truth, whatever happens.
+    """Claim a run, do one step of it, and record the result in the run's phase, whatever happens.
 
-    What cannot be done just now is a Retry in the outcome, until the run's tries are spent. Raises Unavailable and
-    RunRefused after the run has failed; BadArgument for an unknown run; Unusable when the database is another LMS's.
-    `message` is the number of the message that asks for the step, if it has one.
+    `owner` is the worker's name, `message` the number of the step's message (None for one posted by hand).
+    A temporary error becomes a Retry in the outcome until the run's tries are spent. Raises Unavailable or RunRefused
+    after recording that the run failed; BadArgument for an unknown run; Unusable if the database belongs to another
+    LMS.
     """
     with structlog.contextvars.bound_contextvars(enterprise=str(enterprise), run=str(run_id), step=step.name):
         try:
@@ -71,7 +72,7 @@ def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, 
             take = partial(claims.claim, deps.database, run_id, enterprise, step, owner, lease, deps.calls, message)
             try:
                 claim = take(url)
-            except NotClaimed:  # for one of two reasons that are looked into here; else for that which is told now
+            except NotClaimed:  # another LMS's database, or a common wait; otherwise the second try raises the reason
                 check_lms(deps.database, url, first=True)
                 if retry := _retry_of_wait(deps, run_id, step, message):
                     return Outcome(retry=retry)
@@ -81,7 +82,7 @@ def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, 
         except Stopping:
             return Outcome(more=True)
         except Unavailable as error:
-            log.warning("step could not begin and comes again", error=str(error))
+            log.warning("step could not begin and is retried", error=str(error))
             return Outcome(retry=Retry(_seconds(deps.settings, deps.settings.TASK_RETRY_SECONDS), error))
         except LicenseExpiryError as error:
             log.error("step could not begin", error=str(error))
@@ -91,14 +92,14 @@ def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, 
 
 
 def _retry_of_wait(deps: Deps, run_id: UUID, step: Step, message: int | None) -> Retry | None:
-    """How this run waits for what all runs wait for, if anything stands and it is to wait."""
+    """Return a Retry if there is a pause or an outage and this run must wait for it; else None."""
     wait = outages.look(deps)
     seconds = _seconds(deps.settings, wait.retry_after or 0) if wait else 0
     run = wait and waits.postpone(deps.database, run_id, step, wait, seconds, message)
     if not (wait and run):
         return None
-    tell = log.debug if run.waits_for == wait.reason else log.info  # once, however often it comes
-    tell("step waits", seconds=seconds, error=str(wait))
+    write = log.debug if run.waits_for == wait.reason else log.info  # info once per wait, not at each retry
+    write("step waits", seconds=seconds, error=str(wait))
     return Retry(seconds, wait, deps.settings.TASK_MAX_RETRIES - run.tries, run.opened_at + MAX_RUN_AGE)
 
 
@@ -113,7 +114,7 @@ def _do(deps: Deps, claim: Claim) -> Outcome:
         return _skip(reason)
     except Stopping:
         settle(claim.release)
-        log.info("step handed back: this worker ends")
+        log.info("step given back: this worker is shutting down")
         return Outcome(more=True)
     except Unavailable as error:
         return _wait(deps, claim, error)
@@ -121,18 +122,18 @@ def _do(deps: Deps, claim: Claim) -> Outcome:
         _fail(claim, str(error))
         raise
     except Exception as error:
-        _fail(claim, f"an error of our own, {kind_of(error)}: the worker's log has its traceback")
+        _fail(claim, f"internal error, {kind_of(error)}: the worker's log has its traceback")
         raise
     run = claim.run
     counts = {name: getattr(run, name) for name in runs.COUNTS}
-    log.info("step ends" if done else "step handed on", phase=run.phase, dry_run=run.dry_run, **counts)
+    log.info("step ends" if done else "step continues in a new message", phase=run.phase, dry_run=run.dry_run, **counts)
     return Outcome(run, more=not done)
 
 
 def _wait(deps: Deps, claim: Claim, error: Unavailable) -> Outcome:
-    """Give the run back until the step may be tried again, or raise this error when its tries are spent."""
+    """Release the run until the step is retried, or raise this error if its tries are spent."""
     settings, run = deps.settings, claim.run
-    free = isinstance(error, Postponed) or error.reason == THROTTLED  # no fault of the run's: it spends no try
+    free = isinstance(error, Postponed) or error.reason == THROTTLED  # not the run's fault, so it spends no try
     tries, held_back = run.tries + (not free), settle(outages.note, deps, error) or 0
     if tries > settings.TASK_MAX_RETRIES:
         _fail(claim, str(error))
@@ -141,14 +142,14 @@ def _wait(deps: Deps, claim: Claim, error: Unavailable) -> Outcome:
     seconds = _seconds(settings, max(own, error.retry_after or 0, held_back))
     gives_up_at = run.opened_at + MAX_RUN_AGE if free else _spent_at(settings, seconds, tries)
     left = settings.TASK_MAX_RETRIES - tries
-    log.warning("step comes again", seconds=seconds, tries_left=left, error=str(error))
+    log.warning("step is retried", seconds=seconds, tries_left=left, error=str(error))
     if settle(partial(claim.wait, tries=tries, left=left, gives_up_at=gives_up_at), seconds, error) is None:
-        seconds = max(seconds, settings.LEASE_SECONDS)  # before that nobody can claim it
+        seconds = max(seconds, settings.LEASE_SECONDS)  # not released, so no worker can claim it before that
     return Outcome(retry=Retry(seconds, error, left, gives_up_at))
 
 
 def _spent_at(settings: Settings, seconds: int, tries: int) -> datetime:
-    """When the last try is made, if nothing changes."""
+    """Return when the last try is made, if nothing changes (UTC)."""
     following = sum(
         retry_wait(settings.TASK_RETRY_SECONDS, number) for number in range(tries, settings.TASK_MAX_RETRIES)
     )
@@ -156,7 +157,7 @@ def _spent_at(settings: Settings, seconds: int, tries: int) -> datetime:
 
 
 def _seconds(settings: Settings, wait: float) -> int:
-    """The wait before a retry, with some jitter, so that not all runs come at once; no longer than a broker allows."""
+    """Return the seconds before a retry: with jitter, so that runs spread out, and within the broker's limit."""
     longest = settings.VISIBILITY_TIMEOUT_SECONDS - settings.TASK_TIME_LIMIT_SECONDS
     return int(min(max(1.0, wait) * random.uniform(1.0, 1.2), longest))  # noqa: S311, jitter
 

@@ -1,4 +1,4 @@
-"""The licenses of a step, read from the database page by page and handed out as batches."""
+"""Reads the licenses of a step from the database page by page, and splits them into batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,20 +11,20 @@ from uuid import UUID
 from worker.clock import steady
 from worker.ledger.claims import Claim
 
-# A page is read for so many batches at once: for more where reading takes long, because it takes as long for one.
+# The batches in a page. Pages are longer if a read takes over SLOW_SECONDS: its duration hardly depends on the length.
 PAGE_BATCHES = 10
 SLOW_PAGE_BATCHES = 100
 SLOW_SECONDS = 0.1
-# What was read so long ago is read again; but for so long after its answer it may be used, however long that took.
+# Rows are read again FRESH_SECONDS after their query began, but not within USABLE_SECONDS of its end.
 FRESH_SECONDS = 2.0
 USABLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class DuePlan:
-    """A plan of a run: one with downgrades to be done, or `with_work` false: one that is only to be marked.
+    """A plan of a run. With `with_work` false, it has no downgrades left and is only to be marked.
 
-    The downgrades of a `waiting` one are recorded license by license.
+    A `waiting` plan waits for its renewals: its downgrades are recorded license by license. Dates are UTC.
     """
 
     uuid: UUID
@@ -35,10 +35,10 @@ class DuePlan:
 
 @dataclass(frozen=True)
 class Batch:
-    """The licenses of one LMS call, or what is left of them after splitting.
+    """The licenses of one LMS call, or a part of them after splitting.
 
-    A row is (license uuid, whether it is on the held list, and more); rows stay out of the repr for the e-mail's sake.
-    `fresh_until`, on clock.steady, is when it is to be selected anew.
+    A row is (license uuid, whether it is on the held list, ...). Rows are not in the repr, because they contain e-mail
+    addresses. They must be selected again after `fresh_until` (on clock.steady, seconds).
     """
 
     rows: Sequence[Any] = field(repr=False)
@@ -47,27 +47,27 @@ class Batch:
 
     @property
     def licenses(self) -> list[UUID]:
-        """The UUIDs of its licenses."""
+        """The UUIDs of the batch's licenses."""
         return [row[0] for row in self.rows]
 
     @property
     def halves(self) -> list["Batch"]:
-        """The batch in two parts."""
+        """The two halves of the batch."""
         middle = len(self.rows) // 2
         return [replace(self, rows=self.rows[:middle]), replace(self, rows=self.rows[middle:])]
 
 
 class Fresh:
-    """A batch as it is now: selected anew when it has waited, for a throttle, a retry or its turn.
+    """Keeps a batch fresh: selects it again if it has waited for a throttle, a retry or a free slot.
 
-    Meanwhile a learner may have got another license, or the plan may have been renewed.
+    While it waited, a learner may have got another license, or the plan may have been renewed.
     """
 
     def __init__(self, batch: Batch, select_again: Callable[[Batch], Sequence[Any]]) -> None:
         self.batch, self._select_again = batch, select_again
 
     def now(self) -> Batch:
-        """Those of its licenses that were still due at most FRESH_SECONDS ago."""
+        """Return the batch with only the licenses that were still due at most FRESH_SECONDS ago."""
         if steady() >= self.batch.fresh_until:
             began = steady()
             rows = self._select_again(self.batch)
@@ -76,26 +76,26 @@ class Fresh:
 
 
 def fresh_until(began: float) -> float:
-    """Until when, on clock.steady, rows may be used whose selection began then and has ended now."""
+    """Return until when (on clock.steady) rows may be used whose query began at `began` and has just ended."""
     return max(began + FRESH_SECONDS, steady() + USABLE_SECONDS)
 
 
 ReadPage: TypeAlias = Callable[[UUID | None, int], Sequence[Any]]
-"""Reads the rows after this license, at most this many."""
+"""Reads at most this many rows, after this license."""
 Source: TypeAlias = tuple[DuePlan | None, ReadPage]
 
 
 class BatchReader:
-    """Hands out the batches of one source after the other, a source being a plan and what reads its pages.
+    """Returns batches from one source after another. A source is a plan and a function that reads its pages.
 
-    A page is read just before its calls, and begins where the one before ended. The rest of a page is read again when
-    it is not fresh any more, and when a license was held since: its learner must stay linked.
+    Each page is read just before its calls and begins where the last one ended. The rest of a page is read again if it
+    is no longer fresh, or if a license was held since: that license's learner must stay linked.
     """
 
     def __init__(
         self, claim: Claim, size: int, sources: Sequence[Source], check: Callable[[int], None] = lambda rows: None
     ) -> None:
-        """Read these sources. `check` is told how many rows there are so far, and raises when these are too many."""
+        """Take these sources and the batch `size`. `check` gets the number of rows so far and raises if too many."""
         self._claim, self._size, self._sources, self._check = claim, size, iter(sources), check
         self._taken = 0
         self.exhausted = False
@@ -108,16 +108,16 @@ class BatchReader:
 
     @property
     def at_hand(self) -> bool:
-        """Is there another batch that need not be read anew?"""
+        """True if the next batch is in memory and still fresh."""
         return bool(self._rows) and steady() < self._fresh_until and self._held == self._claim.held_count
 
     @property
     def left(self) -> int:
-        """How many batches there are at least, as far as is known without reading."""
+        """Estimated number of batches left; reads nothing."""
         return -(-len(self._rows) // self._size) + (0 if self._last else self._batches) + length_hint(self._sources)
 
     def has_next(self) -> bool:
-        """Is another batch at hand? Reads one page at most. If not, ask again until `exhausted`."""
+        """Return whether `take` can return a batch. Reads at most one page; if false, call again until `exhausted`."""
         if not self._rows and self._last:
             following = next(self._sources, None)
             self.exhausted = following is None
@@ -129,7 +129,7 @@ class BatchReader:
         return bool(self._rows)
 
     def take(self) -> Batch:
-        """Give the batch that `has_next` has found."""
+        """Return the batch that `has_next` has found."""
         batch = Batch(self._rows[: self._size], self._fresh_until, self._plan)
         self._rows = self._rows[self._size :]
         self._after = batch.rows[-1][0]

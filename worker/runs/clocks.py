@@ -1,4 +1,4 @@
-"""The clocks that a run goes by, compared before anything is sent."""
+"""Compares the clocks of the database, the worker and the LMS before anything is sent."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from worker.ledger.claims import Claim
 
 
 def with_clocks(deps: Deps, claim: Claim) -> Callable[[Callable[[], float]], Callable[[], float]]:
-    """Return what lets a call's guard check the clocks as well: once, before the first call of an attempt."""
+    """Return a wrapper for a call's guard that also checks the clocks, once, before the first call of an attempt."""
     agree = False
 
     def guarded(guard: Callable[[], float]) -> Callable[[], float]:
@@ -27,14 +27,14 @@ def with_clocks(deps: Deps, claim: Claim) -> Callable[[Callable[[], float]], Cal
 
 
 def check_clocks(deps: Deps, database_now: datetime) -> None:
-    """Raise RunRefused when the database's clock, this worker's and the LMS's are further apart than LEEWAY.
+    """Raise RunRefused if the clocks of the database, this worker and the LMS differ by more than LEEWAY.
 
-    The LMS's is known by the Date of its last token; one that tells none is left out. Raises what fetching a token
-    raises.
+    The LMS's clock is the Date header of its last token response; without that header it is left out. Also raises
+    the errors of fetching a token.
     """
-    told = {"the LMS": deps.lms.lms_now(), "the database": database_now, "this worker": datetime.now(UTC)}
-    clocks = {whose: moment for whose, moment in told.items() if moment}
+    known = {"the LMS": deps.lms.lms_now(), "the database": database_now, "this worker": datetime.now(UTC)}
+    clocks = {whose: moment for whose, moment in known.items() if moment}
     if max(clocks.values()) - min(clocks.values()) > LEEWAY:
         shown = ", ".join(f"{whose} has {moment:%Y-%m-%d %H:%M:%S}" for whose, moment in clocks.items())
-        what = f"the clocks are more than {LEEWAY.seconds // 60} minutes apart, and nothing is sent: {shown} (UTC)"
-        raise RunRefused("clocks", what, "let NTP keep the one that is wrong")
+        what = f"the clocks are more than {LEEWAY.seconds // 60} minutes apart, so nothing is sent: {shown} (UTC)"
+        raise RunRefused("clocks", what, "correct the wrong clock, and keep it right with NTP")

@@ -1,4 +1,4 @@
-"""Sends one downgrade batch: the licenses that are due at its first byte."""
+"""Sends one downgrade batch: the licenses that are still due when the call is sent."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,12 +14,12 @@ from worker.runs.batches import Batch, Fresh
 def downgrade_batch(
     deps: Deps, scope: Scope, batch: Batch, select_again: Callable[[Batch], Sequence[Any]], guard: Guard
 ) -> Batch:
-    """Downgrade the licenses of a batch that are still due; return these. Raises as the LMS client does."""
+    """Downgrade those licenses of a batch that are still due; return the batch of these. Raises as the LMS client."""
     fresh = Fresh(batch, select_again)
 
     def select() -> Selection:
         now = fresh.now()
-        expired = now.rows[0].expiration_date if now.rows else scope.as_of  # a batch is of one plan
+        expired = now.rows[0].expiration_date if now.rows else scope.as_of  # all rows of a batch are of one plan
         return Selection(now.licenses, now.fresh_until, ignore_enrollments_modified_after(expired, scope.as_of))
 
     deps.lms.downgrade(select, guard)

@@ -1,6 +1,6 @@
 """Keeps LMS calls in flight, splits refused batches, and records the answers.
 
-No transaction is open while a call is in flight. Everything is recorded by the one thread that runs the step.
+No transaction is open while a call is in flight. Only the thread that runs the step writes to the ledger.
 """
 
 import time
@@ -22,25 +22,25 @@ from worker.runs.batches import Batch, BatchReader
 
 log = get_logger(__name__)
 
-# Batches whose answers come within this many seconds are recorded together, if they are the last ones.
+# The last batches are recorded together if their answers arrive within this many seconds.
 TOGETHER_SECONDS = 0.02
-# How often a run without a slot looks whether it is to end or to wait.
+# How often a run without a slot checks whether it was stopped or must wait.
 WAITING_SECONDS = 5.0
 
 Send: TypeAlias = Callable[[Batch], Batch]
-"""Sends a batch; returns what was really sent of it, or what is done for another reason."""
+"""Sends a batch; returns the part of it that is done, because it was sent or needs no call any more."""
 Confirm: TypeAlias = Callable[[Session, Sequence[Batch]], None]
 
 
 class Flight:
-    """The batches on their way: split and to be sent again, in flight, and answered but not recorded."""
+    """The batches under way: split and not sent again, in flight, and answered but not recorded."""
 
     def __init__(
         self, deps: Deps, claim: Claim, reader: BatchReader, send: Send, confirm: Confirm, deadline: float
     ) -> None:
-        """Take the batches of a reader, how to send one, how to record those that were confirmed, and when to stop.
+        """Take the batches of `reader`; `send` sends one, `confirm` records the confirmed ones.
 
-        The deadline is of time.monotonic.
+        No new call is sent after `deadline` (time.monotonic).
         """
         self._deps, self._claim, self._reader = deps, claim, reader
         self._send, self._confirm, self._deadline = send, confirm, deadline
@@ -55,10 +55,10 @@ class Flight:
         self._failure: Exception | None = None
 
     def send_all(self) -> bool:
-        """Keep calls in flight until the batches are used up, something fails for good, or the deadline comes.
+        """Keep calls in flight until no batch is left, an error ends the step, or the deadline has passed.
 
-        A shutdown of the worker counts as the deadline. A failure stops what has not been sent; what is in flight is
-        awaited and recorded before the failure is raised. Returns whether the batches are used up.
+        A shutdown of the worker counts as the deadline. After an error nothing more is sent; calls in flight are
+        awaited and recorded before the error is raised. Returns whether no batch is left.
         """
         while not self._ended:
             for part in (self._settle, self._fill, self._record, self._wait_for_answer, self._renew_lease):
@@ -76,9 +76,9 @@ class Flight:
         return bool(over) and not (self._in_flight or self._answered or self._confirmed)
 
     def _settle(self) -> None:
-        """Look at the answers: split refused batches, and record at once which single licenses were refused.
+        """Process the answers: split refused batches, and record refused single licenses as held.
 
-        Before the next batch is made: a learner with a license that is held must stay linked.
+        This must precede the next batch, because a learner with a held license must stay linked.
         """
         answered, self._answered = self._answered, []
         refused: list[tuple[UUID, str]] = []
@@ -108,7 +108,7 @@ class Flight:
         claim.record(write, licenses_held=len(refused))
 
     def _record(self) -> None:
-        """Record the confirmed batches, while the next ones are on their way."""
+        """Record the confirmed batches, while the next ones are in flight."""
         confirmed, self._confirmed = self._confirmed, []
 
         def write(session: Session) -> None:
@@ -119,7 +119,7 @@ class Flight:
             self._claim.record(write, **{self._claim.step.counts: sum(len(batch.rows) for batch in confirmed)})
 
     def _fill(self) -> None:
-        """Send batches while this run has slots for them."""
+        """Send batches while this run has free slots."""
         while not self._failure:
             self._stopped = self._deps.shutdown.begun or time.monotonic() >= self._deadline
             if self._stopped or not self._has_slot():
@@ -128,12 +128,12 @@ class Flight:
             if len(self._in_flight) + len(self._confirmed) >= self._deps.settings.LMS_PARALLEL_REQUESTS or not (
                 self._split or self._reader.at_hand
             ):
-                self._record()  # or a crash could leave more to be sent again; and before more is read
+                self._record()  # limits what a crash leaves to be sent again; must precede the next read
             if not self._split and not self._reader.has_next():
                 self._used_up = self._reader.exhausted
                 if self._used_up:
                     return
-                self._renew_lease()  # for there may be thousands of plans without work
+                self._renew_lease()  # there may be thousands of plans without work
                 continue
             if not self._has_slot(ready=True):
                 return
@@ -141,18 +141,18 @@ class Flight:
                 return
 
     def _has_slot(self, *, ready: bool = False) -> bool:
-        """Is a slot free for another batch? The first look for slots waits until a batch is `ready`."""
+        """Return whether a slot is free for another batch. Slots are first requested when a batch is `ready`."""
         slots, in_flight = self._slots, len(self._in_flight)
         if slots.seconds <= 0 and (ready or slots.usable is not None):
             slots.look(in_flight + len(self._split) + self._reader.left, in_flight)
         return in_flight < (1 if slots.usable is None else slots.usable)
 
     def _hand_over(self, batch: Batch) -> bool:
-        """Have a thread send a batch. When none can be started: keep the batch, and return False.
+        """Let a thread send a batch. If no thread can be started, keep the batch and return False.
 
-        Raises Unavailable then, if no other is in flight.
+        Raises Unavailable in that case if no other batch is in flight.
         """
-        future: Future[Batch] = Future()  # not the executor's, which gives none for what it has queued before it raises
+        future: Future[Batch] = Future()  # not the executor's: it may queue the batch, then raise and return no future
         self._batches += 1
         name = f"{self._claim.run.id}-{self._claim.step}-{self._claim.run.fence}-{self._batches}"
         try:
@@ -180,17 +180,17 @@ class Flight:
             future.set_result(sent)
 
     def _wait_for_answer(self) -> None:
-        """Wait until a batch is answered, or it is time to look for slots."""
+        """Wait until a batch is answered, the lease must be renewed, or it is time to look for slots."""
         seconds = max(0.0, min(self._renew_seconds, self._slots.seconds))
         if self._in_flight:
             done, _ = wait(self._in_flight, seconds, FIRST_COMPLETED)
-            if done and self._used_up:  # nothing more to send meanwhile, so that more may be recorded at once
+            if done and self._used_up:  # nothing left to send, so wait shortly to record more answers together
                 done, _ = wait(self._in_flight, TOGETHER_SECONDS)
             self._answered = [(self._in_flight.pop(future), future) for future in done]
         elif self._slots.usable == 0 and not (self._failure or self._stopped or self._used_up):
             time.sleep(seconds)
-            self._claim.guard(WAITING_SECONDS)  # it may be stopped or paused meanwhile
+            self._claim.guard(WAITING_SECONDS)  # raises if the run was stopped or paused meanwhile
 
     def _renew_lease(self) -> None:
-        """Renew the lease of the run, if that was not done for a third of it."""
+        """Renew the lease of the run if a third of it has passed."""
         self._claim.renew(self._renew_seconds)

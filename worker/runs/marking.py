@@ -1,4 +1,4 @@
-"""Marks the plans of a run that are done, as license-manager does it."""
+"""Marks the done plans of a run as processed, in the way license-manager does."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -16,13 +16,13 @@ from worker.ledger.claims import Claim
 from worker.license_manager import plan_history
 from worker.runs.batches import DuePlan
 
-# Plans marked by one UPDATE: a driver takes no more than some ten thousand parameters.
+# Plans marked by one UPDATE: drivers limit the number of parameters (32,766 on SQLite).
 CHUNK = 1000
 _NOW = select(DatabaseNow())
 
 
 class Marking:
-    """Marks those of a step's plans that are done, adds a row to the history of each, and tells Segment."""
+    """Marks those of a step's plans that are done, adds a row to the history of each, and sends events to Segment."""
 
     def __init__(self, deps: Deps, claim: Claim, scope: Scope, plans: Sequence[DuePlan]) -> None:
         self._deps, self._claim, self._scope = deps, claim, scope
@@ -30,7 +30,7 @@ class Marking:
         self._marked: list[UUID] = []
 
     def now(self) -> None:
-        """Mark what is done while the run is still ours, and tell Segment of it."""
+        """Mark the done plans in a transaction of their own, and send their events to Segment."""
         if not self._any:
             return
 
@@ -49,13 +49,13 @@ class Marking:
         self._deps.lifecycle.tell(self._deps.database, guard, self._marked)
 
     def write(self, session: Session) -> dict[str, int]:
-        """Mark them in a transaction that fails unless the claim is still the newest; return the run's new count."""
+        """Mark the done plans in the caller's transaction, which must check the claim; return the run's new count."""
         run, self._marked = self._claim.run, []
         if self._any:
             now = session.connection().execute(_NOW).scalar_one()
             done = [row[0] for row in statements.fetch(session, done_and_unmarked, self._scope)]
             if done:
-                # Once more in the UPDATE: meanwhile a plan may have been extended, or a license moved into it.
+                # The UPDATE repeats the condition: meanwhile a plan may be extended, or a license moved into it.
                 found, still = self._deps.plan_history.look(session), still_done(self._scope)
                 for first in range(0, len(done), CHUNK):
                     chunk = done[first : first + CHUNK]

@@ -1,4 +1,4 @@
-"""An outage of the LMS is met once and probed once: what one run meets, all runs wait for."""
+"""Handles outages of the LMS for all runs together: one run records it, all wait, one at a time probes."""
 
 from math import ceil, inf
 from uuid import uuid4
@@ -16,12 +16,12 @@ LEAST_PROBE_SECONDS = 5
 
 
 def look(deps: Deps) -> Postponed | None:
-    """What all runs wait for just now, if anything; an outage whose moment has come is probed first.
+    """Return the present wait of all runs, or None. If an outage's next probe is due, probe the LMS first.
 
-    The probe is a call that concerns nobody. Raises Stopping.
+    The probe is a downgrade call for no learner. Raises Stopping if the worker is shutting down.
     """
     wait = deps.database.transact(waits.postponement)
-    # A run that looks during the probe waits until it must have ended: so it ends within an interval.
+    # Other runs wait until the probe must have ended. It ends within one retry interval, so they wait no longer.
     seconds = max(LEAST_PROBE_SECONDS, deps.settings.TASK_RETRY_SECONDS - CONNECT_SECONDS)
     if wait is None or not waits.take_probe(deps.database, seconds + CONNECT_SECONDS):
         return wait
@@ -29,30 +29,30 @@ def look(deps: Deps) -> Postponed | None:
         with deps.lms.named(f"probe-{uuid4()}", seconds):
             deps.lms.check_downgrades(lambda: inf, tries=1)
     except RunRefused:
-        pass  # it answers; what it refuses is for each run to meet
+        pass  # the LMS answers, so the outage is over; each run handles the refusal itself
     except Unavailable as error:
         if not was_asked(error):
             return deps.database.transact(waits.postponement)
         if is_outage(error):
             seconds = _interval(deps, error)
             waits.prolong_outage(deps.database, error, seconds)
-            log.warning("the LMS is still away: probed again later", seconds=seconds, error=str(error))
+            log.warning("the LMS is still unavailable: probed again later", seconds=seconds, error=str(error))
             return deps.database.transact(waits.postponement)
     if ended := waits.end_outage(deps.database):
-        log.info("the LMS is back", away_since=ended.since.isoformat(), probes=ended.tries + 1)
+        log.info("the LMS is available again", away_since=ended.since.isoformat(), probes=ended.tries + 1)
     return deps.database.transact(waits.postponement)
 
 
 def note(deps: Deps, error: Unavailable) -> float:
-    """Let all runs wait if this error is an outage; return for how many seconds they all wait now, 0 if they do not.
+    """Make all runs wait if this error is an outage. Return the seconds that all runs wait now, 0 if they do not.
 
-    Where other calls were answered meanwhile it is the fault of one call, unless it is the throttle.
+    If the LMS answered other calls while this one failed, it is not an outage, unless the error is a throttle (429).
     """
     alone = error.reason != THROTTLED and waits.answered_since(deps.database, error.lasted)
     if is_outage(error) and not alone:
         seconds = _interval(deps, error)
         if waits.begin_outage(deps.database, error, seconds):
-            log.warning("the LMS is away: all runs wait", seconds=seconds, error=str(error))
+            log.warning("the LMS is unavailable: all runs wait", seconds=seconds, error=str(error))
     wait = deps.database.transact(waits.postponement)
     return wait.retry_after or 0 if wait else 0
 

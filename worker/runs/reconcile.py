@@ -1,6 +1,6 @@
-"""Resumes what was abandoned: runs whose worker died or whose chain was lost, and nights that beat missed.
+"""Resumes runs whose worker died or whose message was lost, and starts nights that were missed.
 
-Also has the ledger pruned.
+Also ends stopped runs and prunes the ledger.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def end_stopped_runs(deps: Deps) -> int:
 
 
 def hold_back(deps: Deps, latest: datetime | None) -> bool:
-    """Is everything paused? Then note the `latest` scheduled night, for after the pause, if nobody has begun it."""
+    """Return whether everything is paused. If so, record the `latest` scheduled night, to begin it after the pause."""
     pause = deps.database.transact(waits.standing_pause)
     if pause is None:
         return False
@@ -44,12 +44,12 @@ def hold_back(deps: Deps, latest: datetime | None) -> bool:
 def republish_stalled_runs(deps: Deps, publish: Publish, count_messages: Callable[[], int | None]) -> dict[str, int]:
     """Publish the rest of each abandoned chain; return how many were published and how many given up.
 
-    `count_messages` says how many messages wait in the broker's queue of steps, None when the broker cannot be asked:
-    nothing is published then. Raises what a publication raised, after the others were tried; Unusable when the
-    database is another LMS's.
+    `count_messages` returns how many messages wait in the broker's queue of steps, or None if the broker cannot be
+    asked; then nothing is published. If `publish` raises, the others are still tried before its error is raised.
+    Raises Unusable if the database belongs to another LMS.
     """
     check_lms(deps.database, deps.settings.LMS_URL, first=False)
-    messages = count_messages()  # before the ledger: what is received in between is seen there
+    messages = count_messages()  # before reading the ledger, which shows the messages received in between
     again, given_up = release_stalled(deps.database, deps.settings.TASK_TIME_LIMIT_SECONDS, messages)
     failure: Exception | None = None
     for run in again:
@@ -61,30 +61,30 @@ def republish_stalled_runs(deps: Deps, publish: Publish, count_messages: Callabl
             failure = error
             settle(runs.let_lapse, deps.database, [run.id])
     for run_id in given_up:
-        log.error("run ended: license-expiry status tells why", run=run_id)
+        log.error("run abandoned: license-expiry status shows the reason", run=run_id)
     if failure:
         raise failure
     return {"published": len(again), "abandoned": len(given_up)}
 
 
 def start_overdue_nights(deps: Deps, latest: datetime, publish: Publish) -> int:
-    """Start the `latest` scheduled night if nobody has, and resume abandoned ones; return how many these were."""
+    """Start the `latest` scheduled night if it was missed, and resume abandoned ones; return how many were started."""
     begun = 0
     for scheduled_for in nights.note_and_find_overdue(deps.database, latest):
-        log.warning("making good a night that was missed or let down", night=scheduled_for.isoformat())
+        log.warning("starting a night that was missed or abandoned", night=scheduled_for.isoformat())
         begun += start_scheduled_night(deps, scheduled_for, publish, BY) is not None
     return begun
 
 
 def start_postponed_runs(deps: Deps, publish: Publish) -> int:
-    """Start the runs of nights that found another run of their enterprise live, which has ended; return how many."""
+    """Start the runs of nights that had to wait for another run of the same enterprise; return how many."""
     begun = 0
     for run in nights.postponed(deps.database):
         enterprise = run.enterprise_customer_uuid
         try:
             started = start_runs(deps, Request(triggered_by=BY), [enterprise], publish, run.night_after)
-        except BadArgument as error:  # it is gone from license-manager
-            log.warning("nothing to be made good", enterprise=enterprise, night=run.night_after, error=str(error))
+        except BadArgument as error:  # license-manager has no such enterprise any more
+            log.warning("postponed run not started", enterprise=enterprise, night=run.night_after, error=str(error))
             started = []
         nights.not_postponed(deps.database, run.id)
         begun += sum(new.new for new in started)
@@ -92,7 +92,7 @@ def start_postponed_runs(deps: Deps, publish: Publish) -> int:
 
 
 def prune_ledger(deps: Deps, latest: datetime | None) -> int:
-    """Prune a part of what is older than it may be; return how many runs. `latest` is the last scheduled night."""
+    """Delete some of the runs older than LEDGER_KEEP_DAYS; return how many. `latest` is the last scheduled night."""
     pruned = past.prune(deps.database, timedelta(days=deps.settings.LEDGER_KEEP_DAYS), latest)
     if pruned:
         log.info("old runs pruned", runs=pruned, keep_days=deps.settings.LEDGER_KEEP_DAYS)

@@ -1,4 +1,4 @@
-"""What a trigger asks for, checked: its arguments by themselves, and against the database."""
+"""Checks a trigger's arguments: their values and combinations, and whether they fit the database."""
 
 import unicodedata
 from datetime import UTC, datetime
@@ -21,22 +21,19 @@ from worker.due import enterprises
 from worker.errors import BadArgument
 from worker.settings import DatabaseSettings
 
-REASON_LENGTH = 255  # of the ledger's columns
+REASON_LENGTH = 255  # the length of the ledger's columns
 
 
 def one_line(text: str) -> str:
-    """Check a text that is kept in the ledger: each database can keep it, and each page and table show it.
-
-    Raises ValueError.
-    """
-    # Controls, half of a character that is not UTF-8, what turns the direction of a line round, and ends of lines.
+    """Return the text if every database can store it and every page and table can show it, else raise ValueError."""
+    # Control characters, surrogates, format characters (which can reverse a line's direction), and line ends.
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Cf", "Zl", "Zp") for letter in text):
         raise ValueError("must be one line of text without control characters")
     return text
 
 
 class WrongTogether(ValueError):
-    """Arguments that do not go together; the complaint is about this one of them."""
+    """Arguments that do not fit together; the error is reported for `argument`."""
 
     def __init__(self, argument: str, what: str) -> None:
         super().__init__(what)
@@ -44,7 +41,7 @@ class WrongTogether(ValueError):
 
 
 class Request(BaseModel):
-    """What a trigger asks for, checked, with who asked and why. Date-times without a zone are UTC."""
+    """A trigger's checked arguments, with its user and reason. Date-times without a zone are UTC."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,7 +59,7 @@ class Request(BaseModel):
     def _in_utc(cls, value: Any) -> datetime | None:
         if value is None:
             return None
-        try:  # not pydantic's reading, which takes numbers for seconds since 1970
+        try:  # not pydantic's parser, which accepts numbers as seconds since 1970
             moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
             return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
         except (TypeError, ValueError, OverflowError):
@@ -81,17 +78,17 @@ class Request(BaseModel):
             what = "approve_unlinks needs reason and triggered_by, which are kept in the ledger: give both"
             raise WrongTogether("reason", what)
         if self.expired_after and self.expired_before and self.expired_after > self.expired_before:
-            raise WrongTogether("expired_after", "expired_after is later than expired_before: exchange them")
+            raise WrongTogether("expired_after", "expired_after is later than expired_before: swap the two")
         return self
 
     @property
     def as_every_night(self) -> bool:
-        """Is it for what a scheduled night does, whoever asks for it and why?"""
+        """True if it asks for exactly what a scheduled night does; its user and reason are ignored."""
         return self.model_copy(update={"reason": None, "triggered_by": None}) == Request()
 
 
 def parse_request(**arguments: Any) -> Request:
-    """Check a trigger's arguments. Raises BadArgument with one sentence that names each wrong one."""
+    """Check a trigger's arguments. Raises BadArgument with one sentence that names each wrong argument."""
     try:
         return Request(**arguments)
     except ValidationError as error:
@@ -100,7 +97,7 @@ def parse_request(**arguments: Any) -> Request:
 
 
 def parse_uuid(name: str, value: Any) -> UUID:
-    """Read a UUID argument. Raises BadArgument with one sentence."""
+    """Return the argument `name` as a UUID. Raises BadArgument."""
     try:
         return value if isinstance(value, UUID) else UUID(str(value))
     except ValueError:
@@ -108,7 +105,7 @@ def parse_uuid(name: str, value: Any) -> UUID:
 
 
 def parse_reason(text: str) -> str:
-    """Read the reason of a stop or a pause. Raises BadArgument with one sentence."""
+    """Return the reason of a stop or a pause, stripped. Raises BadArgument if it is empty, too long or has controls."""
     try:
         text = one_line(text).strip()
     except ValueError as error:
@@ -119,14 +116,14 @@ def parse_reason(text: str) -> str:
 
 
 def check_against_database(database: Database, request: Request, named: frozenset[UUID], as_of: datetime) -> None:
-    """Raise BadArgument for an unknown enterprise, a plan that is not of one of these, or a window in the future."""
+    """Raise BadArgument for an unknown enterprise, a plan of none of these enterprises, or a date after `as_of`."""
     for unknown in sorted(named - _known(database, named)):
         raise BadArgument(_no_agreement(unknown), "check the UUID")
     for name in ("expired_after", "expired_before"):
         moment = getattr(request, name)
         if moment and moment > as_of:
             what = f"{name} {moment.isoformat()} is in the future"
-            remedy = "only expired plans can be processed"
+            remedy = "give a past date-time: only expired plans can be processed"
             raise BadArgument(what, remedy, {name: f"{what}: {remedy}"})
     if request.plan_uuids:
         query = enterprises.plans_of(named, request.plan_uuids)
@@ -137,9 +134,9 @@ def check_against_database(database: Database, request: Request, named: frozense
 
 
 def unknown_enterprises(settings: DatabaseSettings, database: Database) -> dict[UUID, BadArgument]:
-    """The enterprises on the unlink list that have no customer agreement, each with an error about it."""
+    """Return an error for each enterprise on the unlink list that has no customer agreement."""
     listed = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
-    remedy = "check the UUID, or take it off CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
+    remedy = "check the UUID, or remove it from CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
     return {
         enterprise: BadArgument(_no_agreement(enterprise), remedy)
         for enterprise in sorted(listed - _known(database, listed))

@@ -20,11 +20,11 @@ from worker.runs.request import Request, check_against_database, unknown_enterpr
 
 log = get_logger(__name__)
 
-# This many runs are opened at once, then published, so that the first ones need not wait for the others.
+# This many runs are opened at once and then published, so that the first ones start before the last are opened.
 CHUNK = 100
 
 Publish = Callable[[UUID, UUID, int], None]
-"""Publishes the chain of an enterprise's run: (enterprise customer UUID, run id, the number of its message)."""
+"""Publishes the chain of a run: (enterprise customer UUID, run id, number of the message)."""
 
 
 def start_runs(
@@ -35,14 +35,13 @@ def start_runs(
     scheduled_for: datetime | None = None,
     trigger: str | None = None,
 ) -> list[runs.Opened]:
-    """Open and publish a run for each of these enterprises (or for all, when none is named) that has work due.
+    """Open and publish a run for each of these enterprises (all, if none is given) that has work due.
 
-    Raises BadArgument, before anything is written, for an unknown enterprise, a plan that is not of one of these
-    enterprises, or a window in the future. An enterprise on the unlink list that license-manager does not know
-    gets a failed run with the reason, when all were asked for. `scheduled_for` is the scheduled night that this is,
-    `trigger` the id of the task that asks for it: coming again, it opens no other run.
-    Raises Unusable, before anything is written, as `require_schema` does, and when the database is another LMS's.
-    Raises Paused while everything is paused, also halfway.
+    `scheduled_for` (UTC) is the scheduled night of these runs, if any. `trigger` is the id of the task that asks for
+    them: the same id opens no second run. If all enterprises were asked for, each one on the unlink list that
+    license-manager does not know gets a failed run with the reason.
+    Before anything is written, raises BadArgument as `check_against_database`, and Unusable as `require_schema` or if
+    the database belongs to another LMS. Raises Paused while everything is paused, even after some runs were opened.
     """
     deps.database.transact(waits.refuse_while_paused)
     return _start_runs(deps, request, frozenset(enterprises), publish, scheduled_for, trigger)
@@ -60,12 +59,12 @@ def _start_runs(
     check_against_database(deps.database, request, named, triggered_at)
     due = _due(deps, request, named, triggered_at)
     check_lms(deps.database, deps.settings.LMS_URL, first=bool(due))
-    if due:  # license-manager may have been upgraded since this worker started: look once more
+    if due:  # checked again, because license-manager may have been upgraded since this worker started
         deps.database.transact(lambda session: require_schema(session.connection()))
     columns = request.model_dump() | {"plan_uuids": request.plan_uuids and [str(u) for u in request.plan_uuids]}
     started: list[runs.Opened] = []
     for first in range(0, len(due), CHUNK):
-        if first:  # it takes a while to open many
+        if first:  # opening many runs takes long enough for a pause to be set meanwhile
             deps.database.transact(waits.refuse_while_paused)
         chunk = due[first : first + CHUNK]
         opened = runs.open_runs(deps.database, chunk, triggered_at, scheduled_for, trigger, **columns)
@@ -79,11 +78,10 @@ def _start_runs(
 
 
 def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish, by: str) -> list[runs.Opened] | None:
-    """Start the night that is scheduled for this moment, as `start_runs` does; None when it had begun before.
+    """Start the night scheduled for this moment (UTC), as `start_runs` does; return None if it had begun before.
 
-    `by` says who does it, for the ledger: beat or `reconcile`.
-
-    Raises Paused, once the night is noted: it is begun after the pause.
+    `by` is recorded as the runs' `triggered_by`: beat or `reconcile`. While everything is paused, records the night,
+    to begin it after the pause, and raises Paused.
     """
     check_lms(deps.database, deps.settings.LMS_URL, first=False)
     try:
@@ -93,12 +91,12 @@ def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish,
         log.info("the night is held back", night=scheduled_for.isoformat(), reason=str(reason))
         raise
     if not nights.begin(deps.database, scheduled_for):
-        log.info("the night had begun before", night=scheduled_for.isoformat())
+        log.info("the night has already begun", night=scheduled_for.isoformat())
         return None
     try:
         started = _start_runs(deps, Request(triggered_by=by), frozenset(), publish, scheduled_for)
     except Exception:
-        log.error("the night could not be opened whole", night=scheduled_for.isoformat())
+        log.error("not all runs of the night could be opened: reconcile resumes it", night=scheduled_for.isoformat())
         nights.give_back(deps.database, scheduled_for)
         raise
     nights.opened(deps.database, scheduled_for)
@@ -107,7 +105,7 @@ def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish,
 
 
 def _due(deps: Deps, request: Request, named: frozenset[UUID], as_of: datetime) -> list[UUID]:
-    """The enterprise customers with work due, of those named if any."""
+    """Return the enterprise customers with work due, sorted; only those in `named` if any are."""
     scope = scope_of(deps.database, deps.settings, as_of, request)
     scopes = [replace(scope, enterprise=enterprise) for enterprise in named or [None]]
     return sorted(
@@ -124,9 +122,9 @@ def _publish(database: Database, publish: Publish, opened: Sequence[runs.Opened]
             if run.new:
                 publish(run.enterprise, run.run_id, 1)
                 left.remove(run.run_id)
-            what = "run opened" if run.new else "opened before" if run.repeated else "has a live run already"
+            what = "run opened" if run.new else "run was already opened" if run.repeated else "has a live run already"
             log.info(what, enterprise=run.enterprise, run=run.run_id)
     except Exception:
-        with suppress(LicenseExpiryError):  # else they are published when they have waited for long
+        with suppress(LicenseExpiryError):  # if this fails, `reconcile` publishes them some minutes later
             runs.let_lapse(database, left)
         raise

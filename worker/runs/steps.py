@@ -1,4 +1,4 @@
-"""The steps of a run as plain functions: downgrade what is due, unlink who is due."""
+"""The two steps of a run, as plain functions: downgrade the due licenses, unlink the due learners."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,15 +30,15 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 Count: TypeAlias = Callable[[Session, Scope], dict[str, int]]
-"""Counts the columns of a dry run: all that the step would do."""
+"""Counts what the step would do, as columns of a dry run."""
 Finish: TypeAlias = Callable[[Session], dict[str, int]]
-"""What is written in the transaction in which the run advances; returns last columns of the run."""
+"""Writes in the transaction that ends the step; returns further columns of the run to set."""
 Do: TypeAlias = Callable[[Deps, Claim, Scope, float], Finish | None]
-"""Does a step until a deadline of time.monotonic; returns None when that came first. Raises Unavailable, RunRefused."""
+"""Does a step; returns None if the deadline (time.monotonic) passed first. Raises Unavailable, RunRefused."""
 
 
 def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> Finish | None:
-    """Downgrade what is due in the claim's run and mark the plans that are done."""
+    """Downgrade the licenses due in the claim's run, and mark the plans that are done. See `Do`."""
     guarded = with_clocks(deps, claim)
 
     def send(batch: Batch) -> Batch:
@@ -67,15 +67,15 @@ def downgrade_due_licenses(deps: Deps, claim: Claim, scope: Scope, deadline: flo
     try:
         done = Flight(deps, claim, reader, send, confirm, deadline).send_all()
     except (Unavailable, RunRefused):
-        settle(marking.now)  # a plan that is done is done, whatever befell others
+        settle(marking.now)  # done plans are marked even if other plans failed
         raise
-    if not done or deps.lifecycle.key:  # Segment is told while the run is ours
+    if not done or deps.lifecycle.key:  # events go to Segment while this worker still has the run
         marking.now()
     return marking.write if done else None
 
 
 def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float) -> Finish | None:
-    """Unlink the learners who are due in the claim's run, unless these are more than it may."""
+    """Unlink the learners due in the claim's run. Raises RunRefused if they exceed the limit. See `Do`."""
     limit, guarded = UnlinkLimit(deps.settings, claim.run), with_clocks(deps, claim)
     enterprise = claim.run.enterprise_customer_uuid
 
@@ -91,9 +91,9 @@ def unlink_due_learners(deps: Deps, claim: Claim, scope: Scope, deadline: float)
 
     def read_page(after: UUID | None, rows: int) -> Sequence[Any]:
         page = _fetch(deps, unlinks.unlink_page, scope, after=after, limit=rows)
-        # Before anything is sent: are there too many? A page that is not full has them all.
+        # Checks the limit before anything is sent. A first page that is not full has all learners.
         if after is None and len(page) == rows and not limit.allows(_count(deps, unlinks.unlink_candidates, scope)):
-            limit.check(_count(deps, unlinks.due_unlinks, scope))  # the count before is quick, and never lower
+            limit.check(_count(deps, unlinks.due_unlinks, scope))  # slow; the candidates are a quick upper bound
         return page
 
     reader = BatchReader(claim, deps.settings.BULK_UNLINK_BATCH_SIZE, [(None, read_page)], limit.check)
@@ -114,7 +114,7 @@ def _count_unlinks(session: Session, scope: Scope) -> dict[str, int]:
 
 
 def _count_protected(session: Session, scope: Scope) -> dict[str, int]:
-    left = fetch(session, unlinks.first_candidate, scope)  # or the long query would count none
+    left = fetch(session, unlinks.first_candidate, scope)  # without candidates the slow query counts 0
     return {"learners_protected": fetch_count(session, unlinks.protected, scope) if left else 0}
 
 
@@ -125,9 +125,9 @@ WORK: dict[str, tuple[Do, Count]] = {
 
 
 def do_step(deps: Deps, claim: Claim, deadline: float) -> bool:
-    """Do the step of a claim until this deadline of time.monotonic; if it is done, let the run advance.
+    """Do the step of a claim until `deadline` (time.monotonic); if it is done, move the run to its next phase.
 
-    Returns whether it is done. A dry run sends nothing and counts what would be done. Raises as `Do`.
+    Returns whether it is done. A dry run sends nothing, and counts what the step would do. Raises as `Do`.
     """
     run, (do, count) = claim.run, WORK[claim.step.name]
     scope = scope_of(deps.database, deps.settings, run.as_of, run, run.enterprise_customer_uuid, run.id)
@@ -141,11 +141,11 @@ def do_step(deps: Deps, claim: Claim, deadline: float) -> bool:
 
 
 def settle(last: Callable[..., T], *arguments: Any) -> T | None:
-    """Do a last thing that must not hide the error which led to it; return what it does, None when it fails."""
+    """Call `last` and return its result; None, with a warning, if it raises. So it cannot hide an earlier error."""
     try:
         return last(*arguments)
     except LicenseExpiryError as error:
-        log.warning("this could not be recorded: the run goes on once its lease has lapsed", error=str(error))
+        log.warning("could not be recorded: the run is resumed after its lease has lapsed", error=str(error))
         return None
 
 
@@ -163,12 +163,12 @@ def _of(plan: DuePlan | None) -> dict[str, Any]:
 
 
 def _due_plans(session: Session, scope: Scope) -> list[DuePlan]:
-    """Due plans and waiting plans with work, the longest expired first (prior plans before those that follow)."""
+    """Return the due plans and the waiting plans with work, oldest expiration first: prior plans precede renewals."""
     found = [
         DuePlan(uuid, expires, False, bool(work))
         for uuid, expires, _, work in fetch(session, plans.plans_of_run, scope)
     ]
-    if fetch(session, downgrades.first_unconfirmed, scope):  # or the long query would find none
+    if fetch(session, downgrades.first_unconfirmed, scope):  # otherwise the slow query finds nothing
         waiting = fetch(session, downgrades.waiting_plans, scope)
         found += [DuePlan(uuid, expires, waiting=True) for uuid, expires, _ in waiting]
     return sorted(found, key=lambda plan: (plan.expiration_date, plan.uuid))

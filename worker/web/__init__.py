@@ -1,6 +1,7 @@
-"""What operators look at in a browser and in Prometheus. It only reads.
+"""The read-only web pages and the metrics for operators.
 
-`server` answers; `html` makes the pages from `templates/`, `timeline` the bars of a night, `lines` a run as a line of
-it, `words` what is said. The ledger is read by `matters` (what is wrong now), `history` (nights), `enterprises` (one
-over time, and the grid) and `runs` (one run, its plans and licenses); `metrics` gives it to Prometheus.
+`server` is the HTTP server; `html` renders the pages from `templates/`; `timeline` computes the bars of a night;
+`lines` describes a run as a line of a night; `words` formats times, reasons and commands. Modules that read the ledger:
+`matters` (present problems), `history` (nights), `enterprises` (one enterprise, and the grid), `runs` (one run, its
+plans and licenses) and `metrics` (for Prometheus).
 """

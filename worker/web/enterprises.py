@@ -1,4 +1,4 @@
-"""What the ledger has of enterprises over time: one with its runs, and all of them in the last nights, as a grid."""
+"""Reads enterprises over time: one enterprise with its runs, and all enterprises in the last nights as a grid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ GRID_NIGHTS = 14
 
 @dataclass(frozen=True)
 class OneEnterprise:
-    """An enterprise with its newest runs, their retries, and the licenses of it that are held; all newest first."""
+    """An enterprise with its newest runs (newest first), their retries, and its held licenses."""
 
     now: datetime
     enterprise: UUID
@@ -37,7 +37,7 @@ class OneEnterprise:
 
 @dataclass(frozen=True)
 class Row:
-    """An enterprise in the grid: its run of each night, and what its newest ended run failed of, if it did."""
+    """An enterprise in the grid: its run of each night, and its failure if its newest ended run failed."""
 
     enterprise: UUID
     name: str
@@ -46,12 +46,12 @@ class Row:
 
     @property
     def failures(self) -> int:
-        """In how many of the nights it failed."""
+        """The number of nights in which it failed."""
         return sum(run.phase in order.WENT_WRONG for run in self.runs.values())
 
     @property
     def troubles(self) -> int:
-        """In how many of the nights it failed, was stopped or held licenses; a retry that helped is none."""
+        """The number of nights in which it failed, was stopped or held licenses. Successful retries do not count."""
         return sum(bool(run.phase in _TROUBLED or run.licenses_held) for run in self.runs.values())
 
 
@@ -60,7 +60,7 @@ _TROUBLED = (*order.WENT_WRONG, order.Phase.STOPPED)
 
 @dataclass(frozen=True)
 class Grid:
-    """The last nights, the newest first, and a row for each enterprise that ever had a run."""
+    """The last nights, newest first, and a row for each enterprise that ever had a run."""
 
     now: datetime
     nights: Sequence[datetime]
@@ -68,16 +68,16 @@ class Grid:
 
 
 def one_enterprise(database: Database, enterprise: UUID) -> OneEnterprise:
-    """Read what the ledger has of an enterprise.
+    """Read an enterprise's newest runs and held licenses.
 
-    Raises BadArgument when neither the ledger nor license-manager knows it, Unavailable, Unusable.
+    Raises BadArgument if neither the ledger nor license-manager knows it, Unavailable, Unusable.
     """
 
     def work(session: Session) -> OneEnterprise:
         name = name_of(session, enterprise)
         runs = newest_runs(session, enterprise, MOST_RUNS)
         if not runs and not name:
-            raise BadArgument("There is no enterprise of this UUID", "start from the grid of enterprises")
+            raise BadArgument("There is no enterprise with this UUID", "find it on the page Enterprises")
         retries = retries_by_run(session, select(Retry).where(Retry.run_id.in_([run.id for run in runs])))
         held = held_licenses(session, enterprise)
         return OneEnterprise(read_now(session), enterprise, name, runs, retries, held)
@@ -86,7 +86,7 @@ def one_enterprise(database: Database, enterprise: UUID) -> OneEnterprise:
 
 
 def grid(database: Database) -> Grid:
-    """Read the last GRID_NIGHTS scheduled nights; the enterprises that fail most stand first.
+    """Read the last GRID_NIGHTS scheduled nights; the enterprises that failed most often come first.
 
     Raises Unavailable, Unusable.
     """
@@ -101,7 +101,7 @@ def grid(database: Database) -> Grid:
             runs.setdefault(run.enterprise_customer_uuid, {})[run.scheduled_for] = run
         now = read_now(session)
         failed = {found.enterprise: found for found in failed_enterprises(session, now)}
-        known = session.scalars(select(Run.enterprise_customer_uuid).distinct())  # runs by hand are of no night
+        known = session.scalars(select(Run.enterprise_customer_uuid).distinct())  # some only have runs by hand
         runs |= {enterprise: {} for enterprise in known if enterprise not in runs}
         names = names_of(session, runs)
         rows = [Row(each, names.get(each, ""), of_each, failed.get(each)) for each, of_each in runs.items()]

@@ -1,7 +1,7 @@
-"""Past nights as the ledger has them: those of a month, and one with its runs. Reads only, never licenses.
+"""Reads past nights from the ledger: the nights of a month, and one night with its runs. Reads no licenses.
 
-A night here is all runs of one scheduled night, or else all of one trigger: those of the same
-`triggered_at`. Each question takes the same few statements, however many enterprises there are.
+A night here is all runs of one scheduled night, or all runs of one trigger by hand (the same `triggered_at`). The
+number of statements does not depend on the number of enterprises.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from worker.due.enterprises import names_of
 from worker.errors import BadArgument, Unavailable, Unusable
 from worker.ledger import migrations, nights, order
 
-START_FROM_THE_LIST = "start from the list of nights"
+START_FROM_THE_LIST = "the first page of license-expiry serve lists the nights"
 MONTH = timedelta(days=31)
 MOST_NIGHTS = 400
 SUMMED = ("licenses_downgraded", "learners_unlinked", "learners_protected", "licenses_held", "retries")
@@ -35,9 +35,9 @@ Names = Mapping[UUID, str]
 
 @dataclass(frozen=True)
 class NightSummary:
-    """A night in numbers. `scheduled` is None for one by hand; `whole` tells that all of its runs were opened.
+    """The counts of a night. `scheduled` is None for one by hand; `whole` is true if all of its runs were opened.
 
-    `held_back` tells in words what a pause has done to one that was not begun.
+    `held_back` says, for a night that did not begin because of a pause, what happens to it. Date-times are UTC.
     """
 
     moment: datetime
@@ -72,22 +72,22 @@ class OneNight:
 
 
 def night_key(moment: datetime) -> str:
-    """The moment of a night as it stands in an address."""
+    """Format a night's moment (UTC) for a page's address, such as 2026-01-31T020000Z."""
     return moment.strftime(_KEYS[0]).replace(".000000Z", "Z")
 
 
 def night_of(key: str) -> datetime:
-    """The moment that `night_key` wrote. Raises BadArgument."""
+    """Parse the result of `night_key`. Raises BadArgument."""
     for form in _KEYS:
         try:
             return datetime.strptime(key + "+0000", form + "%z")
         except ValueError:
             pass
-    raise BadArgument("A night is named by its moment, such as 2026-01-31T020000Z", START_FROM_THE_LIST)
+    raise BadArgument("A night's address ends in its moment, such as 2026-01-31T020000Z", START_FROM_THE_LIST)
 
 
 def check_ledger(database: Database) -> None:
-    """Raise Unavailable or Unusable unless the ledger's tables are those of this release, and a run can be read."""
+    """Raise Unavailable or Unusable unless the ledger's tables are of this release and a run can be read."""
     version = select(column("version_num", String)).select_from(table(migrations.VERSION_TABLE))
     if read_once(database, lambda session: session.scalars(version).all()) != [migrations.revisions()[0]]:
         raise Unusable("The ledger's tables are of another release", "run license-expiry init-db")
@@ -95,7 +95,7 @@ def check_ledger(database: Database) -> None:
 
 
 def one_night(database: Database, key: str | None) -> OneNight:
-    """Read the night with this key, or the newest one. Raises BadArgument when there is none, Unavailable, Unusable."""
+    """Read the night with this key, or the newest one. Raises BadArgument if there is none, Unavailable, Unusable."""
     moment = None if key is None else night_of(key)
 
     def work(session: Session) -> OneNight:
@@ -103,7 +103,7 @@ def one_night(database: Database, key: str | None) -> OneNight:
         runs = session.scalars(_of_night(select(Run), of).order_by(Run.opened_at, Run.id)).all()
         night = session.get(Night, of)
         if not runs and not (night and night.tries > 0):
-            raise BadArgument("The ledger has no night of this moment", START_FROM_THE_LIST)
+            raise BadArgument("The ledger has no night at this moment", START_FROM_THE_LIST)
         retries = retries_by_run(session, _of_night(select(Retry).join(Run, Run.id == Retry.run_id), of))
         names = names_of(session, [run.enterprise_customer_uuid for run in runs])
         return OneNight(read_now(session), of, night, runs, retries, names)
@@ -112,9 +112,9 @@ def one_night(database: Database, key: str | None) -> OneNight:
 
 
 def read_once(database: Database, work: Callable[[Session], T]) -> T:
-    """Run `work` in one transaction. Retries once, and only when the pooled connection had gone stale.
+    """Run `work` in one transaction. Retries once, and only if the pooled connection had gone stale.
 
-    Raises Unavailable, Unusable, at once: a page or a metric does not wait for a database to come back.
+    Raises Unavailable or Unusable at once, so that a page or a scrape does not wait for the database.
     """
     for again in (True, False):
         try:
@@ -123,13 +123,13 @@ def read_once(database: Database, work: Callable[[Session], T]) -> T:
         except DBAPIError as error:
             if again and error.connection_invalidated:
                 continue
-            database.require_schema()  # names what it lacks
+            database.require_schema()  # raises with the missing tables and columns, if that is the cause
             raise Unavailable("database", *cannot_be_used(database.engine, error)) from error
     raise AssertionError("unreachable")
 
 
 def retries_by_run(session: Session, which: Select[Retry]) -> dict[UUID, list[Retry]]:
-    """These retries by the runs that they are of, in order."""
+    """Read these retries, oldest first, by run id."""
     found: dict[UUID, list[Retry]] = {}
     for retry in session.scalars(which.order_by(Retry.at)):
         found.setdefault(retry.run_id, []).append(retry)
@@ -137,13 +137,13 @@ def retries_by_run(session: Session, which: Select[Retry]) -> dict[UUID, list[Re
 
 
 def read_now(session: Session) -> datetime:
-    """The database's clock."""
+    """Return the database's time (UTC)."""
     now: datetime = session.execute(select(DatabaseNow())).scalar_one()
     return now
 
 
 def nights_since(session: Session, since: datetime) -> list[NightSummary]:
-    """The nights of which a run was opened since then, the newest first; at most MOST_NIGHTS."""
+    """Return the nights that began, or opened a run, after `since` (UTC), newest first; at most MOST_NIGHTS."""
 
     def number(condition: Any) -> Any:
         return func.sum(case((condition, 1), else_=0))
@@ -170,7 +170,7 @@ def nights_since(session: Session, since: datetime) -> list[NightSummary]:
     for row in session.execute(select(*labelled).where(Run.opened_at >= since).group_by(_MOMENT)).mappings():
         night = of.pop(row["moment"], None)
         whole = night is None or night.lease_until is None
-        sums = {name: int(row[name]) for name in numbers}  # some databases' sums are decimals
+        sums = {name: int(row[name]) for name in numbers}  # some databases return sums as decimals
         found.append(NightSummary(**{**row, **sums}, whole=whole))
     for moment, night in of.items():
         found.append(NightSummary(moment, moment, night.opened_at, whole=night.lease_until is None))
@@ -179,8 +179,8 @@ def nights_since(session: Session, since: datetime) -> list[NightSummary]:
 
 
 def _held_back(session: Session, since: datetime) -> list[NightSummary]:
-    """The nights that were not begun because of a pause."""
-    what = {0: "begins after the pause", nights.PASSED_OVER: "passed over: everything was paused"}
+    """Return the nights that did not begin because of a pause."""
+    what = {0: "begins after the pause", nights.PASSED_OVER: "skipped: everything was paused"}
     which = or_(nights.HELD_BACK, Night.tries == nights.PASSED_OVER)
     return [
         NightSummary(night.scheduled_for, night.scheduled_for, night.opened_at, held_back=what[night.tries])
@@ -199,6 +199,6 @@ def _newest(session: Session) -> datetime:
     night = session.execute(nights.order_by(Night.opened_at.desc()).limit(1)).first()
     found = [(row[0], row[1]) for row in (night, runs) if row]
     if not found:
-        raise BadArgument("The ledger has no night yet", "license-expiry run begins one")
+        raise BadArgument("The ledger has no night yet", "start one with license-expiry run")
     moment: datetime = max(found)[1]
     return moment

@@ -1,6 +1,6 @@
-"""Makes the pages from `templates/`: what is the matter, nights, one night, enterprises, runs. They load nothing.
+"""Renders the pages from `templates/`: problems and nights, one night, enterprises, runs. Pages load no other files.
 
-Each works without JavaScript. While something is live, `refresh.js` reads the page again and replaces its content.
+Each page works without JavaScript. While a run is live, `refresh.js` reloads the page and replaces its content.
 """
 
 from base64 import b64encode
@@ -42,7 +42,7 @@ CSP = (
 SORTS: dict[str, tuple[str, Callable[[Line], Any]]] = {
     "": ("cause", lambda line: 0),
     "name": ("name", lambda line: line.name.casefold()),
-    "worked": ("longest at work", lambda line: -(line.worked or timedelta())),
+    "worked": ("longest work", lambda line: -(line.worked or timedelta())),
     "waited": ("longest wait", lambda line: -(line.waited or timedelta())),
     "downgraded": ("most downgraded", lambda line: -line.run.licenses_downgraded),
     "unlinked": ("most unlinked", lambda line: -line.run.learners_unlinked),
@@ -50,50 +50,50 @@ SORTS: dict[str, tuple[str, Callable[[Line], Any]]] = {
     "retries": ("most retries", lambda line: -line.run.retries),
 }
 NextNight: TypeAlias = Callable[[datetime], datetime | None]
-"""Answers a moment with the scheduled night that comes after it, if any does."""
+"""Returns the first scheduled night after a moment (both UTC), or None."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a search form asks for: a part of a name or UUID, an order (of SORTS), and whether for all of them."""
+    """The input of a search form: a part of a name or UUID, an order (a key of SORTS), and whether to show all."""
 
     find: str = ""
     sort: str = ""
     every: bool = False
 
     def finds(self, name: str, enterprise: UUID) -> bool:
-        """Is this enterprise one of those searched for?"""
+        """Return whether the enterprise matches the search."""
         wanted = self.find.casefold().strip()
         return wanted in name.casefold() or wanted in str(enterprise)
 
 
 def nights_page(database: Database, next_night: NextNight) -> str:
-    """What is the matter now, and the nights of a month. Raises Unavailable, Unusable."""
+    """Render the first page: present problems, and the nights of a month. Raises Unavailable, Unusable."""
     seen = matters.overview(database)
     return _page("nights", seen.now, bool(seen.live), seen=seen, following=next_night(seen.now))
 
 
 def night_file(database: Database, key: str | None) -> str:
-    """One night as one file to send around: the night with this key, or the newest one.
+    """Render one night as a single file without links: the night with this key, or the newest one.
 
-    Raises BadArgument when there is none, Unavailable, Unusable.
+    Raises BadArgument if there is none, Unavailable, Unusable.
     """
     return _night(history.one_night(database, key), Asked(), alone=True)
 
 
 def night_page(database: Database, key: str, find: str = "", sort: str = "", every: str = "") -> str:
-    """The page of one night, with links to its runs; raises as `night_file` does.
+    """Render the page of one night, with links to its runs. Raises as `night_file` does.
 
-    With `find` or `sort` it is one list, the first MOST_FOUND of it or `every` one; else it is grouped by cause.
+    With `find` or `sort` the runs are one list, cut to MOST_FOUND unless `every` is set; else grouped by cause.
     """
     asked = Asked(find, sort if sort in SORTS else "", bool(every))
     return _night(history.one_night(database, key), asked, alone=False)
 
 
 def run_page(database: Database, run_id: str, flower_url: str = "") -> str:
-    """The page of one run. Raises BadArgument when there is none, Unavailable, Unusable.
+    """Render the page of one run. Raises BadArgument if there is none, Unavailable, Unusable.
 
-    `flower_url` is where Flower is, if a run that has ended is to be started again there.
+    `flower_url` is Flower's address, for the link that starts an ended run again; "" for no link.
     """
     seen = runs.one_run(database, _uuid_of_run(run_id))
     axis = timeline.axis_of([seen.run], seen.now)
@@ -104,21 +104,24 @@ def run_page(database: Database, run_id: str, flower_url: str = "") -> str:
 
 
 def licenses_page(database: Database, run_id: str, done: str, after: str = "") -> str:
-    """The licenses that a run has downgraded or unlinked, those after a UUID. Raises as `run_page` does."""
+    """Render the list of the licenses that a run has downgraded or unlinked (`done`), starting after the UUID `after`.
+
+    Raises as `run_page` does.
+    """
     try:
         from_here = UUID(after) if after else None
     except ValueError:
-        raise BadArgument("This list goes on after the UUID of a license", "start from the page of the run") from None
+        raise BadArgument("`after` must be the UUID of a license", "open the list from the page of the run") from None
     seen = runs.licenses(database, _uuid_of_run(run_id), done, from_here)
     return _page("licenses", seen.now, False, root="../../", seen=seen, run=seen.run, done=done, after=after)
 
 
 def enterprise_page(database: Database, next_night: NextNight, enterprise: str, flower_url: str = "") -> str:
-    """The page of one enterprise: its runs over time, what is held, the next night. Raises as `run_page` does."""
+    """Render the page of one enterprise: its runs, its held licenses, the next night. Raises as `run_page` does."""
     try:
         named = UUID(enterprise)
     except ValueError:
-        raise BadArgument("An enterprise is named by its UUID", "start from the grid of enterprises") from None
+        raise BadArgument("An enterprise's address ends in its UUID", "find it on the page Enterprises") from None
     seen = enterprises.one_enterprise(database, named)
     shown = [
         lines.line_of(run, seen.name, seen.retries.get(run.id, ()), timeline.axis_of([run], seen.now), seen.now)
@@ -130,7 +133,7 @@ def enterprise_page(database: Database, next_night: NextNight, enterprise: str, 
 
 
 def grid_page(database: Database, find: str = "", every: str = "") -> str:
-    """The grid of the last nights, enterprise by night: those with trouble, or `every` one, or those searched for.
+    """Render the grid of enterprises by night: those with problems, those that match `find`, or all with `every`.
 
     Raises Unavailable, Unusable.
     """
@@ -143,7 +146,7 @@ def grid_page(database: Database, find: str = "", every: str = "") -> str:
 
 
 def message_page(title: str, sentence: str, refresh: bool = False) -> str:
-    """A page with one sentence, for what cannot be shown; read again until it can, if `refresh` says so."""
+    """Render an error page with one sentence. With `refresh`, the browser reloads it until the error is gone."""
     return _page("message", datetime.now(UTC), refresh, title=title, sentence=sentence)
 
 
@@ -151,7 +154,7 @@ def _uuid_of_run(run_id: str) -> UUID:
     try:
         return UUID(run_id)
     except ValueError:
-        raise BadArgument("A run is named by its id, a UUID", "license-expiry status lists them") from None
+        raise BadArgument("A run's id must be a UUID", "license-expiry status lists the runs") from None
 
 
 def _night(seen: history.OneNight, asked: Asked, alone: bool) -> str:
@@ -170,11 +173,11 @@ def _night(seen: history.OneNight, asked: Asked, alone: bool) -> str:
 
 
 def _sums(of: Sequence[Run]) -> dict[str, int]:
-    """What a night comes to, in numbers by word."""
+    """Return the counts of a night, by their words on the page."""
     phases = [run.phase for run in of]
     counted = {
         "finished": phases.count(order.Phase.FINISHED),
-        "failed or given up": sum(phase in order.WENT_WRONG for phase in phases),
+        "failed or abandoned": sum(phase in order.WENT_WRONG for phase in phases),
         "stopped": phases.count(order.Phase.STOPPED),
         "live": sum(phase not in ENDED for phase in phases),
     }
@@ -182,7 +185,7 @@ def _sums(of: Sequence[Run]) -> dict[str, int]:
 
 
 def _cell(run: Any) -> tuple[str, str, str]:
-    """How a run of the grid is shown: its class, its sign, and what that means in words."""
+    """Return a grid cell's CSS class, its sign, and the sign's meaning in words."""
     if run.phase not in ENDED:
         return "l", "…", f"live, {run.phase}"
     if run.phase in order.WENT_WRONG:

@@ -1,4 +1,4 @@
-"""A run as a line of a night's picture, and what is to be read beside it."""
+"""Describes a run as a line of a night's timeline, with its text."""
 
 import re
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ MOST_SHOWN = 20
 
 @dataclass(frozen=True)
 class Line:
-    """One run as a line of the picture; `label` tells the picture in words, `note` what is to be read beside it.
+    """One run as a line of the timeline. `label` describes the line in words (for screen readers), `note` explains it.
 
-    `worked` and `waited` are the lengths of its pieces, None where the times of its steps were not kept; `cause` is
-    what it is grouped by.
+    `worked` and `waited` are the total lengths of its pieces, None if the times of its steps were not recorded. Lines
+    are grouped by `cause`.
     """
 
     run: Run
@@ -37,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Group:
-    """Lines of the same cause, in words; `untroubled` are those that nobody needs to look at."""
+    """The lines with the same cause. `untroubled` lines need no attention and are folded away."""
 
     heading: str
     lines: Sequence[Line]
@@ -46,22 +46,22 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The heading as an element's id, the same each time that the page is read."""
+        """The id of the group's element: the same at each reload, so that an open group stays open."""
         return re.sub(r"\W+", "-", self.heading).lower()
 
     @property
     def first(self) -> Sequence[Line]:
-        """Those that are seen at once."""
+        """The lines that are shown unfolded."""
         return self.lines if len(self.lines) <= MOST_SHOWN else () if self.untroubled else self.lines[:MOST_SHOWN]
 
     @property
     def folded(self) -> Sequence[Line]:
-        """All others."""
+        """The lines that are folded away."""
         return self.lines[len(self.first) :]
 
 
 def line_of(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: datetime) -> Line:
-    """A run as a line on this axis."""
+    """Return the run as a line on this axis."""
 
     def clock(moment: datetime) -> str:
         near = axis.end - axis.begin < timedelta(days=1)
@@ -74,17 +74,18 @@ def line_of(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: date
     def of_mark(mark: Mark) -> str:
         if mark.retry:
             why, again = in_words(mark.retry.reason), clock(mark.retry.again_at)
-            return f"retry: at {clock(mark.at)} {why}, to {mark.step} again at {again}"
+            return f"retry: at {clock(mark.at)} {why}, {mark.step} retried at {again}"
         return f"{plural(mark.count, 'license')} held" if mark.count else f"{run.phase} {clock(mark.at)}"
 
     pieces, marks = timeline.pieces(run, retries, now), timeline.marks(run, retries, now)
-    told = sorted([(piece.begin, of_piece(piece)) for piece in pieces] + [(mark.at, of_mark(mark)) for mark in marks])
+    described = [(piece.begin, of_piece(piece)) for piece in pieces] + [(mark.at, of_mark(mark)) for mark in marks]
+    described.sort()
     return Line(
         run,
         name,
         [(piece, axis.x(piece.begin), axis.x(piece.end), of_piece(piece)) for piece in pieces],
         [(mark, axis.x(mark.at), of_mark(mark)) for mark in marks],
-        "; ".join(words for _, words in told) or "the times of its steps were not kept",
+        "; ".join(words for _, words in described) or "the times of its steps were not recorded",
         note_of(run, retries, now),
         timeline.length(pieces, work=True),
         timeline.length(pieces, work=False),
@@ -93,7 +94,7 @@ def line_of(run: Run, name: str, retries: Sequence[Retry], axis: Axis, now: date
 
 
 def grouped(lines: Sequence[Line]) -> list[Group]:
-    """These lines by cause: what went wrong first, what is live then, and what finished without trouble at last."""
+    """Group these lines by cause: failed, stopped, live, finished with problems, finished without."""
     of_cause: dict[str, list[Line]] = {}
     for line in lines:
         of_cause.setdefault(line.cause, []).append(line)
@@ -119,9 +120,9 @@ def _place(line: Line) -> int:
 
 
 def _cause(run: Run, retries: Sequence[Retry]) -> str:
-    """What a run has in common with others of its night, as a heading."""
+    """Return the heading under which a run is grouped with others of its night."""
     if run.phase in WENT_WRONG:
-        return f"Failed or given up, {in_words(reason_of(run.phase, run.error))}"
+        return f"Failed or abandoned, {in_words(reason_of(run.phase, run.error))}"
     if run.phase == Phase.STOPPED:
         return "Stopped by an operator"
     if run.phase not in ENDED:
@@ -129,8 +130,8 @@ def _cause(run: Run, retries: Sequence[Retry]) -> str:
     if run.licenses_held:
         return "Finished, with licenses held"
     if run.retries:
-        return f"Finished, after retries: {_reasons(retries) or 'of reasons that were not kept'}"
-    return "Finished without trouble"
+        return f"Finished, after retries: {_reasons(retries) or 'reasons not recorded'}"
+    return "Finished without problems"
 
 
 def _reasons(retries: Sequence[Retry]) -> str:
@@ -138,11 +139,11 @@ def _reasons(retries: Sequence[Retry]) -> str:
 
 
 def note_of(run: Run, retries: Sequence[Retry], now: datetime) -> str:
-    """What is to be read beside a run's line, if anything."""
+    """Return the text beside a run's line; "" if there is nothing to explain."""
     if run.stopped_by and run.phase not in WENT_WRONG:
         return _note_on_stop(run, now)
     if run.phase in WENT_WRONG:
-        return f"{str(run.phase).capitalize()}: {run.error or 'no reason was kept'}"
+        return f"{str(run.phase).capitalize()}: {run.error or 'no reason was recorded'}"
     if run.phase == Phase.FINISHED:
         reasons = _reasons(retries)
         retried = plural(run.retries, "retry", "retries") + (f": {reasons}" if reasons else "")
@@ -156,12 +157,12 @@ def note_of(run: Run, retries: Sequence[Retry], now: datetime) -> str:
 
 
 def _wait_of(run: Run, now: datetime) -> str:
-    """What a live run waits for, when it comes again, and what is left."""
+    """Return the reason and the times of a live run's wait; "" if it does not wait."""
     if not is_waiting(run):
         return ""
-    again = f"; comes again at {soon(run.queued_at, now)}" if run.queued_at > now else ""
+    again = f"; retried at {soon(run.queued_at, now)}" if run.queued_at > now else ""
     left = "" if run.tries_left is None else f"; tries left: {run.tries_left}"
-    until = f"; given up at {stamp(run.gives_up_at)} if nothing changes" if run.gives_up_at else ""
+    until = f"; fails at {stamp(run.gives_up_at)} if nothing changes" if run.gives_up_at else ""
     return f"; waits: {in_words(str(run.waits_for))}{again}{left}{until}"
 
 
@@ -173,7 +174,7 @@ def _note_on_stop(run: Run, now: datetime) -> str:
 
 
 def moments(run: Run) -> list[tuple[str, str, datetime | None]]:
-    """What happened to a run and when, as (words, the phase that it was in from then on, moment), in order."""
+    """Return the events of a run in order: (words, the phase from then on, moment in UTC or None)."""
     found: list[tuple[str, str, datetime | None]] = [("opened", Phase.QUEUED, run.opened_at)]
     for step in order.STEPS:
         found.append((f"{step} began", step.runs_as, getattr(run, step.began_at)))

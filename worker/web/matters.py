@@ -1,6 +1,6 @@
-"""What is the matter now, by cause: state, not history. What was mended is not among it any more.
+"""Reads the present problems, by cause: failed enterprises, waits, held licenses. Fixed problems are not among them.
 
-The pages show it, and the metrics count the failed enterprises of it.
+The first page shows them, and the metrics count the failed enterprises.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from worker.ledger import order, runs, waits
 from worker.web.history import MONTH, Names, NightSummary, nights_since, read_once
 from worker.web.words import NEEDS_APPROVAL, reason_of
 
-# `reconcile`, which beat sends every five minutes, has then been missed three times.
+# Beat sends `reconcile` every 5 minutes, so after this time it has failed 3 times.
 SILENT = timedelta(minutes=16)
 MOST_NAMED = 10
-# What a run may wait for in good order.
+# Reasons to wait that are no problem.
 _IN_ORDER = ("booked",)
 
 
 @dataclass(frozen=True)
 class Failed:
-    """An enterprise whose newest ended run went wrong: that run, and the one that the enterprise has now, if any."""
+    """An enterprise whose newest ended run failed or was abandoned: that run, and the id of its live run, if any."""
 
     run_id: UUID
     enterprise: UUID
@@ -41,13 +41,13 @@ class Failed:
 
     @property
     def reason(self) -> str:
-        """The code of what went wrong."""
+        """The reason code of the failure."""
         return reason_of(self.phase, self.error)
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Runs that wait for the same: how many, the next try of the first, and when the first is given up."""
+    """The runs that wait for one reason: how many, and when the first is retried and when the first fails (UTC)."""
 
     reason: str
     runs: int
@@ -57,10 +57,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Overview:
-    """What is the matter now, and the nights of a month, the newest first.
+    """The present problems, and the nights of a month, newest first.
 
-    `failed` is by reason, the most frequent first; `held` is (step, reason, licenses, enterprises); `lost` is how many
-    runs have lost their worker. `names` are those of the first MOST_NAMED of each reason.
+    `failed` is by reason, the most frequent first; `held` has rows (step, reason, licenses, enterprises); `lost` is
+    how many runs have lost their worker. `names` are those of the first MOST_NAMED enterprises of each reason.
     """
 
     now: datetime
@@ -78,47 +78,47 @@ class Overview:
 
     @property
     def silent(self) -> bool:
-        """Is beat, or each worker, away?"""
+        """True if `reconcile` has not succeeded for SILENT: beat, the broker or all workers are down."""
         return self.now - self.reconciled_at > SILENT
 
     @property
     def failed_runs(self) -> int:
-        """How many enterprises failed, but for those that need approval."""
+        """The number of failed enterprises, without those that need approval."""
         return sum(len(failed) for reason, failed in self.failed.items() if reason != NEEDS_APPROVAL)
 
     @property
     def troubled_waits(self) -> list[Waiting]:
-        """What runs wait for on their own account, and not because all do."""
+        """The waits of single runs, without those that all runs share."""
         common = {*_IN_ORDER, waits.PAUSED, self.outage.reason if self.outage else ""}
         return [waiting for waiting in self.waiting if waiting.reason not in common]
 
     @property
     def is_bad(self) -> bool:
-        """Does anything need fixing?"""
+        """True if something needs fixing."""
         return bool(self.silent or self.outage or self.failed_runs)
 
     @property
     def is_noteworthy(self) -> bool:
-        """Is there anything to be known: licenses held, a pause, an approval that is wanted?"""
+        """True if an operator should know of something, such as held licenses, a pause or a needed approval."""
         return bool(self.failed or self.held or self.pause or self.lost or self.troubled_waits)
 
     def waiting_for(self, *reasons: str) -> int:
-        """How many runs wait for one of these reasons."""
+        """Return how many runs wait for one of these reasons."""
         return sum(waiting.runs for waiting in self.waiting if waiting.reason in reasons)
 
     def gives_up_at(self, reason: str) -> datetime | None:
-        """When the first run that waits for this is given up."""
+        """Return when the first run that waits for this reason fails (UTC)."""
         return next((waiting.gives_up_at for waiting in self.waiting if waiting.reason == reason), None)
 
 
 def overview(database: Database) -> Overview:
-    """Read what is the matter now, and the nights of the last month. Raises Unavailable, Unusable."""
+    """Read the present problems, and the nights of the last month. Raises Unavailable, Unusable."""
 
     def work(session: Session) -> Overview:
         beat = session.execute(select(Heartbeat.reconciled_at, DatabaseNow())).one_or_none()
         if beat is None:
             what = f"the ledger's table {Heartbeat.__tablename__} has lost its row"
-            raise Unusable(what, "start beat and a worker: they write it again")
+            raise Unusable(what, "start beat and a worker: they write the row again")
         reconciled_at, now = beat
         failed = by_reason(failed_enterprises(session, now))
         enterprises = func.count(HeldLicense.enterprise_customer_uuid.distinct())
@@ -148,9 +148,9 @@ def overview(database: Database) -> Overview:
 
 
 def failed_enterprises(session: Session, now: datetime) -> list[Failed]:
-    """The enterprises whose newest ended run, dry runs aside, went wrong in the last month; the newest first.
+    """Return the enterprises whose newest ended run failed or was abandoned in the last month, newest first.
 
-    An enterprise of which the newest night has opened no run had nothing due then: it is not failed any more, either.
+    Ignores dry runs. An enterprise without a run in the newest night had nothing due then, and is no longer failed.
     """
     whole = select(func.max(Night.opened_at)).where(Night.tries > 0, Night.lease_until.is_(None))
     since = max(now - MONTH, session.scalar(whole) or now - MONTH)
@@ -169,7 +169,7 @@ def failed_enterprises(session: Session, now: datetime) -> list[Failed]:
 
 
 def by_reason(failed: Sequence[Failed]) -> dict[str, list[Failed]]:
-    """These enterprises by the reason that they failed for, the most frequent first."""
+    """Group these enterprises by the reason of their failure, the most frequent first."""
     found: dict[str, list[Failed]] = {}
     for one in failed:
         found.setdefault(one.reason, []).append(one)

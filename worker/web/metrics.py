@@ -1,6 +1,6 @@
-"""The metrics: sums and ages from the ledger, and the work due now. docs/reference/metrics.md lists them.
+"""Prometheus metrics: sums and ages from the ledger, and the work due now. docs/reference/metrics.md lists them.
 
-Runs that ended long ago are added up once in a process. A scrape reads only the runs since.
+Runs that ended long ago are summed up once in each process. A scrape reads only the runs since then.
 """
 
 import threading
@@ -30,42 +30,39 @@ from worker.web.history import read_once
 
 log = get_logger(__name__)
 
-# A run that was opened before this long and is not live changes no more: far longer than a commit takes.
+# A run that was opened this long ago and is not live does not change any more: a commit takes far less.
 SETTLED = timedelta(hours=1)
 DUE_SECONDS = 300.0
 
 _METRICS: dict[str, tuple[tuple[str, ...], str]] = {
     "build_info": (("version",), "1, with the version of license-expiry."),
     "last_finished_night_timestamp_seconds": ((), "When the newest finished scheduled night finished; 0: none has."),
-    "first_night_timestamp_seconds": ((), "Since when the ledger knows of scheduled nights; absent: of none."),
-    "last_reconcile_timestamp_seconds": ((), "When reconcile, sent by beat, last ended well."),
-    "paused_since_timestamp_seconds": ((), "Since when an operator has everything paused; 0: nothing is."),
+    "first_night_timestamp_seconds": ((), "When the first scheduled night was recorded; absent if none was."),
+    "last_reconcile_timestamp_seconds": ((), "When reconcile, sent by beat, last succeeded."),
+    "paused_since_timestamp_seconds": ((), "When an operator paused everything; 0: no pause."),
     "live_runs": (("phase",), "Runs that have not ended."),
-    "oldest_live_run_age_seconds": ((), "Since how long the oldest live run is open; 0: there is none."),
-    "oldest_queued_run_age_seconds": ((), "Since how long the oldest queued run is open; 0: there is none."),
-    "waiting_runs": (("reason",), "Live runs that wait before a step is tried again."),
-    "outage_since_timestamp_seconds": ((), "Since when the LMS is away or throttles, and all runs wait; 0: it is not."),
-    "outage_next_try_timestamp_seconds": ((), "When it is tried next; 0: it is not away."),
-    "ended_runs_total": (("phase",), "Runs that have ended, but for dry runs."),
+    "oldest_live_run_age_seconds": ((), "Seconds since the oldest live run was opened; 0: there is none."),
+    "oldest_queued_run_age_seconds": ((), "Seconds since the oldest queued run was opened; 0: there is none."),
+    "waiting_runs": (("reason",), "Live runs that wait before a step is retried."),
+    "outage_since_timestamp_seconds": ((), "When the present outage or throttling of the LMS began; 0: none."),
+    "outage_next_try_timestamp_seconds": ((), "When the LMS is probed next; 0: it has no outage."),
+    "ended_runs_total": (("phase",), "Runs that have ended, without dry runs."),
     "failed_enterprises": (("reason",), "Enterprises whose newest ended run failed or was abandoned."),
-    "steps_total": (("step",), "Steps that were begun."),
-    "retries_total": (
-        ("step", "reason"),
-        "Waits of steps before they are tried again; one for an outage, however long.",
-    ),
+    "steps_total": (("step",), "Steps that began."),
+    "retries_total": (("step", "reason"), "Waits of steps before a retry; one outage counts as one wait."),
     "downgraded_licenses_total": ((), "Licenses whose downgrade the LMS confirmed."),
     "unlinked_licenses_total": ((), "Licenses whose learner was unlinked."),
-    "protected_licenses_total": ((), "Licenses whose learner another license kept; counted by each run anew."),
-    "unchecked_addresses_total": ((), "Refused questions to the LMS for learners' addresses: the licenses' were used."),
+    "protected_licenses_total": ((), "Licenses whose learner another license protected; each run counts them again."),
+    "unchecked_addresses_total": ((), "Address lookups that the LMS refused; the licenses' addresses were used."),
     "held_licenses": (("step", "reason"), "Licenses on the held list."),
     "due_enterprises": ((), "Enterprises with work due, as last counted."),
     "due_downgrades": ((), "Licenses to be downgraded, as last counted."),
     "due_unlinks": ((), "Licenses whose learner is to be unlinked, as last counted."),
-    "due_without_email": ((), "Licenses whose learner cannot be unlinked for want of an e-mail, as last counted."),
-    "plans_waiting_for_renewal": ((), "Expired plans whose renewal was to be processed and was not, as last counted."),
+    "due_without_email": ((), "Licenses whose learner cannot be unlinked without an e-mail address, as last counted."),
+    "plans_waiting_for_renewal": ((), "Expired plans with an overdue, unprocessed renewal, as last counted."),
     "due_counted_timestamp_seconds": ((), "When the work due was last counted."),
 }
-_CALLS = "HTTP calls to the LMS, by how long they took; kept when their step ends or is given back."
+_CALLS = "HTTP calls to the LMS by duration; stored when their step ends or the run is released."
 _BOUNDS = [lms_calls.bucket(bound) for bound in lms_calls.BUCKETS]
 
 
@@ -88,7 +85,7 @@ _FINISHED_NIGHT = (
 
 
 class _Due:
-    """The work due, counted in the background: once in DUE_SECONDS at most, and only while somebody asks."""
+    """Counts the work due in the background, at most once in DUE_SECONDS, and only if somebody scrapes."""
 
     def __init__(self, database: Database, settings: DatabaseSettings) -> None:
         self._database, self._settings = database, settings
@@ -99,7 +96,7 @@ class _Due:
         self._error = ""
 
     def latest(self) -> Values:
-        """What was counted last, at once; nothing at first. Has it counted anew when that is old."""
+        """Return the last counts at once, {} before the first. Starts a new count if the last is too old."""
         with self._lock:
             counting = self._thread and self._thread.is_alive()
             if not counting and time.monotonic() >= self._again_at:
@@ -121,7 +118,7 @@ class _Due:
                 ("due_counted_timestamp_seconds",): now.timestamp(),
             }
         except LicenseExpiryError as error:
-            if str(error) != self._error:  # that the account may not read e-mails stays so
+            if str(error) != self._error:  # log a lasting error, such as a missing privilege, only once
                 log.warning("the work due could not be counted", error=str(error))
             self._error = str(error)
         finally:
@@ -129,25 +126,25 @@ class _Due:
 
 
 class Metrics:
-    """The metrics of one ledger, as a collector of prometheus_client's."""
+    """The metrics of one ledger, as a collector for prometheus_client."""
 
     def __init__(self, database: Database, settings: DatabaseSettings) -> None:
         self._database, self._due = database, _Due(database, settings)
         self._lock = threading.Lock()
-        # The sums of the runs opened before this moment: all of them are settled.
+        # `_past` has the sums of the runs opened before `_until`; none of these runs changes any more.
         self._until: datetime | None = None
         self._past: Values = {}
 
     def exposition(self) -> bytes:
-        """Prometheus' text format: the ledger's metrics as they are now, the work due as it was up to 5 minutes ago.
+        """Return all metrics in Prometheus's text format. The work due may be up to 5 minutes old.
 
-        The first call reads the whole history. Raises Unavailable or Unusable when the ledger cannot be read.
+        The first call reads the whole history. Raises Unavailable or Unusable if the ledger cannot be read.
         """
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Read the ledger and give every metric (prometheus_client's hook)."""
-        with self._lock:  # or scrapes that come while the first one reads the whole history would read it too
+        """Read the ledger and yield every metric (prometheus_client's hook)."""
+        with self._lock:  # else parallel scrapes would all read the whole history at first
             since = self._until
             self._until, settled, fresh, values = read_once(self._database, lambda session: _read(session, since))
             self._past = added(self._past, settled)
@@ -157,10 +154,10 @@ class Metrics:
 
 
 def _read(session: Session, since: datetime | None) -> tuple[datetime, Values, Values, Values]:
-    """Until when all runs are settled; the sums of those opened from `since` to then, and of later ones; the gauges."""
+    """Return (until when all runs are settled, sums of those opened from `since` to then, later sums, gauges)."""
     now, live, queued, reconciled, first, paused = session.execute(_MOMENTS).one()
     until = min(now - SETTLED, live or now)
-    until = max(until, since or until)  # though the clock was put back
+    until = max(until, since or until)  # does not go back if the clock does
     values: Values = {
         ("last_finished_night_timestamp_seconds",): _last_finished_night(session),
         ("last_reconcile_timestamp_seconds",): reconciled.timestamp(),
@@ -199,7 +196,7 @@ def _last_finished_night(session: Session) -> float:
 
 
 def _sums(session: Session, since: datetime | None, until: datetime) -> tuple[Values, Values]:
-    """The sums of the runs opened from `since` to `until`, and of those opened later. Without `since`, of all."""
+    """Return the sums of the runs opened from `since` (None: the start) to `until`, and of those opened later."""
 
     def opened_since(moment: datetime) -> past.Chosen:
         other = aliased(Run)

@@ -1,7 +1,7 @@
-"""One run: what the ledger has of it, its plans by title, and on request the licenses that it took.
+"""Reads one run with its plans, and on request lists the licenses that it downgraded or unlinked.
 
-The ledger does not keep which licenses a run took. A plan's mark stands for those of a processed plan; confirmations,
-until their plan is processed, and license-manager's events name the others.
+The ledger does not record the licenses of a run for ever. They are found by the marks of processed plans, by the
+confirmations of plans not processed yet, and by license-manager's events.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ DOWNGRADED, UNLINKED = "downgraded", "unlinked"
 
 @dataclass
 class PlanOfRun:
-    """A plan that a run was about: when the run processed it, if it did, and how many of its licenses it took."""
+    """A plan of a run: when the run processed it (UTC), if it did, and the numbers of its licenses in the run."""
 
     title: str
     expiration_date: datetime
@@ -51,7 +51,7 @@ class PlanOfRun:
 
 @dataclass(frozen=True)
 class OneRun:
-    """All that is known of a run: `calls` are by step and outcome, `others` are its enterprise's, `plans` by UUID."""
+    """A run with its details. `calls` are by step and outcome, `others` are other runs of its enterprise."""
 
     now: datetime
     run: Run
@@ -65,9 +65,9 @@ class OneRun:
 
 @dataclass(frozen=True)
 class Listed:
-    """The licenses that a run downgraded, or unlinked, from one on: (UUID, title of its plan); and whether more follow.
+    """A page of the licenses that a run downgraded or unlinked: (UUID, title of its plan), and whether more follow.
 
-    They are in the order of their UUIDs, MOST_LISTED at most.
+    Sorted by UUID, at most MOST_LISTED.
     """
 
     now: datetime
@@ -78,7 +78,7 @@ class Listed:
 
 
 def one_run(database: Database, run_id: UUID) -> OneRun:
-    """Read all that is known of a run. Raises BadArgument when there is none, Unavailable, Unusable."""
+    """Read a run with its details. Raises BadArgument if there is none, Unavailable, Unusable."""
 
     def work(session: Session) -> OneRun:
         run, now = _run(session, run_id), read_now(session)
@@ -100,9 +100,9 @@ def one_run(database: Database, run_id: UUID) -> OneRun:
 
 
 def licenses(database: Database, run_id: UUID, done: str, after: UUID | None) -> Listed:
-    """List the licenses that a run has `done`, DOWNGRADED or UNLINKED, those after this UUID.
+    """List the licenses that a run has DOWNGRADED or UNLINKED (`done`), starting after this UUID.
 
-    Raises BadArgument when there is no such run, Unavailable, Unusable.
+    Raises BadArgument if there is no such run, Unavailable, Unusable.
     """
 
     def work(session: Session) -> Listed:
@@ -118,7 +118,7 @@ def licenses(database: Database, run_id: UUID, done: str, after: UUID | None) ->
 
 
 def held_licenses(session: Session, enterprise: UUID, *which: ColumnElement[bool]) -> Sequence[HeldLicense]:
-    """The held licenses of an enterprise, those for `which` this is true; one more than MOST_HELD where there are."""
+    """Return the enterprise's held licenses that meet `which`; one more than MOST_HELD if there are more."""
     held = select(HeldLicense).where(HeldLicense.enterprise_customer_uuid == enterprise, *which)
     return session.scalars(held.order_by(HeldLicense.step, HeldLicense.license_uuid).limit(MOST_HELD + 1)).all()
 
@@ -126,14 +126,14 @@ def held_licenses(session: Session, enterprise: UUID, *which: ColumnElement[bool
 def _run(session: Session, run_id: UUID) -> Run:
     run = session.get(Run, run_id)
     if run is None:
-        raise BadArgument("The ledger has no run of this id", "license-expiry status lists them")
+        raise BadArgument("The ledger has no run with this id", "license-expiry status lists the runs")
     return run
 
 
 def _plans(session: Session, run: Run, now: datetime) -> dict[UUID, PlanOfRun]:
-    """The plans that a run was narrowed to, and those of which it took a license; the longest expired first.
+    """Return the plans that a run was narrowed to and those with a license in it, oldest expiration first.
 
-    None while it is live: its page is read every few seconds, and counting takes a second for 100,000 licenses.
+    Returns {} for a live run: its page reloads every 10 s, and counting takes 1 s for 100,000 licenses.
     """
     if run.live or run.dry_run:
         return {}
@@ -161,12 +161,12 @@ def _by_plan(run: Run) -> Any:
 
 
 def _of_enterprise(run: Run) -> ColumnElement[bool]:
-    # Only plans that have expired; so that a customer's current licenses are not read.
+    # Only expired plans, so that the customer's current licenses are not read.
     return and_(Agreement.enterprise_customer_uuid == run.enterprise_customer_uuid, Plan.expiration_date <= run.as_of)
 
 
 def _processed(session: Session, run: Run, now: datetime) -> dict[UUID, datetime]:
-    """The plans that the run marked as processed, and when: by our rows in their history, of its time."""
+    """Return the plans that the run marked as processed, and when: from our history rows during its downgrade."""
     ours = (PlanHistory.expiration_processed.is_(True), PlanHistory.history_date == PlanHistory.modified)
     begin, end = _time_of_downgrade(run, now)
     if begin is None:
@@ -178,7 +178,7 @@ def _processed(session: Session, run: Run, now: datetime) -> dict[UUID, datetime
 
 
 def _sent_again(session: Session, run: Run) -> list[UUID]:
-    """The plans that were marked before, and whose licenses a forced run sent again: it leaves no other trace."""
+    """Return the plans already marked whose licenses a forced run sent again; nothing else records these."""
     if not (run.force and run.downgraded_at):
         return []
     found = conditions.plans_where(_of_enterprise(run), Plan.expiration_processed.is_(True))
@@ -192,7 +192,7 @@ def _sent_again(session: Session, run: Run) -> list[UUID]:
 
 
 def _downgraded(session: Session, run: Run, now: datetime) -> ColumnElement[bool]:
-    """Did the run downgrade the License at hand? Of a plan that it has processed: does the mark stand for it?"""
+    """Condition: the run downgraded the License, or marked its plan, which covers all of the plan's licenses."""
     covered = {*_processed(session, run, now), *_sent_again(session, run)}
     of_plan = OneOf(License.subscription_plan_id, "covered", covered)
     own = and_(Downgrade.license_uuid == License.uuid, Downgrade.run_id == run.id)
@@ -201,7 +201,7 @@ def _downgraded(session: Session, run: Run, now: datetime) -> ColumnElement[bool
 
 
 def _unlinked(run: Run, now: datetime) -> ColumnElement[bool]:
-    """Did the run unlink the learner of the License at hand?"""
+    """Condition: the run unlinked the License's learner."""
     return _has_event(UNLINKED_EVENT, run.unlink_began_at, run.ended_at or now)
 
 

@@ -1,4 +1,4 @@
-"""`license-expiry serve`: one small read-only process with the pages, the metrics and a health check."""
+"""The HTTP server of `license-expiry serve`: one read-only process with the pages, the metrics and a health check."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ log = get_logger(__name__)
 HTML, PLAIN = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 THREADS = 4
 HEALTH_SECONDS = 5.0
-IDLE_SECONDS = 20.0  # for a whole request, and between two of them
+IDLE_SECONDS = 20.0  # the longest time for a request to arrive, and between two requests
 MOST_CONNECTIONS = 64
 _HEADERS = {
     "Content-Security-Policy": html.CSP,
@@ -35,7 +35,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_TITLES = {404: "Not here", 421: "Not under this name", 500: "An error of our own", 503: "Not just now"}
+_TITLES = {404: "Not found", 421: "Unknown host name", 500: "Internal error", 503: "Unavailable"}
 
 
 Make: TypeAlias = Callable[..., str | bytes]
@@ -46,9 +46,9 @@ def _nothing() -> str:
 
 
 class _Answer(RequestHandler):
-    """Answers a GET with what `make` gives, made in a thread of `executor`: the process answers others meanwhile.
+    """Answers a GET with the result of `make`, called in a thread of `executor` so that other requests are not blocked.
 
-    `make` gets the parts of the path, and by name what the address says of `asked`.
+    `make` gets the groups of the path, and the query parameters named in `asked` as keyword arguments.
     """
 
     def initialize(
@@ -62,10 +62,10 @@ class _Answer(RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        """Refuse a request for a host that is not ours (tornado's hook)."""
+        """Refuse a request for an unknown host name (tornado's hook)."""
         hosts = self.settings["hosts"]
         if hosts is not None and not _is_ours(self.request.host_name, hosts):
-            self.tell(
+            self.answer(
                 421, "Open this page as http://127.0.0.1, or set SERVE_URL to the address that your browser shows."
             )
 
@@ -73,30 +73,30 @@ class _Answer(RequestHandler):
         try:
             asked = {name: self.get_query_argument(name, "") for name in self.asked}
         except HTTPError:
-            return self.tell(404, "The address is not in UTF-8.")
+            return self.answer(404, "The address is not in UTF-8.")
         making = asyncio.get_running_loop().run_in_executor(self.executor, partial(self.make, *arguments, **asked))
         try:
             body = await asyncio.wait_for(making, self.seconds)
         except BadArgument as error:
-            return self.tell(404, f"{error}.")
+            return self.answer(404, f"{error}.")
         except TimeoutError:
-            return self.tell(503, "The database does not answer.")
+            return self.answer(503, "The database does not answer.")
         except LicenseExpiryError as error:
             log.error("cannot answer", path=self.request.path, error=str(error))
-            hidden = isinstance(error.__cause__, DBAPIError)  # it tells where the database is
-            why = "The database cannot be read just now: the log of license-expiry serve tells why"
-            said = why if hidden else error
-            return self.tell(503, f"{said}.")
+            hidden = isinstance(error.__cause__, DBAPIError)  # its text contains the database's address
+            why = "The database cannot be read now: the log of license-expiry serve has the reason"
+            shown = why if hidden else error
+            return self.answer(503, f"{shown}.")
         except Exception:
-            log.exception("an error of our own", path=self.request.path)
-            return self.tell(500, "The log of license-expiry serve has its traceback.")
+            log.exception("internal error", path=self.request.path)
+            return self.answer(500, "The log of license-expiry serve has the traceback.")
         self.set_header("Content-Type", self.kind)
         self.finish(body)
 
     head = get
 
-    def tell(self, status: int, sentence: str) -> None:
-        """Answer with one sentence."""
+    def answer(self, status: int, sentence: str) -> None:
+        """Answer with this status and one sentence, as a page or as text."""
         self.set_status(status)
         self.set_header("Content-Type", HTML if self.kind == HTML else PLAIN)
         page = html.message_page(_TITLES[status], sentence, refresh=status == 503)
@@ -112,9 +112,9 @@ def application(
     health: Executor,
     hosts: Collection[str] | None = None,
 ) -> Application:
-    """The pages, the metrics and the health check, each on an executor of its own, so that none waits for another.
+    """Return the application. Pages, metrics and health check have their own executors, so that none blocks another.
 
-    They answer to these `hosts` alone, besides addresses in numbers; None is any.
+    It accepts requests for these `hosts` and for IP addresses only; for any host if None.
     """
     flower = settings.FLOWER_URL
 
@@ -140,12 +140,12 @@ def application(
         default_handler_args={"executor": threads, "make": _nothing},
         compress_response=True,
         hosts=hosts,
-        log_function=lambda _: None,  # what goes wrong is logged where it does
+        log_function=lambda _: None,  # no access log: errors are logged where they occur
     )
 
 
 def serve(database: Database, settings: DatabaseSettings, address: str, port: int, next_night: html.NextNight) -> None:
-    """Serve until SIGTERM or SIGINT. Raises Unusable when the address cannot be listened on."""
+    """Serve until SIGTERM or SIGINT. Raises Unusable if it cannot listen on the address and port."""
     named = {"localhost", urlsplit(settings.SERVE_URL).hostname or "localhost"}
     hosts = named if is_loopback(address) else None
     with ThreadPoolExecutor(THREADS) as threads, ThreadPoolExecutor(1) as scrapes, ThreadPoolExecutor(1) as health:
@@ -153,7 +153,7 @@ def serve(database: Database, settings: DatabaseSettings, address: str, port: in
 
 
 def _is_ours(host: str, hosts: Collection[str]) -> bool:
-    """Is this one of these hosts, or an address in numbers? To lead a browser here, another site needs a name."""
+    """Return whether this is one of these hosts or an IP address. DNS rebinding attacks need another host name."""
     try:
         return host in hosts or bool(ip_address(host.strip("[]")))
     except ValueError:
@@ -161,15 +161,15 @@ def _is_ours(host: str, hosts: Collection[str]) -> bool:
 
 
 class _Server(HTTPServer):
-    """Has MOST_CONNECTIONS at most: for one more it closes the oldest, so that half requests keep nobody out."""
+    """Has at most MOST_CONNECTIONS; closes the oldest for a new one, so that incomplete requests block nobody."""
 
     def initialize(self, *arguments: Any, **options: Any) -> None:
-        """Begin without a connection (tornado's hook)."""
+        """Start without connections (tornado's hook)."""
         super().initialize(*arguments, **options)
         self._streams: list[IOStream] = []
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
-        """Take in a connection (tornado's hook)."""
+        """Accept a connection (tornado's hook)."""
         self._streams = [*(each for each in self._streams if not each.closed()), stream]
         if len(self._streams) > MOST_CONNECTIONS:
             self._streams[0].close()
@@ -185,7 +185,7 @@ async def _serve(app: Application, address: str, port: int) -> None:
     try:
         server.listen(port, address)
     except OSError as error:
-        what = f"{address}, port {port}, cannot be listened on ({error.strerror})"
+        what = f"cannot listen on {address}, port {port} ({error.strerror})"
         raise Unusable(what, "give another --address or --port") from None
     log.info("serving", address=f"http://{address}:{port}/")
     await asked.wait()

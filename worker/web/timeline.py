@@ -1,4 +1,4 @@
-"""The geometry of a night: which pieces and marks a run has on the time axis. Knows neither SQL nor HTML."""
+"""Computes the timeline of a night: the pieces and marks of a run on the time axis. Contains no SQL and no HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from worker.db.ledger_tables import Retry, Run
 from worker.ledger import order
 from worker.ledger.order import WENT_WRONG, Phase
 
-# The axis begins and ends a little within the picture, so that there is room for a mark at its end.
+# The axis is a little shorter than the picture, to leave room for a mark at its end. In percent.
 _FIRST, _WIDTH = 0.6, 91.4
 _MOST_TICKS = 7
 _SPANS = [1, 2, 5, 10, 15, 30, *(60 * n for n in (1, 2, 5, 10, 15, 30)), *(3600 * n for n in (1, 2, 3, 6, 12))]
@@ -17,7 +17,7 @@ _DAY = 86_400
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a run: at work in a step, or waiting for it."""
+    """A segment of a run: working in a step, or waiting for it."""
 
     step: str
     work: bool
@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened: a retry, held licenses (how many), or that the run failed or was stopped."""
+    """An event on the timeline: a retry, held licenses (`count`), or the failure or stop of the run."""
 
     kind: str
     step: str
@@ -44,12 +44,12 @@ class Axis:
     end: datetime
 
     def x(self, moment: datetime) -> float:
-        """Where a moment lies, in percent of the picture's width."""
+        """Return the position of a moment, in percent of the picture's width."""
         share = (moment - self.begin) / max(self.end - self.begin, timedelta(microseconds=1))
         return round(_FIRST + _WIDTH * min(1.0, max(0.0, share)), 2)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Where the axis has a label, and which: at most seven whole moments, in UTC."""
+        """Return the labels of the axis as (position, text): at most 7 round moments, in UTC."""
         length = (self.end - self.begin).total_seconds()
         days = [_DAY * n for n in range(1, 2 + int(length // _DAY))]
         span = next(span for span in _SPANS + days if length <= span * (_MOST_TICKS - 1))
@@ -61,21 +61,21 @@ class Axis:
 
 
 def axis_of(runs: Sequence[Run], now: datetime) -> Axis:
-    """The axis on which all of these runs find room; a live run's is up to now."""
+    """Return the axis that covers all of these runs; live runs extend to `now`."""
     return Axis(min(run.opened_at for run in runs), max(run.ended_at or now for run in runs))
 
 
 def lost_worker(run: Run, now: datetime) -> str:
-    """In words, that the worker which has this run was lost and when the run is taken up; else nothing."""
+    """Return a text that the run's worker was lost and what happens to the run; "" if it was not lost."""
     if run.phase in order.ENDED or not (run.owner and run.lease_until and run.lease_until < now):
         return ""
-    then = "ends the run, which was stopped" if run.stopped_by else "takes the run up"
+    then = "ends the run, which was stopped" if run.stopped_by else "resumes the run"
     lost = f"its worker was lost ({run.owner}): its lease ended at {run.lease_until:%H:%M:%S} UTC"
-    return f"{lost}, and reconcile, which beat sends every 5 minutes, {then}"
+    return f"{lost}; reconcile, which beat sends every 5 minutes, {then}"
 
 
 def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
-    """The run's segments in order. Empty for runs recorded before step times were stored (migration 0003)."""
+    """Return the run's segments in order; [] for runs recorded before step times were stored (migration 0003)."""
     end, waits_since = run.ended_at or now, run.opened_at
     at_work_until = min(end, run.lease_until) if lost_worker(run, now) and run.lease_until else end
     never_begun = (Phase.QUEUED, Phase.ABANDONED, Phase.STOPPED)
@@ -95,12 +95,12 @@ def pieces(run: Run, retries: Sequence[Retry], now: datetime) -> list[Piece]:
 
 
 def length(pieces: Sequence[Piece], *, work: bool) -> timedelta | None:
-    """For how long a run worked, or waited; None for a run without pieces."""
+    """Return how long a run worked, or waited if `work` is false; None for a run without pieces."""
     return sum((each.end - each.begin for each in pieces if each.work is work), timedelta()) if pieces else None
 
 
 def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
-    """The retries of a run, that it failed or was stopped, and that licenses are held."""
+    """Return the marks of a run: its retries, its failure or stop, its held licenses."""
     begun = [step.name for step in order.STEPS if getattr(run, step.began_at)]
     found = [Mark("retry", retry.step, retry.at, retry=retry) for retry in retries]
     if run.phase in (*WENT_WRONG, Phase.STOPPED):
@@ -112,11 +112,11 @@ def marks(run: Run, retries: Sequence[Retry], now: datetime) -> list[Mark]:
 
 
 def _worked(step: str, begin: datetime, end: datetime, retries: Sequence[Retry]) -> list[Piece]:
-    """A step from its begin to its end, with the waits for its retries taken out."""
+    """Return a step's segments from its begin to its end; it waits between a retry's `at` and `again_at`."""
     found, at = [], begin
-    own = [retry for retry in retries if retry.step == step and retry.at >= begin]  # it may have waited before, too
+    own = [retry for retry in retries if retry.step == step and retry.at >= begin]  # earlier waits precede the step
     for retry, following in zip(own, [*(later.at for later in own[1:]), end], strict=False):
-        again = min(retry.again_at, following)  # it may have been taken up by hand, earlier
+        again = min(retry.again_at, following)  # a message posted by hand may have resumed it earlier
         found += [Piece(step, True, at, retry.at), *_some(Piece(step, False, retry.at, again))]
         at = again
     return [*found, Piece(step, True, at, end)] if at < end or not found else found

@@ -476,7 +476,7 @@ def test_who_may_lose_the_e_mail_before_being_unlinked_is_one_finding_with_a_cou
     # To unlink sooner would take the access from learners before their time.
     assert remedy == "set license_duration_before_purge of their customer agreements to more than 90 days"
     assert str(nobody) in wrong[0][2]
-    assert wrong[0][3] == f"check the UUID, or take it off {UNLINKING}"
+    assert wrong[0][3] == f"check the UUID, or remove it from {UNLINKING}"
 
 
 @pytest.mark.long

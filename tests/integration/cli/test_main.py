@@ -183,7 +183,7 @@ def test_init_db_names_every_table_of_license_managers_that_is_missing(database_
     assert result.exit_code == 2
     for name in [*LicenseManager.metadata.tables, "subscriptions_historicalsubscriptionplan"]:
         [line] = [line for line in result.stderr.splitlines() if f"table {name} is missing" in line]
-        assert "is DATABASE_URL license-manager's database, and migrated?" in line
+        assert "check that DATABASE_URL is license-manager's database and that its migrations have run" in line
     engine = create_engine(database_url)
     assert inspect(engine).get_table_names() == []
     engine.dispose()

@@ -113,7 +113,7 @@ def test_a_server_that_takes_no_writes_is_told(
     engine.dispose()
     with set_to(server, values):
         [what] = wrong(database_url)
-    assert "takes no writes" in what
+    assert "accepts no writes" in what
     assert cause in what
 
 
@@ -133,7 +133,7 @@ def test_a_server_that_only_reads_or_has_too_little_memory_is_told(
     reader.start()
     try:
         found = [each for each in check_database(DatabaseSettings(DATABASE_URL=database_url)) if each.status != "ok"]
-        assert ["takes no writes" in each.what for each in found if each.status == "wrong"] == [True]
+        assert ["accepts no writes" in each.what for each in found if each.status == "wrong"] == [True]
         assert len([each for each in found if "innodb_buffer_pool_size is 5 MB" in each.what]) == 1
     finally:
         reader.stop()

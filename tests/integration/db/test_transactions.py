@@ -26,7 +26,7 @@ from worker.ledger import held
 ADDRESS = "learner@x.example"
 PASSWORD = "hemmelig"
 INIT_DB = "run license-expiry init-db"
-WHOSE = "is DATABASE_URL license-manager's database, and migrated?"
+WHOSE = "check that DATABASE_URL is license-manager's database and that its migrations have run"
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_what_is_asked_for_becomes_the_arguments_of_the_task_and_no_more() -> No
         (
             Form(ONE, [], {"expired_after": "2026-02-01", "expired_before": "2026-01-01"}),
             "expired_after",
-            "exchange them",
+            "swap the two",
         ),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_run_that_gets_no_further_is_given_up_with_a_reason(database: Database
     assert (now.phase, now.live, now.lease_until) == (Phase.ABANDONED, None, None)
     assert now.ended_at is not None
     assert now.error == (
-        f"given up while downgrading: taken up {MAX_PUBLICATIONS} times without getting further; "
+        f"given up while downgrading: resumed {MAX_PUBLICATIONS} times without progress; "
         "last: the LMS is away [http_503]"
     )
     assert stalled.release_stalled(database, LONGEST, 0) == ([], [])

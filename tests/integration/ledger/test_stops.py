@@ -129,7 +129,7 @@ def test_one_whose_worker_is_lost_meanwhile_is_ended_and_never_published(databas
     assert stalled.end_lost_stops(database) == [], "its worker has it"
     lapse(engine, run.id)
     lapse(engine, other.id)
-    with pytest.raises(NotClaimed, match="and ends: stopped by ops on host"):
+    with pytest.raises(NotClaimed, match="and will end: stopped by ops on host"):
         claim(database, run)
     again, given_up = stalled.release_stalled(database, LONGEST, 0)
     assert ([run.id for run in again], given_up) == ([other.id], [])

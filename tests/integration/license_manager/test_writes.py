@@ -335,8 +335,8 @@ def test_a_column_that_we_cannot_fill_is_named_before_anything_is_sent(
     add_columns(engine, *required)
     before = snapshot(engine)
     expected = [
-        f"  table {name} has column asked_for, which must be given a value that this release does not know: "
-        "install a release of license-expiry that does, or give the column a default"
+        f"  table {name} has column asked_for, which needs a value that this release does not know: "
+        "install a release of license-expiry that knows it, or give the column a default"
         for name, _ in required
     ]
     for attempt in (
@@ -363,7 +363,7 @@ def test_a_history_whose_key_the_database_does_not_number_is_named(engine: Engin
         if engine.dialect.name == "sqlite":
             connection.execute(text(f"DROP TABLE {HISTORY}"))
         connection.execute(text(NOT_NUMBERED[engine.dialect.name]))
-    with pytest.raises(Unusable, match=rf"table {HISTORY} has column history_id, which must be given a value"):
+    with pytest.raises(Unusable, match=rf"table {HISTORY} has column history_id, which needs a value"):
         Database(engine).require_schema()
 
 

@@ -146,7 +146,7 @@ def test_a_worker_that_lost_its_run_in_the_middle_stops_sending(
         outcome = running.result()
     assert outcome.run is None
     assert not outcome.more
-    assert "was taken over from us" in (outcome.skipped or "")
+    assert "was taken over by another worker" in (outcome.skipped or "")
     assert snapshot(deps.database.engine) == before
     assert len(lms.calls("downgrade")) == 2
     assert sent(lms, "unlink") == []
@@ -347,7 +347,7 @@ def test_an_error_of_our_own_fails_the_run_and_is_named_without_its_words(
         attempt(replace(deps, lms=BrokenClient()), laid.enterprise, run_id, step_of(kind))  # type: ignore[arg-type]
     run = run_of(deps.database, run_id)
     assert (run.phase, run.live) == (Phase.FAILED, None)
-    assert run.error == "an error of our own, ZeroDivisionError: the worker's log has its traceback"
+    assert run.error == "internal error, ZeroDivisionError: the worker's log has its traceback"
     assert attempt(deps, laid.enterprise, run_id, UNLINK).skipped == f"run {run_id} is failed"
 
 

@@ -41,7 +41,7 @@ def test_nothing_is_sent_by_clocks_that_are_far_apart(
         assert lms.calls("downgrade") == lms.calls("unlink") == []
         error = str(run.error)
         assert all(f"{who} has 20" in error for who in ("the LMS", "the database", "this worker"))
-        assert error.endswith("let NTP keep the one that is wrong [clocks]")
+        assert error.endswith("correct the wrong clock, and keep it right with NTP [clocks]")
 
 
 @ON_SQLITE

@@ -173,7 +173,7 @@ def test_a_moment_is_a_date_time_and_nothing_else(name: str, value: Any) -> None
 
 def test_a_window_turned_round_is_refused() -> None:
     sentence = refused(expired_after="2026-02-01", expired_before="2026-01-01")
-    assert sentence == "expired_after is later than expired_before: exchange them"
+    assert sentence == "expired_after is later than expired_before: swap the two"
 
 
 def test_a_window_is_compared_in_utc() -> None:

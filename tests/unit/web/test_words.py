@@ -42,7 +42,7 @@ def test_the_line_asks_for_all_that_the_run_was_asked_for() -> None:
     [
         (Phase.FAILED, "the LMS answered 403: give it the role [http_403]", "http_403"),
         (Phase.FAILED, "1,200 learners are due [needs_approval]", "needs_approval"),
-        (Phase.FAILED, "an error of our own, KeyError: the worker's log has its traceback", "unknown"),
+        (Phase.FAILED, "internal error, KeyError: the worker's log has its traceback", "unknown"),
         (Phase.FAILED, None, "unknown"),
         (Phase.ABANDONED, "given up while unlinking; last: the LMS answered 503 [http_503]", "abandoned"),
     ],

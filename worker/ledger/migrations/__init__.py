@@ -12,7 +12,7 @@ from worker.db.types import DjangoUUID
 
 LICENSE_TABLE = "subscriptions_license"
 VERSION_TABLE = "license_expiry_alembic_version"
-# Whatever the database's default: a reason may be in any script.
+# Set for each table, whatever the database's default, because a reason may be in any script.
 UTF8: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 
 
@@ -27,9 +27,9 @@ class _NativeUUID(sa.types.UserDefinedType[Any]):
 
 
 def license_uuid_type(connection: sa.Connection) -> sa.types.TypeEngine[Any]:
-    """The column type of a license's uuid in this database.
+    """Return the column type of a license's uuid in this database.
 
-    The ledger's UUIDs take the same one, collation included, so that the tables can be joined by their indexes.
+    The ledger's UUID columns have the same type and collation, so that joins can use their indexes.
     """
     if connection.dialect.name == "postgresql":
         return sa.Uuid()
@@ -46,7 +46,7 @@ def license_uuid_type(connection: sa.Connection) -> sa.types.TypeEngine[Any]:
 
 
 def unlike(connection: sa.Connection) -> list[sa.Column[Any]]:
-    """The ledger's UUID columns of another type or collation than a license's uuid has by now."""
+    """Return the ledger's UUID columns whose type or collation differs from that of a license's uuid."""
     if connection.dialect.name in ("postgresql", "sqlite"):
         return []
     wanted = license_uuid_type(connection)
@@ -67,7 +67,7 @@ def unlike(connection: sa.Connection) -> list[sa.Column[Any]]:
 
 @cache
 def revisions() -> tuple[str, ...]:
-    """The ids of all migrations, the newest first: that is the level of this release."""
+    """Return the ids of all migrations, newest first; the first one is the level of this release."""
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(Path(__file__).parent)).walk_revisions()
@@ -75,19 +75,19 @@ def revisions() -> tuple[str, ...]:
 
 
 def level(connection: sa.Connection) -> str | None:
-    """The id of the migration that this database's ledger is at; None where it is not made."""
+    """Return the id of the last migration applied to this database; None if it has no ledger."""
     from alembic.runtime.migration import MigrationContext
 
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Make the ledger's tables, or bring them up to date; doing it again changes nothing.
+    """Create the ledger's tables or migrate them to this release. Repeating it changes nothing.
 
-    Their UUIDs follow a license's: license-manager may have been moved to MariaDB's native ones, or its tables to
-    another collation.
+    Converts the UUID columns to the type and collation of a license's uuid, in case license-manager was moved to
+    MariaDB's native type or to another collation.
     """
-    from alembic import command  # here, because it takes as long to load as all of ours, and few commands need it
+    from alembic import command  # imported here because it is slow to load and few commands need it
     from alembic.config import Config
 
     config = Config()
@@ -99,8 +99,8 @@ def upgrade(engine: sa.Engine) -> None:
         for column in unlike(connection):
             table, name, null = column.table.name, column.name, "NULL" if column.nullable else "NOT NULL"
             for change in (
-                f"ALTER TABLE {table} MODIFY {name} CHAR(36) {null}",  # for a native one's dashes
-                f"UPDATE {table} SET {name} = REPLACE({name}, '-', '')",  # noqa: S608, names of our own
+                f"ALTER TABLE {table} MODIFY {name} CHAR(36) {null}",  # the native type is converted with dashes
+                f"UPDATE {table} SET {name} = REPLACE({name}, '-', '')",  # noqa: S608, our own names
                 f"ALTER TABLE {table} MODIFY {name} {uuid} {null}",
             ):
                 connection.execute(sa.text(change))

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the ledger's migrations on the connection that `migrations.upgrade` hands over."""
+"""Alembic's entry point: runs the ledger's migrations on the connection that `migrations.upgrade` passes in."""
 
 from alembic import context
 

@@ -87,7 +87,7 @@ ARGUMENTS = cases(
     Bad(
         "a window turned round",
         (*RUN, "--expired-after", "2026-02-01", "--expired-before", "2026-01-01"),
-        ("expired.after", "later than", "expired.before", "exchange them"),
+        ("expired.after", "later than", "expired.before", "swap the two"),
     ),
     Bad("a word for a date", (*RUN, "--expired-after", "yesterday"), ("expired.after", "yesterday", r"\d{{4}}-\d\d-")),
     Bad("a day that is none", (*RUN, "--expired-before", "2026-02-30"), ("expired.before", "2026-02-30", "date")),
@@ -132,7 +132,7 @@ def test_an_unknown_enterprise_on_the_list_is_a_failed_run_and_the_others_are_do
         other.enterprise: "finished",
         STRANGER: "failed",
     }
-    assert_told(runs[STRANGER]["error"], str(STRANGER), "no customer agreement", f"take it off {LIST}")
+    assert_told(runs[STRANGER]["error"], str(STRANGER), "no customer agreement", f"remove it from {LIST}")
     [ended] = [run for run in rows(engine, Run) if run["enterprise_customer_uuid"] == STRANGER]
     assert (ended["live"], ended["error"]) == (None, runs[STRANGER]["error"])
     shown = license_expiry("status")
@@ -148,7 +148,7 @@ def test_due_warns_of_an_unknown_enterprise_on_the_list(
     result = license_expiry("due", *options)
     assert result.exit_code == 0
     assert str(STRANGER) not in result.stdout
-    assert_told(result.stderr, "Warning", str(STRANGER), "no customer agreement", f"take it off {LIST}")
+    assert_told(result.stderr, "Warning", str(STRANGER), "no customer agreement", f"remove it from {LIST}")
 
 
 # Settings

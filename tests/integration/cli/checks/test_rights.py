@@ -311,7 +311,7 @@ def test_a_database_that_takes_no_writes_is_told(engine: Engine, account: Accoun
         if each.status == "wrong"
     ]
     assert [each.subject for each in wrong] == ["database"]
-    assert re.search(r"takes no writes \(cannot execute INSERT in a read-only transaction", wrong[0].what)
+    assert re.search(r"accepts no writes \(cannot execute INSERT in a read-only transaction", wrong[0].what)
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)

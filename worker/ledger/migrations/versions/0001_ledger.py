@@ -1,4 +1,4 @@
-"""The ledger: runs, confirmed downgrades, held licenses, the throttle."""
+"""Create the ledger's tables: runs, confirmed downgrades, held licenses, the throttle."""
 
 import datetime
 from typing import Any

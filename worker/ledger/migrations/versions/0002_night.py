@@ -1,4 +1,4 @@
-"""The scheduled nights that have begun, so that a missed one is seen and made good once."""
+"""Create the table of scheduled nights, so that a missed night is found and run late, once."""
 
 import sqlalchemy as sa
 from alembic import op

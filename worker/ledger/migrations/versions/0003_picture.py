@@ -1,4 +1,4 @@
-"""What a night looks like: when each step began and ended, its retries, its LMS calls; and that beat is there."""
+"""Add the times of steps, and the tables of retries, LMS calls and beat's heartbeat."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -46,7 +46,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("reconciled_at", moment, nullable=False),
     )
-    op.execute(heartbeat.insert().values(id=1, reconciled_at=DatabaseNow()))  # so that a new ledger alarms nobody
+    op.execute(heartbeat.insert().values(id=1, reconciled_at=DatabaseNow()))  # keeps a new ledger from firing alerts
 
 
 def downgrade() -> None:

@@ -1,4 +1,4 @@
-"""The moment of a trigger apart from the one that a run judges by; the night after a run; leave to unlink; the LMS."""
+"""Add `triggered_at` beside `as_of`, `night_after`, `triggered_by` and `approve_unlinks`, and the table of the LMS."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ INDEXED = ("triggered_at", "night_after")
 def upgrade() -> None:
     for name, kind in COLUMNS.items():
         op.add_column(RUN, sa.Column(name, kind))
-    op.execute(f"UPDATE {RUN} SET triggered_at = as_of")  # noqa: S608, which it was until now
+    op.execute(f"UPDATE {RUN} SET triggered_at = as_of")  # noqa: S608, a constant name
     for name in INDEXED:
         op.create_index(f"{RUN}_{name}", RUN, [name])
     op.drop_index(f"{RUN}_as_of", RUN)

@@ -1,4 +1,4 @@
-"""What all runs wait for; the number of a run's newest message; stops; the ledger's own id."""
+"""Add message numbers, tries, waits and stops to runs, and the tables of common waits and of the ledger's id."""
 
 from typing import Any
 from uuid import uuid4

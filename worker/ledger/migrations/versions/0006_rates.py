@@ -1,4 +1,4 @@
-"""The LMS has a throttle for each call: a row of its own for the unlink calls."""
+"""Add a second throttle row, for the unlink calls: the LMS throttles downgrade and unlink calls separately."""
 
 import datetime
 

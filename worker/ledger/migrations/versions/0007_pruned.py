@@ -1,4 +1,4 @@
-"""The sums of the runs that were pruned: no counter of /metrics falls because of it."""
+"""Create the table of the sums of pruned runs, so that pruning decreases no counter of /metrics."""
 
 import sqlalchemy as sa
 from alembic import op

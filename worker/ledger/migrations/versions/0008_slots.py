@@ -1,4 +1,4 @@
-"""LMS calls in flight are limited over all workers: each run has the slots that its worker holds."""
+"""Add `slots` to runs: they limit the LMS calls that all workers together have in flight."""
 
 import sqlalchemy as sa
 from alembic import op
