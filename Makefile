@@ -77,11 +77,14 @@ chaos: setup  ## Kill and cut off real processes at random, with people at work;
 soak: setup  ## Play 30 nights in a row on real processes, and see whether anything grows (ARGS="--help" tells more)
 	@PYTHONPATH=tests:. $(BIN)/python -m soak $(ARGS)
 
-check: setup  ## Run ruff, mypy and the import rules
+# All texts of the product. PROSE=worker/cli checks one folder.
+PROSE ?= README.md CHANGELOG.md docs deploy worker tasks simulator celeryconfig.py
+check: setup  ## Run ruff, mypy, the import rules and the prose linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/codespell $(PROSE)
 
 format: setup  ## Put the code in form
 	@$(BIN)/ruff check --fix .
