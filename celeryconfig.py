@@ -15,7 +15,7 @@ def _settings() -> CelerySettings:
     except Unusable:
         pass
     try:
-        return load_settings(broker=True)  # the others that are wrong are told with it
+        return load_settings(broker=True)  # reports all wrong settings together
     except Unusable as error:
         exit_with(error)
 
@@ -41,13 +41,13 @@ result_expires = 7 * 24 * 3600 if (result_backend or "").startswith("redis") els
 result_extended = True
 imports = ["tasks"]
 task_default_queue = STEPS_QUEUE
-# What starts runs has a queue and a process of its own (tasks/control.py), for all others may be in a step.
+# Tasks that start runs have a queue and a process of their own (tasks/control.py): all others may be busy in a step.
 task_routes = {trigger: {"queue": CONTROL_QUEUE} for trigger in TRIGGERS}
 timezone = _s.TIME_ZONE
 enable_utc = True
 
-# A task is acknowledged when it has ended. One whose process was killed is not given out again at once: its run's
-# lease must lapse first, and `reconcile`, which counts, takes it up.
+# A task is acknowledged when it has ended. If its process is killed, the broker does not redeliver it at once: the
+# run's lease must lapse first. Then `reconcile` resumes the run, and counts how often it did.
 task_acks_late = True
 task_reject_on_worker_lost = False
 worker_prefetch_multiplier = 1
@@ -55,7 +55,7 @@ worker_consumer = "tasks.consumer:Consumer"
 worker_cancel_long_running_tasks_on_connection_loss = False
 task_time_limit = _s.TASK_TIME_LIMIT_SECONDS
 broker_connection_retry_on_startup = True
-# A message that could not be handed over at once is tried again for half a minute: a restart of the broker is sat out.
+# Retry a failed publication for half a minute, so that a restart of the broker loses no message.
 task_publish_retry_policy = {"max_retries": 12, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 4}
 _redis: dict[str, Any] = {
     "visibility_timeout": _s.VISIBILITY_TIMEOUT_SECONDS,
@@ -81,8 +81,8 @@ task_send_sent_event = True
 task_track_started = True
 
 beat_scheduler = "tasks.beat:Scheduler"
-# Nothing here expires: that is judged by the clock of each worker, and one that is wrong by an hour would do nothing.
-# What has piled up meanwhile is a query each.
+# No message expires. A worker whose clock is an hour fast would drop every message. After an outage, each message that
+# piled up costs one query.
 beat_schedule = {
     "nightly": {
         "task": "license_expiry.run_nightly",

@@ -1,4 +1,4 @@
-"""What all five tasks have in common: what is shown and logged when one of them fails."""
+"""Base classes of the five tasks: they log failures, and show no text of an error that is not ours."""
 
 from inspect import signature
 from typing import Any, ClassVar
@@ -47,4 +47,4 @@ class Trigger(OurTask):
 
     def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Log that the task is retried (Celery's hook)."""
-        log.warning("task comes again", name=self.name, error=str(exc))
+        log.warning("task retried", name=self.name, error=str(exc))

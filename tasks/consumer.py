@@ -27,7 +27,7 @@ from worker.settings import TRIGGERS
 log = get_logger(__name__)
 
 MOST_BYTES = 256 * 1024  # ours have 2 kB, with a thousand plans 40
-MOST_AHEAD = timedelta(days=2)  # ours come again within a day
+MOST_AHEAD = timedelta(days=2)  # ours are retried within a day
 OURS = frozenset({*(step.task for step in STEPS), *TRIGGERS})
 
 
@@ -118,7 +118,7 @@ class Next(_Shape):
 
 
 class Embedded(_Shape):
-    """What a message says of the tasks after it: a chain, and nothing else that Celery knows."""
+    """The tasks after this message: a chain, and nothing else that Celery knows."""
 
     callbacks: Nothing = None
     errbacks: Nothing = None
@@ -146,7 +146,7 @@ def _after(task: str) -> list[str]:
 
 
 def complaint_about(message: Message) -> str | None:
-    """What keeps this message from being a task of ours, without a value of it; None of one that is."""
+    """Why this message is not a task of ours, without quoting its values; None if it is one."""
     if message.body is not None and len(message.body) > MOST_BYTES:
         return f"its body has {len(message.body)} bytes"
     try:

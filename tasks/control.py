@@ -1,9 +1,9 @@
-"""The process that serves the queue of triggers and `reconcile`, for all others of a worker may be in a step.
+"""The process that serves the queue of triggers and `reconcile`, because all others may be busy in a step.
 
 It is a worker of its own, with one process, which the worker starts, starts again when it has ended, and ends with
 itself. A worker whose queues are named on its command line (-Q) starts none.
 
-Besides, what a worker answers when `license-expiry doctor` or `tasks.healthy` asks.
+Also the inspect commands with which `license-expiry doctor` and `tasks.healthy` question a worker.
 """
 
 import logging
@@ -92,7 +92,7 @@ class EndsWithItsWorker(bootsteps.Step):
 
     def create(self, worker: Any) -> None:
         """Begin to look (Celery's hook)."""
-        worker.timer.call_repeatedly(_ORPHAN_SECONDS, int)  # does nothing, but wakes its loop: it may be told to end
+        worker.timer.call_repeatedly(_ORPHAN_SECONDS, int)  # wakes its loop, so that it notices a request to end
         threading.Thread(target=_end_without, args=(int(os.environ[_WORKER]),), daemon=True).start()
 
 

@@ -1,7 +1,7 @@
 """`python -m tasks.healthy`: is this machine's worker well? The health check of the image and of Kubernetes.
 
 It must answer over the broker, as to everybody who wants something of it, and take messages from each queue that it was
-started for: one that was told `cancel_consumer` answers a ping and does nothing. The same of its control process, if it
+started for: after `cancel_consumer` it answers a ping and does nothing. The same of its control process, if it
 answers. Exit status 0, or 1 with what is wrong and what to do on standard error.
 """
 
@@ -14,8 +14,8 @@ ANSWER_SECONDS = 10.0
 
 
 def takes_nothing_from(worker: str, missing: list[str]) -> tuple[str, str]:
-    """What is wrong with a worker that was started for these queues and leaves them alone, and the remedy."""
-    what = f"{worker} takes no messages from its queue {' and '.join(missing)}: somebody told it cancel_consumer"
+    """The message and the remedy for a worker that takes no messages from queues it was started for."""
+    what = f"{worker} takes no messages from its queue {' and '.join(missing)}: somebody sent it cancel_consumer"
     commands = (f"celery -A worker control --destination {worker} add_consumer {queue}" for queue in missing)
     return what, f"restart it, or: {'; '.join(commands)}"
 
@@ -30,7 +30,9 @@ def main() -> int:
     missing = {host: answer["missing"] for host, answer in told.items() if answer.get("missing")}
     complaints = [". ".join(takes_nothing_from(*one)) for one in missing.items()]
     if worker not in told:
-        complaints.append(f"{worker} does not answer. See its log, and whether the broker is there")
+        complaints.append(
+            f"{worker} does not answer within {ANSWER_SECONDS:.0f} s. See its log, and check that the broker answers"
+        )
     for complaint in complaints:
         print(f"{complaint}.", file=sys.stderr)  # noqa: T201, its purpose
     return 1 if complaints else 0

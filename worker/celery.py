@@ -94,7 +94,7 @@ def _check_database(given: Settings) -> None:
 
 @signals.worker_shutting_down.connect
 def hand_back(**_: Any) -> None:
-    """Let the steps of a worker that is told to end finish the calls in flight and hand the rest back.
+    """Shut down: steps finish their calls in flight and hand their runs back.
 
     Celery's own shutdown can hang, on a child that never learns of it or on a broker that is away: it is cut short
     once all calls have had their time.

@@ -25,7 +25,7 @@ SHUTDOWN = Shutdown()
 
 @dataclass(frozen=True)
 class Deps:
-    """What the steps are handed."""
+    """The dependencies of the steps."""
 
     settings: Settings
     database: Database
@@ -60,7 +60,7 @@ def make_deps(settings: Settings, patience: Patience | None = None, shutdown: Sh
         observe=calls.observe,
         next_call_in=partial(limits.book_next_call, database, settings.calls_per_minute),
     )
-    # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
+    # A step takes half of a task's time limit; with a quarter more it still ends before the task is killed.
     seconds = settings.TASK_TIME_LIMIT_SECONDS / 4
     return Deps(
         settings=settings,

@@ -3,7 +3,7 @@
     LicenseExpiryError
     ├── Unusable               settings, database or broker cannot be used as they are: exit status 2
     │   ├── WrongSetting       one setting
-    │   ├── Away               database or broker does not answer just now: a worker starts all the same
+    │   ├── Away               database or broker does not answer just now: a worker starts anyway
     │   └── SeveralWrong       several of these at once, each with its own remedy
     ├── BadArgument            a trigger's argument is wrong: fails at once, never retried
     ├── ReasonedError          has a stable `reason` code, which the ledger keeps
@@ -92,7 +92,7 @@ class BadArgument(LicenseExpiryError):
 
 
 class NotClaimed(LicenseExpiryError):
-    """The step may not start on this run; `what` says who has it or what became of it."""
+    """The step may not start on this run; `what` says which worker has it, or how it ended."""
 
 
 class LeaseLost(LicenseExpiryError):

@@ -55,7 +55,7 @@ structlog.configure(
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey, but for tabs and ends of lines."""
+    """The text without control characters, except tabs and line ends."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
 
 

@@ -36,7 +36,7 @@ def mask_all(value: Any) -> Any:
 
 
 def kind_of(error: BaseException) -> str:
-    """What may be said of an error that is not ours: its type, and the system's own words; never its text.
+    """Describes an error that is not ours by its type and the system's own words; never by its text.
 
     Its text may hold anything: a row of a table, an address, a password.
     """

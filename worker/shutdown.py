@@ -55,5 +55,5 @@ def kill_after(seconds: float) -> None:
 
 
 def _kill(seconds: float) -> None:
-    log.error("not shut down in time: ended. What was under way is taken up again", seconds=seconds)
+    log.error("not shut down in time: killed. Its runs are resumed by reconcile", seconds=seconds)
     os._exit(1)

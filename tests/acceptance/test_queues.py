@@ -252,7 +252,7 @@ def test_two_installations_on_one_broker_do_their_own_runs_and_are_told(
         worker(name="ours", concurrency=1, app="support.fast_app")
         environment(**own)
         assert command("run", "--no-wait", fast=True)[0] == 0
-        eventually(lambda: "comes again" in processes.log("ours"), what="a refusal")
+        eventually(lambda: "step could not begin: retried" in processes.log("ours"), what="a refusal")
         assert [run.phase for run in runs(theirs)] == [Phase.QUEUED] * 2
         worker(name="theirs", concurrency=1, app="support.fast_app")
         environment(**listed(*mine))

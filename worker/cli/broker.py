@@ -54,7 +54,7 @@ def publisher(ledger: UUID | None) -> Publish:
         except OperationalError as error:
             remedy = (
                 f"check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: reconcile publishes it again. For "
-                "the enterprises after it, start anew"
+                "the enterprises after it, run the command again"
             )
             raise Unusable(f"The broker went away ({error})", remedy) from None
 

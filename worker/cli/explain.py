@@ -53,10 +53,10 @@ def _user_id(_context: click.Context, _option: click.Parameter, given: str | Non
 @as_json
 @exiting
 def explain(licenses: tuple[UUID, ...], lms_user_id: int | None, email: bool, as_json: bool) -> int:
-    """Tell why a learner still has access or was unlinked, and when that will change. Changes nothing.
+    """Explain why a learner still has access or was unlinked, and when that will change. Changes nothing.
 
-    For each license of the learner, at each customer: what the nights to come will do, and the rules behind it in
-    their order, each with the value that decides.
+    For each license of the learner, at each customer, it shows what the next nights will do. It lists the rules behind
+    that in their order, each with its value.
 
     \b
     By a license:          license-expiry explain 5b1c8d7e-3f0a-4c52-9a3e-0d4b6f1c2e77
@@ -105,7 +105,7 @@ def _read_address() -> str:
 def _named(
     database: Database, scope: Scope, licenses: Sequence[UUID], lms_user_id: int | None, address: str | None
 ) -> list[UUID]:
-    """The licenses that are asked for. Raises BadArgument when there are none."""
+    """The licenses of the person or UUID given. Raises BadArgument when there are none."""
 
     def work(session: Session) -> Sequence[Any]:
         if address is not None:
@@ -120,7 +120,7 @@ def _named(
         if address is None:
             raise
         # A server that cannot compare the address may say so with the address.
-        raise Unusable("The database could not look the address up", "see what license-expiry doctor says") from None
+        raise Unusable("The database could not look up the address", "run license-expiry doctor") from None
     if not found:
         who = "this e-mail address" if address is not None else f"LMS user id {lms_user_id}"
         what = f"There is no license {licenses[0]}" if licenses else f"No license has {who}"
@@ -144,7 +144,7 @@ def _blocked(
 
 
 class _Told:
-    """What is told of a learner's licenses, to people or as JSON."""
+    """The answer about a learner's licenses, for people or as JSON."""
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ def _run(deps: Deps, started: runs.Opened, request: request.Request) -> None:
     known = (deps.database, deps.settings)
     asked, live = (scope_of(*known, run.as_of, wanted, started.enterprise) for wanted in (request, run))
     if (asked, request.dry_run) != (live, run.dry_run):
-        tables.err.print(f"Run {run.id} asks for something else: not taken up.", soft_wrap=True)
+        tables.err.print(f"Run {run.id} has other options than this command: not resumed.", soft_wrap=True)
         return
     owner = f"{socket.gethostname()}, process {os.getpid()}"
     for step in order.STEPS:

@@ -1,4 +1,4 @@
-"""What commands share: options, the ending, the database, and who gives them."""
+"""Shared by all commands: options, exit statuses, the database, and the operator's name."""
 
 import functools
 import logging
@@ -55,7 +55,11 @@ def exiting(command: Callable[..., int]) -> Callable[..., None]:
             raise
         except Exception as error:
             told = logs.places((type(error), error, error.__traceback__))
-            tables.err.print(f"An error of our own: report it with this.\n{told}", markup=False, highlight=False)
+            tables.err.print(
+                f"Unexpected error in license-expiry. Report it with this traceback.\n{told}",
+                markup=False,
+                highlight=False,
+            )
             status = 1
         raise SystemExit(status)
 
@@ -63,7 +67,7 @@ def exiting(command: Callable[..., int]) -> Callable[..., None]:
 
 
 def open_database(ledger: bool = True, level: int = logging.WARNING) -> tuple[DatabaseSettings, Database]:
-    """What a command needs that sends nothing; the database is looked at first, and left when the command ends."""
+    """The settings and the database of a command that sends nothing; its schema is checked, and it closes with it."""
     settings = load(DatabaseSettings)
     logs.configure(settings.LOG_FORMAT, level)
     database = Database(make_engine(settings.DATABASE_URL))

@@ -1,4 +1,4 @@
-"""What the command prints: tables that fit 80 columns, CSV, JSON, files."""
+"""The command's output: tables that fit 80 columns, CSV, JSON, files."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ from worker.web.timeline import lost_worker
 
 Names = Mapping[UUID, str]
 NAME_WIDTH = 34  # of a UUID, less the indent
-# So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
+# The most plans listed that wait for a renewal which nobody processed; CSV and JSON have them all.
 SHOWN = 10
 
 
@@ -199,7 +199,7 @@ def counting(*, quiet: bool) -> Iterator[Progress]:
 def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_limit: int) -> None:
     """Show the sums of `forecast.due_rows`, beneath each its plans with work, and what else there is to know.
 
-    Each row has the enterprise's name besides, see `with_names`.
+    Each row also has the enterprise's name, see `with_names`.
     """
     columns = ("enterprise\n  plan", "plans,\nexpired", "downgrades", "unlinks", "protected")
     shown = table(columns, [])
@@ -221,7 +221,7 @@ def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_li
     for row in rows:
         if unlink_limit and row["unlinks"] > unlink_limit:
             whose = f"--enterprise {row['enterprise_customer_uuid']} --approve-unlinks {row['unlinks']} --reason TEXT"
-            said = f"More unlinks than UNLINK_LIMIT, {unlink_limit}, need your leave: license-expiry run {whose}"
+            said = f"More unlinks than UNLINK_LIMIT, {unlink_limit}, need your approval: license-expiry run {whose}"
             out.print(said, highlight=False, soft_wrap=True)
 
 
@@ -249,7 +249,7 @@ def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[s
         yield f"No night touches a plan whose expiration date cannot be read: {', '.join(undated[:SHOWN])}"
         yield f"  ({len(undated)} in all). Correct the date in license-manager's database."
     if without := sum(plan.without_email for plan in plans):
-        yield f"Cannot be unlinked, for want of an e-mail: licenses {without}."
+        yield f"Licenses that cannot be unlinked, because they have no e-mail: {without}."
     if back := max((plan.nights_back for plan in working), default=0):
         yield f"Nights since the oldest became due: {back}; --expired-after leaves older plans out."
 

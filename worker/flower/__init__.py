@@ -2,5 +2,5 @@
 
 `guard` lets nobody in without a login, and `logins` slows those that fail; `task_list` is how the tasks of runs look in
 Flower's own pages; `mount` puts ours among them: `pages` answers (`page` is what these have in common), `forms` reads
-what is asked for and previews it, `templates/` shows it. `database` is what they read.
+the form and previews it, `templates/` shows it. `database` is what they read.
 """

@@ -41,7 +41,7 @@ def customers(session: Session) -> dict[UUID, str]:
 class Names:
     """The customers' names for Flower's own pages, whose event loop must not wait for a database.
 
-    They are read in a thread, again when one is asked for and NAMES_SECONDS have passed, or, if it is not known,
+    They are read in a thread, again when one is needed and NAMES_SECONDS have passed, or, if it is not known,
     UNKNOWN_SECONDS.
     """
 

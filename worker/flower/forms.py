@@ -1,4 +1,4 @@
-"""What the form that starts a run asks for, and what that would do: read from the database, never changed."""
+"""Reads the form that starts a run, and previews the run from the database. Changes nothing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class Form:
     flags: set[str] = field(default_factory=set)
 
     def request(self, triggered_by: str) -> Request:
-        """What it asks for. Raises BadArgument, with a complaint for each wrong field."""
+        """The request of this form. Raises BadArgument, with a complaint for each wrong field."""
         given: dict[str, Any] = {name: text.strip() or None for name, text in self.texts.items()}
         approved = given.get("approve_unlinks")
         if approved and approved.isdecimal() and len(approved) <= MOST_DIGITS:
@@ -64,14 +64,14 @@ def form_of(run: Run) -> Form:
 
 
 def arguments(enterprise: UUID | None, request: Request) -> dict[str, Any]:
-    """The arguments of the task that starts what is asked for: of one enterprise, or of the night."""
+    """The arguments of the task that starts this request, for one enterprise or the night."""
     given = request.model_dump(mode="json", exclude_defaults=True)
     return given if enterprise is None else {"enterprise_customer_uuid": str(enterprise), **given}
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would do now, by plan; of a night, `customers` has the sums of each enterprise, else none.
+    """The work of a run if it began now, by plan; of a night, `customers` has the sums of each enterprise, else none.
 
     `titles` are those of the plans, or the names of these enterprises, by UUID. `held` licenses are on the list of
     those that the LMS refuses; `live` is the run that the enterprise has; `waits` is what all runs wait for.

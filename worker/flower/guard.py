@@ -1,4 +1,4 @@
-"""What Flower is held to when it starts on our app: that it asks who comes, and is heard on this machine only."""
+"""Makes Flower ask for a login, and listen on this machine only, when it starts on our app."""
 
 import logging
 import re

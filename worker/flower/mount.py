@@ -1,6 +1,6 @@
 """Puts our pages and links among Flower's own, and the user's name into what is started over its HTTP API.
 
-Besides, no answer of Flower's may be framed, and failed logins are slowed.
+It also forbids framing of Flower's pages, and slows failed logins.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ _INSERTED = {
     "navbar.html": ("      </ul>", "runs_link.html", True),
     "task.html": ("  </header>\n", "runs_of_task.html", False),
 }
-# What a caller of the HTTP API may say of a task besides its arguments: when. Workers drop most others.
+# The options of a task that a caller of the HTTP API may give: its time. Workers drop most others.
 _OPTIONS = ("countdown", "eta", "expires", "task_id", "timeout")
 
 
@@ -69,7 +69,7 @@ def mount() -> None:
     def with_who(handler: Any) -> Any:
         args, kwargs, options = given(handler)
         if not options.keys() <= set(_OPTIONS):
-            raise HTTPError(400, f"nothing was started: besides args and kwargs give only {', '.join(_OPTIONS)}")
+            raise HTTPError(400, f"nothing was started: give only args, kwargs, {', '.join(_OPTIONS)}")
         if handler.path_args[:1] and handler.path_args[0] in (RUN_NIGHTLY, RUN_ENTERPRISE) and isinstance(kwargs, dict):
             kwargs.setdefault("triggered_by", who(handler))
         return args, kwargs, options

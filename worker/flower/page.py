@@ -1,4 +1,4 @@
-"""What our pages in Flower have in common: whom they are for, their threads, headers and errors."""
+"""Base of our pages in Flower: the user's name, threads, headers and errors."""
 
 from base64 import b64decode
 from collections.abc import Callable
@@ -80,7 +80,7 @@ class Page(BaseHandler):  # type: ignore[misc]
             super().log_exception(typ, value, tb)
 
     def typed(self, name: str) -> str:
-        """What was typed into a field of the form, unescaped."""
+        """The text typed into a field of the form, unescaped."""
         value: str = self.get_body_argument(name, "")
         return value
 

@@ -31,7 +31,7 @@ COMPLETED = 1000  # customers whose names the browser completes
 
 
 def note(session: Session, run: Run) -> str:
-    """What is to be read of a run as it is now, in the words of its page in `license-expiry serve`."""
+    """The note on a run as it is now, as its page in `license-expiry serve` has it."""
     retries = session.scalars(select(Retry).where(Retry.run_id == run.id).order_by(Retry.at)).all()
     return note_of(run, retries, read_now(session))
 
@@ -89,7 +89,7 @@ class Start(Page):
 
     @authenticated
     async def post(self) -> None:
-        """Preview what is asked for, or start it if this is what the preview has shown."""
+        """Preview the request, or start it if nothing changed since its preview."""
         form = Form(
             self.enterprise(self.typed("enterprise")),
             self.get_body_arguments("plan"),
@@ -136,7 +136,7 @@ class Start(Page):
 
 
 class Started(Page):
-    """What became of a start: the trigger, then the run and its steps."""
+    """The progress of a start: the trigger, then the run and its steps."""
 
     @authenticated
     async def get(self, trigger: str) -> None:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Selection:
-    """What one try of a call is about, as it was selected from the database just now.
+    """The licenses or learners of one try of a call, just selected from the database.
 
     `items` are license UUIDs or e-mail addresses; when it is empty nothing is sent and the call returns. The first byte
     leaves before `fresh_until`, on clock.steady, or not at all. `modified_after` is the date of a downgrade.
@@ -70,7 +70,7 @@ class LmsClient(Transport):
         self._call("unlink", UNLINK_PATH.format(enterprise=enterprise), _unlink_body, select, guard)
 
     def check_downgrades(self, guard: Guard, tries: int | None = None) -> None:
-        """Send the downgrade call that concerns nobody, in so many tries at most.
+        """Send the downgrade call that concerns nobody, in at most `tries` tries.
 
         Raises RunRefused, Unavailable, or what `guard` raises.
         """
@@ -79,7 +79,7 @@ class LmsClient(Transport):
     def check_unlinks(self, enterprise: UUID, guard: Guard, recently: float | None = None) -> None:
         """Send the unlink call that concerns nobody. Raises as `check_downgrades` does.
 
-        With `recently` it is not sent when an unlink of this enterprise was confirmed in the last so many seconds (inf:
+        With `recently` it is not sent when an unlink of this enterprise was confirmed in that many seconds before (inf:
         ever since this client was made).
         """
         path = UNLINK_PATH.format(enterprise=enterprise)
@@ -90,7 +90,7 @@ class LmsClient(Transport):
         """Which of these users are linked to the enterprise: the e-mail address of each, as the platform has it now.
 
         None when the LMS refuses the question or does not know it: then addresses cannot be checked. A service user
-        that is not staff is told of nobody; only `check_unlinks` shows whether it is. Raises RunRefused, Unavailable,
+        that is not staff gets an empty list; only `check_unlinks` shows whether it is. Raises RunRefused, Unavailable,
         or what `guard` raises.
         """
 

@@ -46,7 +46,7 @@ Guard = Callable[[], float]
 
 @dataclass(frozen=True)
 class Content:
-    """What one try of a call sends, and until when, on clock.steady, its first byte may leave."""
+    """The body of one try of a call, and until when, on clock.steady, its first byte may leave."""
 
     body: object = field(repr=False)
     fresh_until: float = inf
@@ -86,7 +86,7 @@ class TimedBody(BytesIO):
 
 
 class _NothingToSend(Exception):
-    """What was to be sent is not wanted any more."""
+    """There is nothing left to send."""
 
 
 class _JwtAuth(requests.auth.AuthBase):
@@ -154,7 +154,7 @@ class Transport:
     def post(self, kind: str, path: str, prepare: Prepare, guard: Guard) -> None:
         """Send one call; return when the LMS has confirmed it, or when there is nothing to send.
 
-        Right before it is sent, after all waits, `prepare` is asked for its content and then `guard`. Raises as
+        Right before it is sent, after all waits, `prepare` gives its content, and then `guard` is called. Raises as
         `outcomes.judge` does, or as these two.
         """
 
@@ -202,7 +202,7 @@ class Transport:
         return min(self._timeouts[kind], getattr(self._local, "most", inf))
 
     def lms_now(self) -> datetime | None:
-        """The LMS's clock, to a second, by what it told with the last token; None if it told none.
+        """The LMS's clock, to a second, from the Date of the last token; None without one.
 
         Fetches a token if there is none yet. Raises RunRefused, Unavailable.
         """
@@ -230,7 +230,7 @@ class Transport:
         return Answer(response.status_code, response.headers, response.content)
 
     def _send_in_turn(self, method: str, kind: str, url: str, ready: Callable[[], dict[str, Any]]) -> requests.Response:
-        """Send once its booked moment has come. Right before, `ready` is asked for the options of `request`."""
+        """Send once its booked moment has come. Right before, `ready` gives the options of `request`."""
         self.sleep(self._next_call_in(kind, self.patience.in_place))
         return self._send(method, kind, url, ready(), "LMS_URL")
 

@@ -44,7 +44,7 @@ def _in_order(value: int, info: ValidationInfo, above: Sequence[str], below: Seq
 
 
 class CelerySettings(Sourced):
-    """What celeryconfig.py needs: complete by itself, so that `celery -A worker report` works anywhere."""
+    """The settings of celeryconfig.py: complete by itself, so that `celery -A worker report` works anywhere."""
 
     CELERY_BROKER_URL: str = setting(_BROKER_EXAMPLE, "", secret=True)
     """Where tasks are queued: a Redis or a RabbitMQ"""
@@ -104,7 +104,7 @@ class CelerySettings(Sourced):
 
 
 class DatabaseSettings(CelerySettings):
-    """What reading the database needs: enough to show what was done and what is due."""
+    """The settings for reading the database: enough to show past work and due work."""
 
     DATABASE_URL: str = setting("mysql://user:password@mysql/license_manager", secret=True)
     """license-manager's database, as a SQLAlchemy URL"""
@@ -115,7 +115,7 @@ class DatabaseSettings(CelerySettings):
     UNLINK_AFTER_DAYS: int = setting("90", 90, ge=0, le=36500)
     """A learner is unlinked when the license expired more than this many days ago"""
     UNLINK_LIMIT: int = setting("1000", 1000, ge=0, le=2**31 - 1)
-    """The most learners that one run unlinks without somebody's leave; 0 is no limit"""
+    """The most learners that one run unlinks without approval; 0 is no limit"""
     FLOWER_URL: str = setting("http://flower:5555", "")
     """Flower's address for operators' browsers; serve's pages then link to it to start a run again"""
     SERVE_URL: str = setting("http://license-expiry:8001", "")
@@ -123,7 +123,7 @@ class DatabaseSettings(CelerySettings):
 
     @property
     def judged_by(self) -> str:
-        """What these settings say of who is due, as a short text that is another when one of them is.
+        """A fingerprint of the settings that decide who is due.
 
         A preview that was made with other settings than a worker's is not what that worker would do.
         """
@@ -157,7 +157,7 @@ class Settings(DatabaseSettings):
     LMS_URL: str = setting("https://courses.example.com", min_length=1)
     """The LMS's root address"""
     SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = setting("https://courses.example.com", "")
-    """Where tokens are asked for; LMS_URL when not set"""
+    """The root address that issues tokens; LMS_URL when not set"""
     BACKEND_SERVICE_EDX_OAUTH2_KEY: str = setting("license-manager-backend-service-key", min_length=1)
     """The client id of license-manager's backend service application in the LMS"""
     BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = setting("/run/secrets/lms_oauth2_secret", None)
@@ -233,7 +233,7 @@ class Settings(DatabaseSettings):
     def _with_its_library(cls, value: str) -> str:
         value = value.strip()
         if value and not (find_spec("segment") and find_spec("segment.analytics")):
-            raise WrongValue("needs Segment's library", "pip install 'license-expiry[segment]'")
+            raise WrongValue("needs Segment's library", "In the release's folder, run: pip install '.[segment]'")
         return value
 
     @field_validator("LEASE_SECONDS")
@@ -256,7 +256,7 @@ class Settings(DatabaseSettings):
 
 
 class BeatSettings(CelerySettings):
-    """What beat needs: a broker, and no database and no LMS."""
+    """The settings of beat: a broker, and no database and no LMS."""
 
     CELERY_BROKER_URL: str = setting(_BROKER_EXAMPLE, secret=True, min_length=1)
     """Where tasks are queued: a Redis or a RabbitMQ"""

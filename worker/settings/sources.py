@@ -127,7 +127,7 @@ def load(model: type[S]) -> S:
 def origins(model: type[Sourced]) -> dict[str, list[str]]:
     """Which settings of `model` come from where: the environment, the folder of secrets, the YAML file, or the default.
 
-    Raises Unusable as `load` does, of which it is to be called after.
+    Call `load` first. Raises Unusable as it does.
     """
     places = {"the environment": EnvSettingsSource(model), **_files(model)}
     left, found = list(model.model_fields), {}

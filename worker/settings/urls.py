@@ -1,4 +1,4 @@
-"""What a URL among the settings may look like. A complaint holds nothing of the URL: it may have a password."""
+"""Checks the URLs among the settings. A complaint holds nothing of the URL: it may have a password."""
 
 import os
 import re
@@ -71,7 +71,7 @@ class Url:
 
     @property
     def danger(self) -> str:
-        """What others on the network could do with what goes over it; "" if nothing, or if no network is there."""
+        """The weakness of its connection: not encrypted, or any certificate taken; "" if it has none or stays local."""
         secure, checked = self._tls()
         if self.is_local or (secure and checked):
             return ""
@@ -155,7 +155,7 @@ def http(value: str) -> str:
 
 
 def require_bundle(value: str) -> None:
-    """Raise WrongValue when this address is https and the CAs that requests is told of cannot be read."""
+    """Raise WrongValue when this address is https and the CA bundle named for requests cannot be read."""
     name = next((name for name in _BUNDLES if os.environ.get(name)), None)
     if name is None or not value.startswith("https:"):
         return

@@ -221,7 +221,7 @@ def test_what_lies_in_the_way_of_a_night_is_named_with_its_remedy_in_80_columns(
         f"its tables are at 0001, and this release has {migrations.revisions()[0]} run license-expiry init-db",
         "(allkeys-lru), and tasks are lost with them set maxmemory-policy to noeviction in redis.conf",
         "set appendonly to yes in redis.conf",
-        "the LMS gives us no token check BACKEND_SERVICE_EDX_OAUTH2_KEY",
+        "the LMS gave no token: it answered 401 check BACKEND_SERVICE_EDX_OAUTH2_KEY",
     ):
         assert sentence in said
 
@@ -535,4 +535,4 @@ def test_a_driver_that_is_not_installed_is_told(
     [(subject, status, what, remedy)] = findings(settings)
     assert (subject, status) == ("database", "wrong")
     assert "psycopg is not installed" in what
-    assert remedy == "pip install 'license-expiry[postgresql]'"
+    assert remedy == "in the release's folder, run: pip install '.[postgresql]'"

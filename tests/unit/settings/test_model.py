@@ -363,7 +363,7 @@ def test_a_segment_key_needs_segments_library(env: Env, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "segment", None)  # what is not installed
     told = complaints(refused())
     assert list(told) == ["SEGMENT_KEY"]
-    assert "pip install 'license-expiry[segment]'" in told["SEGMENT_KEY"]
+    assert "pip install '.[segment]'" in told["SEGMENT_KEY"]
     assert "the-segment-key" not in told["SEGMENT_KEY"]
     env(SEGMENT_KEY=None)
     assert load_settings().SEGMENT_KEY == ""
