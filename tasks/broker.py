@@ -72,11 +72,27 @@ def _try(app: Any, listens: bool) -> None:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)
             _send_and_receive(app, connection, listens)
         except _errors_of(connection) as error:
-            cause = error.__cause__ if isinstance(error, OperationalError) and error.__cause__ else error
-            what = f"The broker {connection.as_uri()} cannot be used ({' '.join(str(cause).split()) or 'no answer'})"
+            what = f"The broker {connection.as_uri()} cannot be used ({_cause(error)})"
+            cause = _origin(error)
             if isinstance(cause, _REFUSALS):
                 raise Unusable(what, _remedy(cause)) from None
             raise Away(what, _remedy(cause)) from None
+
+
+def publish_failed(app: Any, error: Exception) -> tuple[str, str]:
+    """The message and remedy when `error` ended a publication: the broker's address, and the cause."""
+    with app.connection_for_write() as connection:
+        what = f"the broker {connection.as_uri()} took no message ({_cause(error)})"
+    return what, _remedy(_origin(error))
+
+
+def _origin(error: BaseException) -> BaseException:
+    return error.__cause__ if isinstance(error, OperationalError) and error.__cause__ else error
+
+
+def _cause(error: BaseException) -> str:
+    """The cause of an error on one line."""
+    return " ".join(str(_origin(error)).split()) or "no answer"
 
 
 def count_messages(app: Any) -> int | None:
@@ -91,7 +107,8 @@ def count_messages(app: Any) -> int | None:
             queue = app.amqp.queues[app.conf.task_default_queue](connection.channel())
             return int(queue.queue_declare().message_count)
         except _errors_of(connection) as error:
-            log.warning("the broker cannot be asked for its queue: nothing is published again", error=str(error))
+            what = "the broker does not tell how many messages wait: no run is published again"
+            log.warning(what, broker=connection.as_uri(), error=_cause(error))
             return None
 
 

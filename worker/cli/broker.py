@@ -41,7 +41,7 @@ def publisher(ledger: UUID | None) -> Publish:
     from kombu.exceptions import OperationalError
 
     from tasks import publish
-    from tasks.broker import check_broker
+    from tasks.broker import check_broker, publish_failed
 
     try:
         check_broker(celery_app(), listens=False)
@@ -52,10 +52,8 @@ def publisher(ledger: UUID | None) -> Publish:
         try:
             publish(enterprise, run_id, number, ledger)
         except OperationalError as error:
-            remedy = (
-                f"check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: reconcile publishes it again. For "
-                "the enterprises after it, run the command again"
-            )
-            raise Unusable(f"The broker went away ({error})", remedy) from None
+            what, remedy = publish_failed(celery_app(), error)
+            more = f"Run {run_id} stays queued: reconcile publishes it again. For the others, run the command again"
+            raise Unusable(what, f"{remedy}. {more}") from None
 
     return checked

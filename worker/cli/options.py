@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from getpass import getuser
 from socket import gethostname
@@ -17,7 +18,8 @@ from worker.db.engine import make_engine
 from worker.db.ledger_tables import HeldLicense, Run
 from worker.db.transactions import Database
 from worker.due.enterprises import names_of
-from worker.errors import LicenseExpiryError
+from worker.errors import BadArgument, LicenseExpiryError
+from worker.runs.request import Request
 from worker.settings import DatabaseSettings
 from worker.settings.sources import load
 
@@ -28,6 +30,9 @@ _NARROWING = (
     click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC)."),
     click.option("--expired-before", help="Only plans that expired at or before this date-time (UTC)."),
 )
+# The arguments of a trigger as they are typed here; what is in quotes is a value.
+_TYPED = {name: f"--{name.replace('_', '-')}" for name in Request.model_fields} | {"plan_uuids": "--plan"}
+_ARGUMENT = re.compile(rf"'[^']*'|\b({'|'.join(_TYPED)})\b")
 
 
 def narrowing(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,7 +54,8 @@ def exiting(command: Callable[..., int]) -> Callable[..., None]:
         try:
             status = command(*args, **kwargs)
         except LicenseExpiryError as error:
-            tables.err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            told = _as_typed(str(error)) if isinstance(error, BadArgument) else str(error)
+            tables.err.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
             status = 2
         except click.ClickException:
             raise
@@ -64,6 +70,10 @@ def exiting(command: Callable[..., int]) -> Callable[..., None]:
         raise SystemExit(status)
 
     return wrapped
+
+
+def _as_typed(text: str) -> str:
+    return _ARGUMENT.sub(lambda found: _TYPED.get(found[0], found[0]), text)
 
 
 def open_database(ledger: bool = True, level: int = logging.WARNING) -> tuple[DatabaseSettings, Database]:

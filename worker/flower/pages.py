@@ -19,6 +19,7 @@ from worker.flower.forms import FLAGS, TEXTS, Form
 from worker.flower.page import Page, who
 from worker.ledger import runs, waits
 from worker.logs import get_logger
+from worker.masking import kind_of
 from worker.runs.request import Request, parse_reason, parse_uuid
 from worker.settings import RUN_ENTERPRISE, RUN_NIGHTLY
 from worker.web.history import read_now
@@ -125,8 +126,9 @@ class Start(Page):
         try:
             self.capp.send_task(name, kwargs=given, task_id=trigger)
         except OperationalError as error:
-            what = f"nothing was started: the broker does not answer ({type(error.__cause__ or error).__name__})"
-            raise Away(what, "look at the broker, then go back and start it again") from None
+            broker, cause = self.capp.connection_for_write().as_uri(), kind_of(error.__cause__ or error)
+            what = f"nothing was started: the broker {broker} took no message ({cause})"
+            raise Away(what, "check CELERY_BROKER_URL and the broker, then go back and start it again") from None
 
     def to_started(self, trigger: str, form: Form, *, again: bool = False) -> None:
         """Send the browser on, so that a reload starts nothing; `again` if this preview was started before."""

@@ -1,6 +1,7 @@
 """Where settings come from: the environment, files of their names, a YAML file; and what is said of a wrong one."""
 
 import os
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +34,18 @@ _OF_LICENSE_MANAGER = {
     "SOCIAL_AUTH_EDX_OAUTH2_LOGOUT_URL",
     "SOCIAL_AUTH_EDX_OAUTH2_PUBLIC_URL_ROOT",
     "SOCIAL_AUTH_EDX_OAUTH2_SECRET",
+}
+
+# Pydantic's own words speak of Python and of its parser.
+_IN_WORDS = {
+    "bool": "must be a boolean, true or false",
+    "extra": "is not an argument",
+    "float": "must be a number",
+    "frozen": "must be a list",
+    "int": "must be an integer",
+    "string_type": "must be a string",
+    "tuple": "must be a list",
+    "uuid": "must be a UUID",
 }
 
 S = TypeVar("S", bound="Sourced")
@@ -154,6 +167,16 @@ def _models(model: type[Sourced]) -> Iterator[type[Sourced]]:
         yield from _models(below)
 
 
+def in_words(error: Any) -> str:
+    """The complaint of one of pydantic's errors, to be read after the name of what is wrong."""
+    kind = str(error["type"])
+    for begins, words in _IN_WORDS.items():
+        if kind.startswith(begins):
+            return words
+    message = str(error["msg"]).removeprefix("Value error, ").partition(" after validation")[0]
+    return re.sub("^(Input|String|Tuple) should", "must", message)
+
+
 def _problem(error: Any, model: type[BaseSettings]) -> WrongSetting:
     name = str(error["loc"][0])
     field = model.model_fields[name]
@@ -161,9 +184,9 @@ def _problem(error: Any, model: type[BaseSettings]) -> WrongSetting:
     if error["type"] in ("missing", "string_too_short"):
         places = f"in the environment, in {SECRETS_FOLDER}, or in the YAML file that {CONFIG_FILE_VARIABLE} names"
         return WrongSetting(f"{name}: is not set", f"Set it {places}. {remedy}")
-    what = str(error["msg"]).removeprefix("Value error, ")
-    if len(error["loc"]) > 1 and isinstance(error.get("input"), str):
-        what += f" ({error['input']!r})"
+    what = in_words(error)
+    if error["type"] != "value_error" and field.repr:  # a secret, and the parts of a URL, are never shown
+        what += f" (given {error['input']!r})"
     own = error.get("ctx", {}).get("error")
     if isinstance(own, WrongValue):
         remedy = f"{own.remedy}. {field.description}"

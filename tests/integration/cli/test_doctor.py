@@ -446,7 +446,7 @@ def test_a_ledger_that_is_not_made_or_lacks_a_column_is_told(engine: Engine, set
     assert [each for each in findings(settings) if each[0] == "ledger"] == [wrong]
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE license_expiry_alembic_version"))
-    wrong = ("ledger", "wrong", "its tables are not made", remedy)
+    wrong = ("ledger", "wrong", "its tables do not exist", remedy)
     assert [each for each in findings(settings) if each[0] == "ledger"] == [wrong]
 
 

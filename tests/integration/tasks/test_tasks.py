@@ -177,8 +177,8 @@ def test_each_message_of_a_chain_may_come_twice(queue: Queue, lms: Simulator, wi
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"approve_unlinks": 5, "reason": "why"}, "give both"),
-        ({"approve_unlinks": 5, "triggered_by": "ada"}, "give both"),
+        ({"approve_unlinks": 5, "reason": "why"}, "approve_unlinks needs triggered_by"),
+        ({"approve_unlinks": 5, "triggered_by": "ada"}, "approve_unlinks needs a reason"),
         ({"approve_unlinks": True, "reason": "why", "triggered_by": "ada"}, "approve_unlinks"),
         ({"approve_unlinks": -1, "reason": "why", "triggered_by": "ada"}, "approve_unlinks"),
     ],
