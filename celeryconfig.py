@@ -36,7 +36,7 @@ accept_content = ["json"]
 
 broker_url = _s.CELERY_BROKER_URL or None
 result_backend = _s.result_backend
-# Redis forgets results by itself. For any other backend beat would send Celery's own task, which our workers drop.
+# Redis expires results by itself. For any other backend beat would send Celery's cleanup task, which our workers drop.
 result_expires = 7 * 24 * 3600 if (result_backend or "").startswith("redis") else None
 result_extended = True
 imports = ["tasks"]
@@ -66,7 +66,7 @@ _redis: dict[str, Any] = {
     "health_check_interval": 25,
 }
 _options = {"redis": _redis, "rediss": _redis, "amqp": {"confirm_publish": True}, "amqps": {"confirm_publish": True}}
-# py-amqp checks the certificate by itself, but the host's name only when told which: None is that of the URL.
+# py-amqp checks the certificate by default, but its host name only with server_hostname: None is the URL's.
 broker_use_ssl = {"server_hostname": None} if _s.CELERY_BROKER_URL.startswith("amqps:") else None
 broker_transport_options = _options.get(_s.CELERY_BROKER_URL.partition(":")[0], {})
 result_backend_transport_options = _redis

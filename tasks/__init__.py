@@ -30,7 +30,7 @@ log = get_logger(__name__)
 
 _BROKER_RETRY_SECONDS = 30
 _OTHER_LEDGER_SECONDS = 60
-OTHER_LEDGER = "two installations use one Redis database or one vhost: give each one of its own, by CELERY_BROKER_URL"
+OTHER_LEDGER = "two installations share one Redis database or vhost: set another CELERY_BROKER_URL for each"
 
 
 # Opening runs again is harmless, so a trigger whose process was lost is redelivered to another one. An unknown argument
@@ -51,7 +51,7 @@ def build_chain(enterprise: UUID, run_id: UUID, number: int, ledger: UUID | None
 
 
 def publish(enterprise: UUID, run_id: UUID, number: int, ledger: UUID | None = None) -> None:
-    """Hand a run's chain to the broker, as its message of this number; `ledger` is this process's own by default.
+    """Publish a run's chain, as its message of this number; `ledger` is this process's own by default.
 
     Raises kombu's OperationalError when the broker does not answer.
     """
@@ -174,7 +174,7 @@ def run_step(
 ) -> dict[str, Any]:
     """Do one step of a run as this task; return the run's counts, or why it was skipped.
 
-    A message that was posted by hand needs no number and no ledger; one of another ledger goes back to the queue.
+    A message posted by hand needs no number and no ledger; one of another ledger goes back to the queue.
     Raises BadArgument for wrong arguments.
     """
     deps, number = get_deps(), message_number
@@ -214,7 +214,7 @@ def _check_ledger(task: Task[Any, Any], deps: Deps, ledger: UUID) -> None:
 
 
 def _check_settings(judged_by: str | None) -> None:
-    """Raise BadArgument unless a preview was made with settings that say the same of who is due."""
+    """Raise BadArgument unless the preview used the same settings for who is due."""
     if judged_by is not None and judged_by != get_deps().settings.judged_by:
         names = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, UNLINK_AFTER_DAYS and UNLINK_LIMIT"
         what = "nothing was started: the preview was made with other settings than this worker's"

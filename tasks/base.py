@@ -14,10 +14,10 @@ log = get_logger(__name__)
 
 
 class OurTask(Task[Any, Any]):
-    """Base class of the tasks: what Flower, the result and the log show of a failure has no text but our own."""
+    """Base class of the tasks: Flower, the result and the log show only our own texts of a failure."""
 
     Request = "tasks.lost:Request"
-    logged: ClassVar[type[LicenseExpiryError]] = BadArgument  # of its failures; a step logs all others itself
+    logged: ClassVar[type[LicenseExpiryError]] = BadArgument  # the failures it logs; a step logs all others itself
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Do the task (Celery's hook). Raises BadArgument for an unknown argument, Unexpected for another error."""

@@ -20,7 +20,7 @@ class Scheduler(PersistentScheduler):
     _remove_db: Callable[[], None]
 
     def setup_schedule(self) -> None:
-        """Read the schedule file (Celery's hook); else begin with a new one; else keep the schedule in memory."""
+        """Read the schedule file (Celery's hook). If that fails, start a new one; else keep the schedule in memory."""
         try:
             super().setup_schedule()
             return

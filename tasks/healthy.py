@@ -1,8 +1,8 @@
-"""`python -m tasks.healthy`: is this machine's worker well? The health check of the image and of Kubernetes.
+"""`python -m tasks.healthy`: the health check of this machine's worker, for the image and Kubernetes.
 
 It must answer over the broker, as to everybody who wants something of it, and take messages from each queue that it was
 started for: after `cancel_consumer` it answers a ping and does nothing. The same of its control process, if it
-answers. Exit status 0, or 1 with what is wrong and what to do on standard error.
+answers. Exit status 0, or 1 with the fault and its remedy on standard error.
 """
 
 import sys
@@ -21,7 +21,7 @@ def takes_nothing_from(worker: str, missing: list[str]) -> tuple[str, str]:
 
 
 def main() -> int:
-    """Ask; return the exit status."""
+    """Check; return the exit status."""
     worker, control = f"celery@{gethostname()}", f"celery-control@{gethostname()}"
     answers = app.control.broadcast(
         "license_expiry_queues", destination=[worker, control], reply=True, timeout=ANSWER_SECONDS, limit=2

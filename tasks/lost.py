@@ -1,4 +1,4 @@
-"""The error of a task whose process was lost, for Flower, the result and the log: it says when the run resumes."""
+"""The error of a task whose process was lost, for Flower, the result and the log: says when the run is resumed."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -48,7 +48,7 @@ class Shutdown:
 
 
 def kill_after(seconds: float) -> None:
-    """End this process after `seconds`, whatever it is doing then; its children end with it."""
+    """Kill this process, with its children, after `seconds`."""
     timer = threading.Timer(seconds, _kill, [seconds])
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Celery, as the command needs it: loaded only when one of these is called."""
+"""The command's use of Celery: imported only when one of these is called."""
 
 import io
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def celery_app() -> Any:
 
 
 def next_night() -> Callable[[datetime], datetime]:
-    """Return what gives the scheduled night after a moment, both UTC; it may be called in any thread."""
+    """Return a function, for any thread, that gives the scheduled night after a moment; both UTC."""
     from tasks.schedule import following_night
 
     app = celery_app()

@@ -49,7 +49,7 @@ def _user_id(_context: click.Context, _option: click.Parameter, given: str | Non
 @click.command()
 @click.argument("licenses", metavar="[LICENSE_UUID]", nargs=-1, callback=_uuids)
 @click.option("--lms-user-id", metavar="N", callback=_user_id, help="All licenses of this LMS user.")
-@click.option("--email", is_flag=True, help="All licenses of an address: asked for, or read from standard input.")
+@click.option("--email", is_flag=True, help="All licenses of an e-mail address, read from a prompt or standard input.")
 @as_json
 @exiting
 def explain(licenses: tuple[UUID, ...], lms_user_id: int | None, email: bool, as_json: bool) -> int:
@@ -119,7 +119,7 @@ def _named(
     except (Unusable, Unavailable):
         if address is None:
             raise
-        # A server that cannot compare the address may say so with the address.
+        # A server that cannot compare the address may quote it in its error.
         raise Unusable("The database could not look up the address", "run license-expiry doctor") from None
     if not found:
         who = "this e-mail address" if address is not None else f"LMS user id {lms_user_id}"
@@ -131,7 +131,7 @@ def _named(
 def _blocked(
     session: Session, first: Scope, explained: Sequence[Explained], pause: Wait | None, limit: int
 ) -> dict[UUID, Blocked]:
-    """For each enterprise of these, what may keep its next run from doing what is due."""
+    """For each of these enterprises, the obstacles to its next run."""
     found = {}
     for enterprise in dict.fromkeys(one.facts.enterprise for one in explained):
         theirs = [one for one in explained if one.facts.enterprise == enterprise]
@@ -158,7 +158,7 @@ class _Told:
         self._blocked = blocked
 
     def show(self) -> None:
-        """Print a table for each license, beneath its verdict, and then what there is to know of the enterprises."""
+        """Print each license's verdict and table, then notes on the enterprises."""
         for number, one in enumerate(self._explained):
             shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2), show_header=False)
             shown.add_column(no_wrap=True, style="dim")

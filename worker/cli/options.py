@@ -30,7 +30,7 @@ _NARROWING = (
     click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC)."),
     click.option("--expired-before", help="Only plans that expired at or before this date-time (UTC)."),
 )
-# The arguments of a trigger as they are typed here; what is in quotes is a value.
+# A trigger's arguments as options of the command. Quoted text is a value.
 _TYPED = {name: f"--{name.replace('_', '-')}" for name in Request.model_fields} | {"plan_uuids": "--plan"}
 _ARGUMENT = re.compile(rf"'[^']*'|\b({'|'.join(_TYPED)})\b")
 
@@ -47,7 +47,7 @@ def narrowing(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def exiting(command: Callable[..., int]) -> Callable[..., None]:
-    """End a command with its exit status: 2 with the sentence of an error of ours, 1 with the places of another."""
+    """End a command with its exit status: 2 with our error's message, 1 with the traceback of any other."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -99,7 +99,7 @@ def with_names(database: Database, rows: Sequence[dict[str, Any]]) -> list[dict[
 
 
 def operator() -> str:
-    """Who gives this command, and where: for the ledger."""
+    """The user of this command and its host, for the ledger."""
     try:
         user = getuser()
     except (KeyError, OSError):  # a container's user that has no name

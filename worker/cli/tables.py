@@ -35,10 +35,10 @@ SHOWN = 10
 
 
 class Screen(Console):
-    """A console on which no control character of a text comes through: names and reasons are what others typed."""
+    """A console that removes control characters: other people typed the names and reasons."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Give what is to be shown (rich's hook); its own commands to the terminal are segments of their own."""
+        """Return the segments to print (rich's hook); rich's own terminal commands are separate segments."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
@@ -50,7 +50,7 @@ err = Screen(stderr=True)
 def show_runs(
     runs: Sequence[Run], as_json: bool, none: str, names: Names, hint: str = "", more: dict[str, Any] | None = None
 ) -> int:
-    """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to.
+    """Show runs as a table with a hint and their errors, or as JSON; return their exit status.
 
     `names` are those of their enterprises; `more` stands in the JSON before the runs.
     """
@@ -107,7 +107,7 @@ def runs_table(runs: Sequence[Run], names: Names) -> Table:
 
 
 def flattened(text: str) -> str:
-    """A text of others without its line breaks: it could pass for a line of ours."""
+    """A text without its line breaks: what others typed must not look like a line of ours."""
     return " ".join(text.split())
 
 
@@ -187,7 +187,7 @@ def show_findings(findings: Sequence[Any], as_json: bool) -> int:
 
 @contextmanager
 def counting(*, quiet: bool) -> Iterator[Progress]:
-    """Show on a terminal's stderr how far the counting of what is due is, until that is done; nothing when `quiet`."""
+    """Show the progress of counting on a terminal's stderr; nothing when `quiet`."""
     if quiet or not err.is_terminal:
         yield lambda _done, _of: None
         return
@@ -197,7 +197,7 @@ def counting(*, quiet: bool) -> Iterator[Progress]:
 
 
 def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_limit: int) -> None:
-    """Show the sums of `forecast.due_rows`, beneath each its plans with work, and what else there is to know.
+    """Show the sums of `forecast.due_rows`, beneath each its plans with work, then a summary.
 
     Each row also has the enterprise's name, see `with_names`.
     """
@@ -255,7 +255,7 @@ def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[s
 
 
 def write_file(file: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises Unusable."""
+    """Write a file atomically. Raises Unusable."""
     part = Path(f"{file}.part")
     try:
         part.write_text(text, "utf-8")

@@ -1,4 +1,4 @@
-"""Waits for runs to end, and shows how they get on."""
+"""Waits for runs to end, and shows their progress."""
 
 import time
 from collections.abc import Collection, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Failed logins in Flower: each is logged, and makes its address wait for longer before the next one is looked at."""
+"""Slows failed logins in Flower: each is logged, and makes its address wait longer before the next try."""
 
 import time
 from base64 import b64decode

@@ -21,7 +21,7 @@ from worker.flower.pages import HANDLERS
 from worker.settings import RUN_ENTERPRISE, RUN_NIGHTLY
 
 _OURS = Path(__file__).parent / "templates"
-# Where a template of Flower's has this, what stands in ours goes before it, or else behind it.
+# By Flower's template: the marker, our template, and whether ours goes before the marker or after it.
 _INSERTED = {
     "navbar.html": ("      </ul>", "runs_link.html", True),
     "task.html": ("  </header>\n", "runs_of_task.html", False),
@@ -44,7 +44,7 @@ class Templates(Loader):
 
 
 class Unframed(OutputTransform):
-    """Lets no other page frame an answer, whichever handler makes it."""
+    """Forbids other pages to frame an answer of any handler."""
 
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
@@ -55,8 +55,8 @@ class Unframed(OutputTransform):
 
 
 def mount() -> None:
-    """Do it, in the lists that Flower's app is made from."""
-    handlers[-1:-1] = HANDLERS  # the last one answers whatever no other does
+    """Install all of it in the lists that Flower's app is made from."""
+    handlers[-1:-1] = HANDLERS  # the last handler answers all other paths
     namespace = {"run_of": task_list.run_of}
     settings["template_loader"] = Templates(settings["template_path"], namespace=namespace)
     settings["transforms"] = [Unframed]

@@ -38,7 +38,7 @@ def note(session: Session, run: Run) -> str:
 
 
 class Choose(Page):
-    """Which enterprise, or the whole night; what all wait for; what runs just now."""
+    """Choose an enterprise or the whole night; shows waits and live runs."""
 
     @authenticated
     async def get(self) -> None:
@@ -78,7 +78,7 @@ class Start(Page):
         await self.show_form(form, {})
 
     async def show_form(self, form: Form, complaints: dict[str, str]) -> None:
-        """Show the form as it was typed, each complaint beside its field, and what is due of this enterprise now."""
+        """Show the form as it was typed, each complaint beside its field, and this enterprise's due work."""
         enterprise = form.enterprise
         settings, database = await self.in_thread(opened)
         if enterprise is None:
@@ -172,7 +172,7 @@ class Stop(Page):
         await self.ask(self.get_query_argument("run", ""), "")
 
     async def ask(self, run_id: str, complaint: str, reason: str = "") -> None:
-        """Show the run, and ask why it is to be stopped."""
+        """Show the run, and ask for the reason to stop it."""
         wanted = parse_uuid("run", run_id)
 
         def work(session: Session) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class Pause(Page):
 
     @authenticated
     async def post(self) -> None:
-        """Do what the button says, and go back."""
+        """Pause or resume as the button says, then show the page again."""
         by = who(self)
         if self.typed("resume"):
             try:

@@ -1,4 +1,4 @@
-"""How the tasks of runs look in Flower's own list and on its page of a task."""
+"""Formats the tasks of runs for Flower's task list and task page."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""The LMS client: its calls, its one question, and how often each is tried.
+"""The LMS client: its two calls, its one query, and how often each is tried.
 
 Every outcome becomes a return or one type of the error tree with a stable reason code, see `outcomes`.
 """
@@ -23,7 +23,7 @@ DOWNGRADE_PATH = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_
 UNLINK_PATH = "/enterprise/api/v1/enterprise-customer/{enterprise}/unlink_users/"
 
 RECENTLY = 5.0
-# Nobody's, so the LMS passes them over: its answer to them tells whether it works at all.
+# They belong to nobody, so the LMS ignores them: its answer shows whether it takes such calls at all.
 NOBODYS_LICENSE = UUID("00000000-0000-4000-8000-000000000000")
 NOBODYS_EMAIL = "nobody@license-expiry.invalid"
 
@@ -141,9 +141,9 @@ class LmsClient(Transport):
         self._in_tries(lambda bar: self.post(kind, path, bar(prepare), bar(guard)), tries)
 
     def _in_tries(self, once: Callable[["_Bar"], T], tries: int | None = None) -> T:
-        """Do it until it succeeds, is refused for good, or the tries in place are used up.
+        """Call `once` until it succeeds, is refused for good, or the tries in place are used up.
 
-        `once` is handed what wraps the caller's own functions: what these raise is not tried again.
+        `once` gets a wrapper for the caller's own functions: an error that these raise is not retried.
         """
         patience, bar, began = self.patience, _Bar(), time.monotonic()
         backoff = wait_exponential_jitter(multiplier=patience.first_wait, jitter=patience.first_wait)

@@ -50,7 +50,7 @@ def _of_the_proxy(url: str) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """This error and what it was made of: requests and urllib3 wrap one another's in several ways."""
+    """This error and its causes: requests and urllib3 wrap each other's errors in several ways."""
     seen: set[int] = set()
     left: list[object] = [error]
     while left:

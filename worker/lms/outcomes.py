@@ -14,7 +14,7 @@ CREDENTIALS_REMEDY = (
     "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set) is this LMS"
 )
 NOT_THE_LMS = "not_the_lms"
-NOT_THE_LMS_REMEDY = "check {}, and what stands in front of the LMS: a proxy, a firewall, a maintenance or sign-in page"
+NOT_THE_LMS_REMEDY = "check {}, and any proxy, firewall, maintenance or sign-in page in front of the LMS"
 TOKEN_URL = "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)"  # noqa: S105, a setting's name
 REMEDIES = {
     401: f"it does not accept our token: {CREDENTIALS_REMEDY}",
@@ -22,7 +22,7 @@ REMEDIES = {
     "operator role in the LMS",
     404: "it does not know the enterprise, or the enterprise is not active there, or the service user has the operator "
     'role but not "is staff" in the LMS, or LMS_URL is wrong',
-    413: "even the smallest request is too large for it: raise the limit of the LMS, or of what stands in front of it",
+    413: "even the smallest request is too large: raise the limit of the LMS, or of the proxy in front of it",
 }
 LOOK_AT_THE_LMS = "look at the LMS"
 # A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.

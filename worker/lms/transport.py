@@ -1,4 +1,4 @@
-"""How a call reaches the LMS: the token, the throttle, connections, time-outs.
+"""Sends calls to the LMS: token, throttle, connections, time-outs.
 
 Nothing of a request's or an answer's body is ever put into a message: bodies hold e-mail addresses.
 """
@@ -41,7 +41,7 @@ TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
 TOKEN_LEEWAY = 30.0
 
 Guard = Callable[[], float]
-"""Asked right before anything is sent: until when, on clock.steady, the call must have ended. May raise to end it."""
+"""Called right before anything is sent. Returns by when, on clock.steady, the call must end; may raise to end it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Content:
 
 
 Prepare = Callable[[], Content | None]
-"""Asked for the content of a try once it need not wait any more; None when there is nothing to send after all."""
+"""Called after all waits for the content of a try; None when there is nothing left to send."""
 
 
 class TimedBody(BytesIO):
@@ -103,7 +103,7 @@ class _JwtAuth(requests.auth.AuthBase):
         return request
 
     def ready(self) -> None:
-        """Fetch a token unless the one at hand will do; raises what fetching raises."""
+        """Fetch a token unless the present one is still valid; raises as fetching does."""
         with self._lock:
             if time.monotonic() >= self._expires:
                 self._token, lifetime = self._fetch()
@@ -258,7 +258,7 @@ class Transport:
                 self._observe(kind, outcome, seconds)
 
     def _next_request_id(self) -> str:
-        """An id of its own for each request, so that its line in the LMS's log can be found: see `named`."""
+        """A unique id for each request, by which its line in the LMS's log can be found: see `named`."""
         name = getattr(self._local, "name", "")
         if not name:
             return str(uuid4())

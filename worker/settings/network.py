@@ -1,4 +1,4 @@
-"""Which settings lead over a network on which others could read along, or stand in for the other side."""
+"""Finds settings that lead to another machine without encryption, a checked certificate or a password."""
 
 from collections.abc import Iterator, Mapping
 

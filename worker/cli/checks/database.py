@@ -1,4 +1,4 @@
-"""The doctor's look at the database: the server, its clock, tables and rights, and each question of a night."""
+"""Checks the database: the server, its clock, tables and rights, and each query of a night."""
 
 from collections.abc import Iterator
 from datetime import timedelta

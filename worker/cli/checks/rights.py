@@ -1,4 +1,4 @@
-"""The rights that the database account needs on each table, those that it lacks, and those that it has beyond them.
+"""The rights that the database account needs on each table, lacks, or has in excess.
 
 A right is tested by an EXPLAIN of a statement that needs it. The database refuses that as it would refuse the
 statement, whichever way the right is granted, and nothing is executed. docs/security.md has the GRANTs.
