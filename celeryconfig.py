@@ -15,7 +15,7 @@ def _settings() -> CelerySettings:
     except Unusable:
         pass
     try:
-        return load_settings(broker=True)  # the others that are wrong are told with it
+        return load_settings(broker=True)  # reports all wrong settings together
     except Unusable as error:
         exit_with(error)
 
@@ -36,18 +36,18 @@ accept_content = ["json"]
 
 broker_url = _s.CELERY_BROKER_URL or None
 result_backend = _s.result_backend
-# Redis forgets results by itself. For any other backend beat would send Celery's own task, which our workers drop.
+# Redis expires results by itself. For any other backend beat would send Celery's cleanup task, which our workers drop.
 result_expires = 7 * 24 * 3600 if (result_backend or "").startswith("redis") else None
 result_extended = True
 imports = ["tasks"]
 task_default_queue = STEPS_QUEUE
-# What starts runs has a queue and a process of its own (tasks/control.py), for all others may be in a step.
+# Tasks that start runs have a queue and a process of their own (tasks/control.py): all others may be busy in a step.
 task_routes = {trigger: {"queue": CONTROL_QUEUE} for trigger in TRIGGERS}
 timezone = _s.TIME_ZONE
 enable_utc = True
 
-# A task is acknowledged when it has ended. One whose process was killed is not given out again at once: its run's
-# lease must lapse first, and `reconcile`, which counts, takes it up.
+# A task is acknowledged when it has ended. If its process is killed, the broker does not redeliver it at once: the
+# run's lease must lapse first. Then `reconcile` resumes the run, and counts how often it did.
 task_acks_late = True
 task_reject_on_worker_lost = False
 worker_prefetch_multiplier = 1
@@ -55,8 +55,8 @@ worker_consumer = "tasks.consumer:Consumer"
 worker_cancel_long_running_tasks_on_connection_loss = False
 task_time_limit = _s.TASK_TIME_LIMIT_SECONDS
 broker_connection_retry_on_startup = True
-broker_connection_max_retries = None  # a broker that is away ends nobody
-# A message that could not be handed over at once is tried again for half a minute: a restart of the broker is sat out.
+broker_connection_max_retries = None  # a broker that is down ends no worker
+# Retry a failed publication for half a minute, so that a restart of the broker loses no message.
 task_publish_retry_policy = {"max_retries": 12, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 4}
 _redis: dict[str, Any] = {
     "visibility_timeout": _s.VISIBILITY_TIMEOUT_SECONDS,
@@ -67,7 +67,7 @@ _redis: dict[str, Any] = {
     "health_check_interval": 25,
 }
 _options = {"redis": _redis, "rediss": _redis, "amqp": {"confirm_publish": True}, "amqps": {"confirm_publish": True}}
-# py-amqp checks the certificate by itself, but the host's name only when told which: None is that of the URL.
+# py-amqp checks the certificate by default, but its host name only with server_hostname: None is the URL's.
 broker_use_ssl = {"server_hostname": None} if _s.CELERY_BROKER_URL.startswith("amqps:") else None
 broker_transport_options = _options.get(_s.CELERY_BROKER_URL.partition(":")[0], {})
 result_backend_transport_options = _redis
@@ -82,9 +82,9 @@ task_send_sent_event = True
 task_track_started = True
 
 beat_scheduler = "tasks.beat:Scheduler"
-beat_max_loop_interval = 60  # how often beat notes that it is alive (tasks/alive.py)
-# Nothing here expires: that is judged by the clock of each worker, and one that is wrong by an hour would do nothing.
-# What has piled up meanwhile is a query each.
+beat_max_loop_interval = 60  # how often beat records that it is alive (tasks/alive.py)
+# No message expires. A worker whose clock is an hour fast would drop every message. After an outage, each message that
+# piled up costs one query.
 beat_schedule = {
     "nightly": {
         "task": "license_expiry.run_nightly",

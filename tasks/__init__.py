@@ -30,11 +30,11 @@ log = get_logger(__name__)
 
 _BROKER_RETRY_SECONDS = 30
 _OTHER_LEDGER_SECONDS = 60
-OTHER_LEDGER = "two installations use one Redis database or one vhost: give each one of its own, by CELERY_BROKER_URL"
+OTHER_LEDGER = "two installations share one Redis database or vhost: set another CELERY_BROKER_URL for each"
 
 
-# Opening runs anew is harmless, so a trigger whose process was lost is given to another one. An unknown argument fails
-# as a task does, and not where it is posted.
+# Opening runs again is harmless, so a trigger whose process was lost is redelivered to another one. An unknown argument
+# fails the task, not its publication.
 TRIGGER: dict[str, Any] = {
     "base": Trigger,
     "max_retries": 5,
@@ -51,7 +51,7 @@ def build_chain(enterprise: UUID, run_id: UUID, number: int, ledger: UUID | None
 
 
 def publish(enterprise: UUID, run_id: UUID, number: int, ledger: UUID | None = None) -> None:
-    """Hand a run's chain to the broker, as its message of this number; `ledger` is this process's own by default.
+    """Publish a run's chain, as its message of this number; `ledger` is this process's own by default.
 
     Raises kombu's OperationalError when the broker does not answer.
     """
@@ -75,8 +75,8 @@ def run_nightly(
 ) -> dict[str, Any]:
     """Open and publish a run for every enterprise with work due; return how many, and their ids.
 
-    Sent by beat, it starts the scheduled night, once; by anybody else, one more pass. `judged_by` is that of the
-    settings of whoever has previewed it: a worker with others refuses.
+    Sent by beat, it starts the scheduled night, once; by anybody else, one more pass. `judged_by` is
+    Settings.judged_by of the process that showed the preview: a worker whose settings differ refuses.
     """
     scheduled = bool((self.request.headers or {}).get("scheduled"))
     if scheduled and (self.request.args or self.request.kwargs):
@@ -100,7 +100,7 @@ def run_enterprise(
     triggered_by: str | None = None,
     judged_by: str | None = None,
 ) -> dict[str, Any]:
-    """Open and publish a run for one enterprise, if it has work due; or tell which live run has it.
+    """Open and publish a run for one enterprise if it has work due; or return its live run.
 
     `judged_by` is as `run_nightly` has it.
     """
@@ -147,7 +147,7 @@ def unlink_learners(
 def reconcile() -> dict[str, int]:
     """Resume abandoned runs (a worker died, the broker lost the chain), start the night that beat missed, and prune.
 
-    While everything is paused, it only ends what was stopped, notes the night and shows that beat is running.
+    While everything is paused it only ends stopped runs, records the night and its heartbeat.
     """
     deps = get_deps()
     stopped, latest = reconciling.end_stopped_runs(deps), _latest_night(deps)
@@ -156,11 +156,11 @@ def reconcile() -> dict[str, int]:
         return {"stopped": stopped, "paused": True}
     try:
         counts = reconciling.republish_stalled_runs(deps, publish, partial(count_messages, current_app))
-    finally:  # neither is to keep the other from its work
+    finally:  # an error in one must not prevent the other
         late = reconciling.start_overdue_nights(deps, latest, publish) if latest else 0
     postponed = reconciling.start_postponed_runs(deps, publish)
     nights.record_heartbeat(deps.database)
-    pruned = reconciling.prune_ledger(deps, latest)  # last: nothing is to wait for it
+    pruned = reconciling.prune_ledger(deps, latest)  # last: nothing must wait for it
     return counts | {"nights": late, "postponed": postponed, "stopped": stopped, "pruned": pruned}
 
 
@@ -174,8 +174,8 @@ def run_step(
 ) -> dict[str, Any]:
     """Do one step of a run as this task; return the run's counts, or why it was skipped.
 
-    A message that was posted by hand needs no number and no ledger; one of another ledger goes back to the queue.
-    Raises BadArgument for arguments that cannot be meant.
+    A message posted by hand needs no number and no ledger; one of another ledger goes back to the queue.
+    Raises BadArgument for wrong arguments.
     """
     deps, number = get_deps(), message_number
     enterprise, run = parse_uuid("enterprise_customer_uuid", enterprise_customer_uuid), parse_uuid("run_id", run_id)
@@ -192,15 +192,15 @@ def run_step(
     if outcome.run is None:
         return {"enterprise_customer_uuid": enterprise_customer_uuid, "run_id": run_id, "skipped": outcome.skipped}
     following = order.step_after(step)
-    if following and not task.request.chain:  # posted by hand, alone: its run goes on all the same
+    if following and not task.request.chain:  # posted by hand, alone: its run continues anyway
         _signature(following, enterprise, run, number, deps.ledger).apply_async()
     return runs.describe(outcome.run)
 
 
 def _check_ledger(task: Task[Any, Any], deps: Deps, ledger: UUID) -> None:
-    """Leave a message that is not of our ledger to its own workers: it comes again in a minute, as often as need be.
+    """Put a message of another ledger back for that ledger's workers, about a minute later, without a limit of retries.
 
-    Not in a minute sharp: workers ask a Redis in turn, each once a second, and one could get it every time.
+    The wait is random: workers poll Redis in turn, once a second, and the same one could get it every time.
     """
     try:
         if deps.ledger in (None, ledger):
@@ -209,12 +209,12 @@ def _check_ledger(task: Task[Any, Any], deps: Deps, ledger: UUID) -> None:
         error = Unavailable("other_ledger", what, OTHER_LEDGER)
     except Unavailable as away:
         error = away
-    log.warning("step could not begin and comes again", error=str(error))
+    log.warning("step could not begin: retried", error=str(error))
     raise task.retry(exc=error, countdown=_OTHER_LEDGER_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311, jitter
 
 
 def _check_settings(judged_by: str | None) -> None:
-    """Raise BadArgument unless a preview was made with settings that say the same of who is due."""
+    """Raise BadArgument unless the preview used the same settings for who is due."""
     if judged_by is not None and judged_by != get_deps().settings.judged_by:
         names = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED, UNLINK_AFTER_DAYS and UNLINK_LIMIT"
         what = "nothing was started: the preview was made with other settings than this worker's"
@@ -259,9 +259,9 @@ def _start(task: Task[Any, Any], request: Request, *enterprises: UUID, scheduled
 
 
 def _shown(retry: Retry) -> Unavailable:
-    """The error as Flower is to show it of a retry: with its reason, when the step is tried again, and what is left."""
+    """The error that Flower shows of a retry: its reason, the time of the next try, and the number of tries left."""
     when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
-    told = [retry.error.remedy, f"comes again at {when:%Y-%m-%d %H:%M:%S} UTC"]
+    told = [retry.error.remedy, f"retried at {when:%Y-%m-%d %H:%M:%S} UTC"]
     if retry.gives_up_at:
         told.append(f"tries left: {retry.left}, given up at {retry.gives_up_at:%Y-%m-%d %H:%M} if nothing changes")
     return Unavailable(retry.error.reason, retry.error.what, "; ".join(filter(None, told)), retry.error.retry_after)

@@ -1,4 +1,4 @@
-"""What all five tasks have in common: what is shown and logged when one of them fails."""
+"""Base classes of the five tasks: they log failures, and show no text of an error that is not ours."""
 
 from inspect import signature
 from typing import Any, ClassVar
@@ -14,10 +14,10 @@ log = get_logger(__name__)
 
 
 class OurTask(Task[Any, Any]):
-    """Base class of the tasks: what Flower, the result and the log show of a failure has no text but our own."""
+    """Base class of the tasks: Flower, the result and the log show only our own texts of a failure."""
 
     Request = "tasks.lost:Request"
-    logged: ClassVar[type[LicenseExpiryError]] = BadArgument  # of its failures; a step logs all others itself
+    logged: ClassVar[type[LicenseExpiryError]] = BadArgument  # the failures it logs; a step logs all others itself
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Do the task (Celery's hook). Raises BadArgument for an unknown argument, Unexpected for another error."""
@@ -47,4 +47,4 @@ class Trigger(OurTask):
 
     def on_retry(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Log that the task is retried (Celery's hook)."""
-        log.warning("task comes again", name=self.name, error=str(exc))
+        log.warning("task retried", name=self.name, error=str(exc))

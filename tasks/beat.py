@@ -1,4 +1,4 @@
-"""Beat's scheduler: it begins anew when its schedule file is worthless, because the ledger knows which nights began."""
+"""Beat's scheduler: replaces a schedule file that it cannot read. The ledger knows which nights began."""
 
 import shelve
 from collections.abc import Callable
@@ -15,7 +15,7 @@ log = get_logger(__name__)
 
 
 class Scheduler(PersistentScheduler):
-    """Celery's own, which removes a file that it cannot open, but ends on one whose contents it cannot read."""
+    """Celery's scheduler removes a file that it cannot open, but exits on one whose contents it cannot read."""
 
     schedule_filename: str
     persistence: Any
@@ -32,12 +32,12 @@ class Scheduler(PersistentScheduler):
         return super().tick(*arguments, **names)
 
     def setup_schedule(self) -> None:
-        """Read the schedule file (Celery's hook); else begin with a new one; else keep the schedule in memory."""
+        """Read the schedule file (Celery's hook). If that fails, start a new one; else keep the schedule in memory."""
         try:
             super().setup_schedule()
             return
         except Exception as error:  # each kind of dbm, and pickle, has its own
-            what = "beat begins without its schedule file, which is of no use: nights are known from the ledger"
+            what = "beat starts a new schedule file: the old one cannot be read. The ledger knows which nights began"
             log.warning(what, file=self.schedule_filename, error=repr(error))
         with suppress(OSError):
             self._remove_db()

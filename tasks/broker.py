@@ -1,4 +1,4 @@
-"""May we use the broker? Asked by `license-expiry doctor`, and before a worker or beat starts. And what waits there?"""
+"""Checks the broker for `license-expiry doctor` and before a worker or beat starts; counts the messages in it."""
 
 from contextlib import suppress
 from typing import Any
@@ -29,7 +29,7 @@ _OURS: dict[str, Any] = {
     "durable": False,
     "auto_delete": True,
     "expires": 10.0,
-}  # what a queue of ours is, should we not delete it
+}  # removes a queue of ours that we could not delete
 _REFUSALS = (
     *(AuthenticationError, AuthorizationError, ResponseError),
     *(IrrecoverableConnectionError, IrrecoverableChannelError),
@@ -38,7 +38,7 @@ _REMEDIES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((NoPermissionError,), "give its user the rights that docs/how-to/accounts.md lists (ACL SETUSER)"),
     ((AuthenticationError, AuthorizationError), "correct the user and the password in CELERY_BROKER_URL"),
     ((ReadOnlyError, MasterDownError), "let CELERY_BROKER_URL lead to the Redis that takes writes, not to a replica"),
-    ((OutOfMemoryError,), "its memory is full: raise maxmemory in redis.conf, or delete what else is in this Redis"),
+    ((OutOfMemoryError,), "its memory is full: raise maxmemory in redis.conf, or delete other data in this Redis"),
     ((NotAllowed,), "correct the vhost at the end of CELERY_BROKER_URL, or let its user in (set_permissions)"),
     (
         (IrrecoverableChannelError,),
@@ -48,7 +48,7 @@ _REMEDIES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
 
 
 def check_broker(app: Any, *, listens: bool = True) -> None:
-    """Do what a worker does first: publish a message that expires, and receive it.
+    """Publish a message that expires, and receive it, as a worker would.
 
     With `listens`, also subscribe to the commands and events that workers send each other. The queues are its own, and
     are deleted. Raises Unusable when the broker refuses or a URL has wrong options, Away when it does not answer.
@@ -61,7 +61,7 @@ def check_broker(app: Any, *, listens: bool = True) -> None:
             use()
         except Unusable:
             raise
-        except Exception as error:  # Celery, kombu and the drivers look at no option of a URL before they use it
+        except Exception as error:  # Celery, kombu and the drivers check the options of a URL only on use
             what = f"{name} cannot be used as it is ({kind_of(error)})"
             raise WrongSetting(what, "Check its scheme and its options") from error
 
@@ -72,26 +72,43 @@ def _try(app: Any, listens: bool) -> None:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)
             _send_and_receive(app, connection, listens)
         except _errors_of(connection) as error:
-            cause = error.__cause__ if isinstance(error, OperationalError) and error.__cause__ else error
-            what = f"The broker {connection.as_uri()} cannot be used ({' '.join(str(cause).split()) or 'no answer'})"
+            what = f"The broker {connection.as_uri()} cannot be used ({_cause(error)})"
+            cause = _origin(error)
             if isinstance(cause, _REFUSALS):
                 raise Unusable(what, _remedy(cause)) from None
             raise Away(what, _remedy(cause)) from None
 
 
-def count_messages(app: Any) -> int | None:
-    """How many messages of steps wait in the broker, not counting those that a worker has received.
+def publish_failed(app: Any, error: Exception) -> tuple[str, str]:
+    """The message and remedy when `error` ended a publication: the broker's address, and the cause."""
+    with app.connection_for_write() as connection:
+        what = f"the broker {connection.as_uri()} took no message ({_cause(error)})"
+    return what, _remedy(_origin(error))
 
-    None when the broker cannot be asked, which is logged.
+
+def _origin(error: BaseException) -> BaseException:
+    return error.__cause__ if isinstance(error, OperationalError) and error.__cause__ else error
+
+
+def _cause(error: BaseException) -> str:
+    """The cause of an error on one line."""
+    return " ".join(str(_origin(error)).split()) or "no answer"
+
+
+def count_messages(app: Any) -> int | None:
+    """The number of step messages in the broker that no worker has received.
+
+    None, with a log line, when the broker does not answer.
     """
     with app.connection_for_read() as connection:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=SECONDS)
-            # Not passively: with a global_keyprefix, kombu then finds no queue of a Redis.
+            # Not passively: with a global_keyprefix, kombu would find no queue in Redis.
             queue = app.amqp.queues[app.conf.task_default_queue](connection.channel())
             return int(queue.queue_declare().message_count)
         except _errors_of(connection) as error:
-            log.warning("the broker cannot be asked for its queue: nothing is published again", error=str(error))
+            what = "the broker does not tell how many messages wait: no run is published again"
+            log.warning(what, broker=connection.as_uri(), error=_cause(error))
             return None
 
 
@@ -123,7 +140,7 @@ def _send_and_receive(app: Any, connection: Any, listens: bool) -> None:
         with Consumer(connection.default_channel, bound, on_message=receive):
             producer.publish({}, routing_key=name)
             _until(connection, heard, 1)
-            if listens:  # a command for a worker of this name: the others pass it over
+            if listens:  # a command for a worker of this name: the others ignore it
                 told = {"method": "ping", "arguments": {}, "destination": [name]}
                 producer.publish(told, exchange=mailbox, declare=[mailbox])
                 _until(connection, heard, 2)

@@ -1,7 +1,7 @@
-"""Drops what is not a task of ours, with one line, before Celery reads it: one odd message would end every worker.
+"""Drops messages that are not our tasks, with a log line, before Celery reads them: one would end every worker.
 
-Celery and kombu take a message's headers and body for what they should be. Where they are not, the worker ends, the
-broker gives the message to the next one, and so on (https://github.com/celery/celery/issues/4308).
+Celery and kombu do not check a message's headers and body. A malformed one ends the worker, then the broker redelivers
+it to the next worker, and so on (https://github.com/celery/celery/issues/4308).
 """
 
 import logging
@@ -27,8 +27,8 @@ from worker.settings import TRIGGERS
 
 log = get_logger(__name__)
 
-MOST_BYTES = 256 * 1024  # ours have 2 kB, with a thousand plans 40
-MOST_AHEAD = timedelta(days=2)  # ours come again within a day
+MOST_BYTES = 256 * 1024  # ours have 2 kB; with a thousand plans, 40 kB
+MOST_AHEAD = timedelta(days=2)  # ours are retried within a day
 OURS = frozenset({*(step.task for step in STEPS), *TRIGGERS})
 
 
@@ -45,7 +45,7 @@ def _moment(value: str) -> str:
 
 
 def _soon(value: str) -> str:
-    # A worker holds such a message in memory, and so does each other one in turn.
+    # A worker holds such a message in memory until it is due, and so does each worker that it is redelivered to.
     moment = maybe_iso8601(_moment(value))
     if moment and moment.replace(tzinfo=moment.tzinfo or UTC) > datetime.now(UTC) + MOST_AHEAD:
         raise ValueError(f"is more than {MOST_AHEAD.days} days ahead")
@@ -65,7 +65,7 @@ class _Shape(BaseModel):
 
 
 class Headers(_Shape):
-    """The headers that Celery reads, as Celery writes them; others may be there if Celery makes nothing of them."""
+    """The headers that Celery reads, as Celery writes them. Headers that Celery ignores are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -93,14 +93,14 @@ class Headers(_Shape):
 
     @model_validator(mode="after")
     def _nothing_but_these(self) -> Self:
-        # Celery would take any of them for what the body says, or for what it knows of the task by itself.
+        # Celery would let any of them override the body, or the task's own attributes.
         if any(hasattr(Context, name) for name in self.model_extra or ()):
             raise ValueError("a header has a name that Celery uses itself")
         return self
 
 
 class Options(_Shape):
-    """How the next task of a chain is to be sent, as Celery writes it."""
+    """The options of a chain's next task, as Celery writes them."""
 
     task_id: Id | None = None
     reply_to: str | None = None
@@ -119,7 +119,7 @@ class Next(_Shape):
 
 
 class Embedded(_Shape):
-    """What a message says of the tasks after it: a chain, and nothing else that Celery knows."""
+    """The tasks after this message: a chain, and nothing else that Celery knows."""
 
     callbacks: Nothing = None
     errbacks: Nothing = None
@@ -147,7 +147,7 @@ def _after(task: str) -> list[str]:
 
 
 def complaint_about(message: Message) -> str | None:
-    """What keeps this message from being a task of ours, without a value of it; None of one that is."""
+    """Why this message is not a task of ours, without quoting its values; None if it is one."""
     if message.body is not None and len(message.body) > MOST_BYTES:
         return f"its body has {len(message.body)} bytes"
     try:
@@ -165,7 +165,7 @@ def complaint_about(message: Message) -> str | None:
 
 
 def _names(message: Message) -> dict[str, str]:
-    """The task and the id of a message for the log, where they look as they should: others may hold anything."""
+    """The task and id of a message for the log, if they are well-formed: others may hold anything."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     task, task_id = headers.get("task"), str(headers.get("id"))
     named = {"name": task} if task in tuple(OURS) else {}
@@ -173,21 +173,21 @@ def _names(message: Message) -> dict[str, str]:
 
 
 class Gossip(CeleryGossip):
-    """Celery's listener to the events of other workers, which would end the worker with an odd one."""
+    """Celery's listener to other workers' events: Celery's own would end the worker on a malformed one."""
 
     def on_message(self, prepare: Any, message: Message) -> None:
-        """Take an event in (Celery's hook); drop one that is none."""
+        """Receive an event (Celery's hook); drop a malformed one."""
         try:
             super().on_message(prepare, message)
-        except Exception as error:  # it takes body and headers for what they should be
+        except Exception as error:  # it does not check body and headers
             log.error("event dropped: not one of a worker", complaint=kind_of(error))
 
 
 class Consumer(CeleryConsumer):
-    """Celery's consumer, which a worker has one of; see celeryconfig.worker_consumer."""
+    """A worker's only consumer; see celeryconfig.worker_consumer."""
 
     class Blueprint(CeleryConsumer.Blueprint):  # type: ignore[misc, valid-type]  # to the stubs it is a value
-        """Celery's steps, with our Gossip in the place of its own."""
+        """Celery's steps, with our Gossip in place of Celery's."""
 
         default_steps: ClassVar = [
             "tasks.consumer:Gossip" if step.endswith(":Gossip") else step
@@ -198,7 +198,7 @@ class Consumer(CeleryConsumer):
     event_dispatcher: Any
 
     def __init__(self, *arguments: Any, **names: Any) -> None:
-        # Nothing of ours is compressed, and 100 kB may unpack to more than there is memory.
+        # Our messages are not compressed, and 100 kB may unpack to more than the memory.
         compression._decoders.clear()  # type: ignore[attr-defined]
         read_odd_ones()
         super().__init__(*arguments, **names)
@@ -208,14 +208,14 @@ class Consumer(CeleryConsumer):
         return super().ensure_connected(noting(self.hostname, conn))
 
     def create_task_handler(self, *arguments: Any, **names: Any) -> Callable[[Message], Any]:
-        """Give Celery's handler of a message, which is asked about tasks of ours alone (its hook)."""
+        """Return Celery's message handler, called for our tasks only (Celery's hook)."""
         handle: Callable[[Message], Any] = super().create_task_handler(*arguments, **names)
 
         def only_ours(message: Message) -> Any:
             complaint = complaint_about(message)
             if complaint is not None:
                 return self._drop(message, complaint)
-            # The worker's own limit holds: a shorter one would kill a step, a longer one have it given out twice.
+            # The worker's own limit holds: a shorter one would kill a step, with a longer one the broker redelivers it.
             headers: dict[str, Any] = message.headers
             headers["timelimit"] = None
             return handle(message)

@@ -1,10 +1,10 @@
-"""The process that serves the queue of triggers and `reconcile`, for all others of a worker may be in a step.
+"""The process that serves the queue of triggers and `reconcile`, because all others may be busy in a step.
 
-It is a worker of its own, with one process, which the worker starts, starts again when it has ended, and ends with
-itself. A worker whose queues are named on its command line (-Q) starts none.
+It is a separate worker with one process. The main worker starts it, restarts it if it ends, and stops it at the end. A
+worker whose queues are named on its command line (-Q) starts none.
 
-Besides, the queues that a worker leaves alone: it notes them in its liveness file, and answers them to `license-expiry
-doctor`.
+Also the queues that a worker should consume and does not: it writes them into its liveness file, and answers them to
+`license-expiry doctor`.
 """
 
 import logging
@@ -29,7 +29,7 @@ from worker.settings import CONTROL_QUEUE, load_settings
 
 log = get_logger(__name__)
 
-_WORKER = "LICENSE_EXPIRY_WORKER"  # the id of the process that has started this one
+_WORKER = "LICENSE_EXPIRY_WORKER"  # the id of the process that started this one
 _LOOK_SECONDS = 5.0
 _ORPHAN_SECONDS = 1.0
 
@@ -43,7 +43,7 @@ class ControlProcess(bootsteps.StartStopStep):
         self._process: subprocess.Popen[bytes] | None = None
         self._command: list[str] = []
         self._closing = False
-        worker.given_queues = frozenset(worker.app.amqp.queues.consume_from)  # cancel_consumer takes from the others
+        worker.given_queues = frozenset(worker.app.amqp.queues.consume_from)  # cancel_consumer leaves it as is
 
     def include_if(self, worker: Any) -> bool:
         """Only in a worker that was started by `celery worker`, with no queues named."""
@@ -51,19 +51,19 @@ class ControlProcess(bootsteps.StartStopStep):
         return context is not None and context.info_name == "worker" and not context.params["queues"]
 
     def start(self, worker: Any) -> None:
-        """Start it, and look after it from now on."""
+        """Start it, and restart it when it ends."""
         self._command = _command(worker, click.get_current_context())
         self._begin()
         worker.timer.call_repeatedly(_LOOK_SECONDS, self._tend)
 
     def close(self, worker: Any) -> None:
-        """Tell it to end: this worker begins to."""
+        """Ask it to stop, because this worker is stopping."""
         self._closing = True
         if self._process is not None:
             self._process.terminate()
 
     def stop(self, worker: Any) -> None:
-        """Wait until it has ended, no longer than for all that ends with this worker (`hand_back`)."""
+        """Wait until it has ended, no longer than this worker's own shutdown takes (`hand_back`)."""
         if self._process is not None:
             self._process.wait()
 
@@ -84,7 +84,7 @@ class ControlProcess(bootsteps.StartStopStep):
 
 
 class EndsWithItsWorker(bootsteps.Step):
-    """Ends that process when the worker that has started it is gone, were it by SIGKILL."""
+    """Ends that process when the worker that started it is gone, even by SIGKILL."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -93,8 +93,8 @@ class EndsWithItsWorker(bootsteps.Step):
         return _WORKER in os.environ
 
     def create(self, worker: Any) -> None:
-        """Begin to look (Celery's hook)."""
-        worker.timer.call_repeatedly(_ORPHAN_SECONDS, int)  # does nothing, but wakes its loop: it may be told to end
+        """Start watching (Celery's hook)."""
+        worker.timer.call_repeatedly(_ORPHAN_SECONDS, int)  # wakes its loop, so that it notices a request to stop
         threading.Thread(target=_end_without, args=(int(os.environ[_WORKER]),), daemon=True).start()
 
 
@@ -115,7 +115,7 @@ class NotesThatItIsAlive(bootsteps.Step):
 
 @inspect_command()
 def license_expiry_ledger(state: Any) -> dict[str, Any]:
-    """This worker's ledger, and the queues that it was started for and takes no messages from."""
+    """The id of this worker's ledger, and the queues that it should consume and does not."""
     return {"ledger": _ledger(), "missing": _missing(state.consumer)}
 
 

@@ -1,4 +1,4 @@
-"""What Flower, the results and the log say of a task whose process was lost: when its run is taken up."""
+"""The error of a task whose process was lost, for Flower, the result and the log: says when the run is resumed."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +18,6 @@ class Request(CeleryRequest):
         if isinstance(error, WorkerLostError):
             until = datetime.now(UTC) + timedelta(seconds=load_settings().LEASE_SECONDS)
             told = f"the process that had this task was lost ({str(error).partition(' Job:')[0]})"
-            told += f"; its run is taken up after {until:%Y-%m-%d %H:%M:%S} UTC, when its lease has ended, by reconcile"
+            told += f"; its run is resumed after {until:%Y-%m-%d %H:%M:%S} UTC, when its lease has ended, by reconcile"
             exc_info.exception = WorkerLostError(f"{told}, which beat sends every 5 minutes")
         return super().on_failure(exc_info, *arguments, **names)

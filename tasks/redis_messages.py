@@ -1,4 +1,4 @@
-"""Drops what is no message at all from a Redis's list or channel, with a line: kombu would end the worker with it."""
+"""Drops malformed messages from a Redis list or channel, with a log line: kombu would end the worker on one."""
 
 from base64 import b64decode
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _READ = {name: getattr(redis.Channel, name) for name in ("_brpop_read", "_receiv
 
 
 class Odd(Exception):
-    """It cannot be read as a message."""
+    """The bytes cannot be read as a message."""
 
 
 def _base64(value: str) -> str:
@@ -47,7 +47,7 @@ class Raw(BaseModel):
 
 
 def read_odd_ones() -> None:
-    """Let kombu's transport for Redis do so in this process."""
+    """Install this in kombu's Redis transport, in this process."""
     redis.loads = _loads_json
     redis.Transport._deliver = _deliver_message
     for name, read in _READ.items():

@@ -20,6 +20,6 @@ def following_night(schedule: crontab, moment: datetime) -> datetime:
     """The first moment (UTC) after this one that NIGHTLY_SCHEDULE names."""
     start, wait, _ = schedule.remaining_delta(moment)
     following: datetime = (start + wait).astimezone(UTC)
-    if following <= moment:  # in the hour that comes twice when summer time ends, crontab sees the first
+    if following <= moment:  # in the repeated hour when summer time ends, crontab sees the first
         return following_night(schedule, moment + timedelta(hours=1))
     return following

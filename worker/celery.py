@@ -25,15 +25,17 @@ log = logs.get_logger(__name__)
 
 
 def _check_neighbors() -> None:
-    """Stop a process that would run somebody else's code under the common names of ours, saying where that lies."""
+    """Stop a process that would import other modules named `worker`, `tasks` or `celeryconfig`; show their path."""
     ours = Path(__file__).resolve().parents[1]
     with cwd_in_path():  # where Celery looks first
         for name in ("worker", "tasks", "celeryconfig"):
             spec = find_spec(name)
             found = Path(spec.origin).resolve() if spec and spec.origin else None
             if found not in (ours / name / "__init__.py", ours / f"{name}.py"):
-                what = f"{name} was found at {found}, and not in {ours}, where this code lies"
-                exit_with(Unusable(what, f"start in another folder, and let PYTHONPATH lead to no other {name}"))
+                what = f"the module {name} was found at {found}, not in {ours}"
+                exit_with(
+                    Unusable(what, f"start in another folder, and remove that of the other {name} from PYTHONPATH")
+                )
 
 
 _check_neighbors()
@@ -51,22 +53,22 @@ def log_in_our_way(loglevel: int, logfile: str | None, **_: Any) -> None:
 
 @signals.task_prerun.connect
 def name_the_task(task_id: str, **_: Any) -> None:
-    """Let each log line of a task carry its id."""
+    """Add the task's id to each of its log lines."""
     structlog.contextvars.bind_contextvars(task=task_id)
 
 
 @signals.task_postrun.connect
 def forget_the_task(**_: Any) -> None:
-    """Let nothing of this task be on the next one's lines."""
+    """Remove this task's id from the log lines after it."""
     structlog.contextvars.clear_contextvars()
 
 
 @signals.worker_init.connect
 @signals.beat_init.connect
 def refuse_to_start(signal: Any, **_: Any) -> None:
-    """Stop a worker or beat, saying what to do, when a setting is wrong, or when the database or the broker refuses it.
+    """Stop a worker or beat with a remedy if a setting is wrong, or the database or the broker refuses it.
 
-    It starts when these do not answer: they may later. Beat only publishes: it has no database and no LMS.
+    It starts even if they do not answer: they may later. Beat only publishes: it uses no database and no LMS.
     """
     from tasks.broker import check_broker
 
@@ -74,12 +76,12 @@ def refuse_to_start(signal: Any, **_: Any) -> None:
     try:
         given = load_settings(broker=True) if worker else load(BeatSettings)
         if worker:
-            logs.configure(given.LOG_FORMAT)  # which Celery asks for only later, and beat has asked for
+            logs.configure(given.LOG_FORMAT)  # Celery configures a worker's logs only later, and beat's before
         for what, remedy in exposed(dict(given)):
             log.warning(what, remedy=remedy)
         if isinstance(given, Settings):
             _check_database(given)
-        with suppress(Away):  # Celery tries it again, and says so
+        with suppress(Away):  # Celery retries, and logs it
             check_broker(app, listens=worker)
     except Unusable as error:
         exit_with(error)
@@ -94,7 +96,7 @@ def _check_database(given: Settings) -> None:
 
 @signals.worker_shutting_down.connect
 def hand_back(**_: Any) -> None:
-    """Let the steps of a worker that is told to end finish the calls in flight and hand the rest back.
+    """Shut down: steps finish their calls in flight and hand their runs back.
 
     Celery's own shutdown can hang, on a child that never learns of it or on a broker that is away: it is cut short
     once all calls have had their time.

@@ -1,4 +1,4 @@
-"""A clock that nobody sets, for what other machines judge by theirs."""
+"""A monotonic clock for waits, and the differences allowed between the clocks of machines."""
 
 import time
 from datetime import timedelta
@@ -7,9 +7,9 @@ from functools import partial
 # Seconds. Where there is such a clock, it also runs while the machine is suspended.
 steady = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
-# How far beat's clock may be ahead of the database's without its night being taken for that of the day before; less
-# than the minute that the nights of the tightest schedule are apart.
+# How far beat's clock may be ahead of the database's before its night counts as the previous one. Less than a minute,
+# the shortest interval of a schedule.
 BEAT_AHEAD = timedelta(seconds=30)
 
-# How far apart two clocks may be before nothing is sent by them. What is of later than that comes from a wrong clock.
+# The most that two clocks may differ before we send nothing. A later time stamp comes from a wrong clock.
 LEEWAY = timedelta(minutes=10)

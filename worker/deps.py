@@ -1,4 +1,4 @@
-"""The composition root: makes the database, the LMS client and the threads; everything else is handed them."""
+"""The composition root: makes the database, the LMS client and the threads, and passes them to everything else."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +19,13 @@ from worker.lms.patience import Patience
 from worker.settings import Settings, load_settings
 from worker.shutdown import Shutdown
 
-# What one process of a worker learns and all of them keep to: made before they are forked.
+# Shared by all processes of a worker: made before they are forked.
 SHUTDOWN = Shutdown()
 
 
 @dataclass(frozen=True)
 class Deps:
-    """What the steps are handed."""
+    """The dependencies of the steps."""
 
     settings: Settings
     database: Database
@@ -49,7 +49,7 @@ class Deps:
 
 
 def make_deps(settings: Settings, patience: Patience | None = None, shutdown: Shutdown | None = None) -> Deps:
-    """Wire everything up from settings; connects to nothing yet. `patience` replaces the LMS client's own."""
+    """Wire everything up from settings; connects to nothing yet. `patience` replaces the LMS client's default."""
     shutdown = shutdown or Shutdown()
     database = Database(make_engine(settings.DATABASE_URL, connections=settings.LMS_PARALLEL_REQUESTS + 1))
     calls = CallTimings()
@@ -60,7 +60,7 @@ def make_deps(settings: Settings, patience: Patience | None = None, shutdown: Sh
         observe=calls.observe,
         next_call_in=partial(limits.book_next_call, database, settings.calls_per_minute),
     )
-    # A step goes on for half of a task's time: with a quarter besides, it ends before the task is killed.
+    # A step takes half of a task's time limit; with a quarter more it still ends before the task is killed.
     seconds = settings.TASK_TIME_LIMIT_SECONDS / 4
     return Deps(
         settings=settings,

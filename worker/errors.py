@@ -3,7 +3,7 @@
     LicenseExpiryError
     ├── Unusable               settings, database or broker cannot be used as they are: exit status 2
     │   ├── WrongSetting       one setting
-    │   ├── Away               database or broker does not answer just now: a worker starts all the same
+    │   ├── Away               database or broker does not answer just now: a worker starts anyway
     │   └── SeveralWrong       several of these at once, each with its own remedy
     ├── BadArgument            a trigger's argument is wrong: fails at once, never retried
     ├── ReasonedError          has a stable `reason` code, which the ledger keeps
@@ -92,7 +92,7 @@ class BadArgument(LicenseExpiryError):
 
 
 class NotClaimed(LicenseExpiryError):
-    """The step may not start on this run; `what` says who has it or what became of it."""
+    """The step may not start on this run; `what` says which worker has it, or how it ended."""
 
 
 class LeaseLost(LicenseExpiryError):
@@ -118,7 +118,7 @@ class Unexpected(LicenseExpiryError):
 class ReasonedError(LicenseExpiryError):
     """An error with a stable `reason` code.
 
-    `retry_after` is in seconds, where the other side said how long to stay away.
+    `retry_after` is in seconds, where the server named a wait.
     """
 
     def __init__(self, reason: str, what: str, remedy: str = "", retry_after: float | None = None) -> None:
@@ -136,14 +136,14 @@ class ReasonedError(LicenseExpiryError):
 class Unavailable(ReasonedError):
     """The LMS or the database does not answer just now; the same call may succeed later.
 
-    `lasted` is how many seconds the tries took that led to it.
+    `lasted` is the seconds that its tries took.
     """
 
     lasted = 0.0
 
 
 class Postponed(Unavailable):
-    """Nothing was tried: an outage, a pause or the booked rate holds the call back. It is nobody's fault."""
+    """Nothing was tried: an outage, a pause or the booked rate holds the call back. It counts as no failure."""
 
 
 class BatchRefused(ReasonedError):

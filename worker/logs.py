@@ -1,4 +1,4 @@
-"""Log lines: one for each event, key=value for people or JSON for a log store, and what they carry."""
+"""Log lines: one for each event, as key=value for people or JSON for a log store."""
 
 import logging
 import re
@@ -15,13 +15,12 @@ from worker.errors import LicenseExpiryError
 from worker.masking import kind_of, mask_all
 
 _FIRST = ["timestamp", "level", "event", "enterprise", "run", "step"]
-# Celery tells of each message that it receives and of each result, tornado of each request that is none: at INFO the
-# story of a night is ours alone.
+# At INFO, Celery logs each message and result, and tornado each bad request: a night's own lines would drown in them.
 TALKATIVE = ("celery.worker.strategy", "celery.app.trace", "alembic", "tornado.general")
 
 
 def places(exc_info: ExcInfo) -> str:
-    """A traceback without the texts of errors that are not ours: where it happened, and of what type each one is."""
+    """A traceback without the texts of errors that are not ours: only places and types."""
     lines = ["Traceback:\n"]
     error: BaseException | None = exc_info[1]
     known: set[int] = set()
@@ -46,7 +45,7 @@ _SHARED: list[Processor] = [
     structlog.processors.ExceptionRenderer(places),
 ]
 
-# Until `configure` is called, lines go where those of any library go.
+# Until `configure` is called, lines go to the root logger's handlers, as those of any library do.
 structlog.configure(
     processors=[structlog.stdlib.filter_by_level, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
     logger_factory=structlog.stdlib.LoggerFactory(),
@@ -55,12 +54,12 @@ structlog.configure(
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey, but for tabs and ends of lines."""
+    """The text without control characters, except tabs and line ends."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of a module: an event in words, and what belongs to it by name."""
+    """The logger of a module: takes an event in words, and its values by name."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 

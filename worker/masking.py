@@ -1,4 +1,4 @@
-"""Takes out of a text what nobody may read there: the passwords of URLs, and e-mail addresses."""
+"""Masks passwords in URLs, and e-mail addresses, in any text."""
 
 import re
 from socket import gethostname
@@ -7,12 +7,12 @@ from typing import Any
 HIDDEN = "***"
 ADDRESS = "(an e-mail address)"
 
-# All up to the last @ of an unbroken run: a password that was not %-escaped may hold any of : / ? # @ and more.
+# Everything up to the last @ before a space: a password that was not %-escaped may hold any of : / ? # @ and more.
 _USER_INFO = re.compile(r"(\w://)(?:([\w.+%-]*)(?::(\S{0,999}))?|\S{0,999})@")
 _IN_QUERY = re.compile(r"([?&;](?:\w*password|passwd|pwd|\w*secret)=)[^&;\s'\"]+", re.IGNORECASE)
 _LOCAL = r"-\w.+%!#$&^~{|}*/=?`"
 _MAIL = re.compile(rf"([{_LOCAL}][{_LOCAL}']{{0,63}})(?:@|%40)((?:[\w-]{{1,63}}\.)+[^\W\d_][\w-]+)")
-_EXAMPLE = "password"  # as our remedies have it
+_EXAMPLE = "password"  # the example in our remedies
 _WORKERS = ("celery", "celery-control")  # workers call themselves celery@host.example.com
 
 
@@ -25,7 +25,7 @@ def mask(text: str) -> str:
 
 
 def mask_all(value: Any) -> Any:
-    """The same of each text in a value for a log line; what is no text, number or collection becomes one."""
+    """Mask each text in a value for a log line; objects other than texts, numbers and collections become texts."""
     if isinstance(value, bool | int | float | None):
         return value
     if isinstance(value, dict):
@@ -36,7 +36,7 @@ def mask_all(value: Any) -> Any:
 
 
 def kind_of(error: BaseException) -> str:
-    """What may be said of an error that is not ours: its type, and the system's own words; never its text.
+    """Describes an error that is not ours by its type and the system's own words; never by its text.
 
     Its text may hold anything: a row of a table, an address, a password.
     """

@@ -48,12 +48,12 @@ class Shutdown:
 
 
 def kill_after(seconds: float) -> None:
-    """End this process after `seconds`, whatever it is doing then; its children end with it."""
+    """Kill this process, with its children, after `seconds`."""
     timer = threading.Timer(seconds, _kill, [seconds])
     timer.daemon = True
     timer.start()
 
 
 def _kill(seconds: float) -> None:
-    log.error("not shut down in time: ended. What was under way is taken up again", seconds=seconds)
+    log.error("not shut down in time: killed. Its runs are resumed by reconcile", seconds=seconds)
     os._exit(1)

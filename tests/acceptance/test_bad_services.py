@@ -48,7 +48,7 @@ def test_flower_and_the_log_tell_each_retry_and_its_reason_and_the_waits_grow(
     [task_id] = eventually(retrying, what="a task that Flower shows as RETRY")
     eventually(lambda: runs(engine, Phase.FINISHED), what="the other enterprise, meanwhile")
     shown = eventually(lambda: info_of_retry(flower, task_id), what="RETRY once more")
-    told = r"the LMS answered 503: look at the LMS; comes again at 20.* UTC; tries left: \d, .* \[http_503\]"
+    told = r"the LMS answered 503: look at the LMS; retried at 20.* UTC; tries left: \d, .* \[http_503\]"
     assert re.search(told, shown["exception"])
     assert shown["name"] == "license_expiry.downgrade_enrollments"
     assert str(away) in shown["kwargs"]

@@ -128,7 +128,7 @@ def a_retried_task(page: Page, flower: str, task: str, enterprise: str) -> str:
     expect(details).to_contain_text(enterprise)
     expect(details).to_contain_text(
         re.compile(
-            r"the LMS answered 503: look at the LMS; comes again at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC; .* \[http_503\]"
+            r"the LMS answered 503: look at the LMS; retried at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC; .* \[http_503\]"
         )
     )
     screenshot(page, "flower-retry")

@@ -184,7 +184,7 @@ def test_what_has_changed_since_its_preview_is_shown_again_and_not_started(
     other.flush()
     told = post_form(flower, "start", given)
     assert told.status_code == 200
-    assert "what is due has changed since the last preview" in told.text
+    assert "the due work changed since the last preview" in told.text
     assert post_form(flower, "start", fields_of(told.text)).status_code == 303, "what is shown now can be started"
 
 

@@ -32,7 +32,7 @@ from worker.ledger.order import Phase
 from worker.web import html
 
 FOLLOWS = re.compile(
-    r"WorkerLostError\(.the process that had this task was lost \(.*SIGKILL\).*; its run is taken up after "
+    r"WorkerLostError\(.the process that had this task was lost \(.*SIGKILL\).*; its run is resumed after "
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, when its lease has ended, by reconcile, which beat sends every 5 minutes.\)"
 )
 

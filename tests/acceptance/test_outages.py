@@ -66,7 +66,7 @@ def test_the_first_429_is_seen_everywhere_within_five_seconds_and_the_processes_
             "the waiting runs": 'license_expiry_waiting_runs{reason="throttled"} 1.0' in metrics,
             "the outage": "\nlicense_expiry_outage_next_try_timestamp_seconds 1." in metrics,
             "the 429": 'outcome="http_429",step="unlink"' in metrics or 'step="unlink",outcome="http_429"' in metrics,
-            "Flower": any("comes again at" in str(task) and "[throttled]" in str(task) for task in retried),
+            "Flower": any("retried at" in str(task) and "[throttled]" in str(task) for task in retried),
             "the log": "the LMS is unavailable: all runs wait" in processes.log("worker"),
         }
 

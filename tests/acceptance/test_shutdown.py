@@ -90,7 +90,7 @@ def test_the_command_that_is_interrupted_says_so_and_goes_on_when_it_is_given_ag
     assert seconds_to_end(here, signal.SIGINT) < PROMPTLY
     assert here.returncode == 1
     said = " ".join(processes.log("here").split())
-    assert "What is left stays live: run --here again goes on with it." in said
+    assert "Unfinished runs stay live; resume them: license-expiry run --here" in said
     assert_handed_back(engine, Phase.DOWNGRADING)
 
     lms.faults()

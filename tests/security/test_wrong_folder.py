@@ -49,7 +49,7 @@ def test_another_package_of_a_name_of_ours_is_refused_with_both_paths(process: s
     other.write_text("")
     status, told = end(process, tmp_path / "other")
     assert status == 2, told
-    assert f"was found at {other}, and not in {ROOT}, where this code lies: start in another folder" in told
+    assert f"was found at {other}, not in {ROOT}: start in another folder" in told
 
 
 @WORKER_SQLITE

@@ -1,4 +1,4 @@
-"""Celery, as the command needs it: loaded only when one of these is called."""
+"""The command's use of Celery: imported only when one of these is called."""
 
 import io
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def celery_app() -> Any:
 
 
 def next_night() -> Callable[[datetime], datetime]:
-    """Return what gives the scheduled night after a moment, both UTC; it may be called in any thread."""
+    """Return a function, for any thread, that gives the scheduled night after a moment; both UTC."""
     from tasks.schedule import following_night
 
     app = celery_app()
@@ -41,7 +41,7 @@ def publisher(ledger: UUID | None) -> Publish:
     from kombu.exceptions import OperationalError
 
     from tasks import publish
-    from tasks.broker import check_broker
+    from tasks.broker import check_broker, publish_failed
 
     try:
         check_broker(celery_app(), listens=False)
@@ -52,10 +52,8 @@ def publisher(ledger: UUID | None) -> Publish:
         try:
             publish(enterprise, run_id, number, ledger)
         except OperationalError as error:
-            remedy = (
-                f"check CELERY_BROKER_URL and the broker. Run {run_id} stays queued: reconcile publishes it again. For "
-                "the enterprises after it, start anew"
-            )
-            raise Unusable(f"The broker went away ({error})", remedy) from None
+            what, remedy = publish_failed(celery_app(), error)
+            more = f"Run {run_id} stays queued: reconcile publishes it again. For the others, run the command again"
+            raise Unusable(what, f"{remedy}. {more}") from None
 
     return checked

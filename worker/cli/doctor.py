@@ -1,4 +1,4 @@
-"""`license-expiry doctor`: is all there that a night needs? Changes nothing; its calls to the LMS concern nobody."""
+"""`license-expiry doctor`: checks everything a night needs. Changes nothing; its LMS calls concern nobody."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -20,21 +20,21 @@ from worker.settings import CelerySettings, DatabaseSettings, Settings, load_set
 from worker.settings.network import exposed
 from worker.settings.sources import load, origins
 
-NEEDED = ("settings", "database", "ledger", "rights", "broker")  # to know whose the workers on the broker are
-ANSWER_SECONDS = 2.0  # for workers, whose main process is in no step
+NEEDED = ("settings", "database", "ledger", "rights", "broker")  # to find the ledger of the workers on the broker
+ANSWER_SECONDS = 2.0  # for workers: their main process runs no step, so it answers at once
 
 
 def examine() -> list[Finding]:
-    """Look at one thing after the other; leave out what depends on something that is wrong."""
+    """Run all checks in order; skip those that depend on one that failed."""
     both = [*_look("database", DatabaseSettings, check_database), *_look("broker", CelerySettings, _broker)]
     if not any(finding.status == "wrong" and finding.subject in NEEDED for finding in both):
         both += _look("broker", DatabaseSettings, _ledgers)
     found = chain(_settings(), both, _look("LMS", Settings, _lms))
-    return list(dict.fromkeys(found))  # a wrong schedule is met twice
+    return list(dict.fromkeys(found))  # a wrong schedule is found twice
 
 
 def examine_serve() -> list[Finding]:
-    """Look at what `license-expiry serve` needs alone: its settings and its database account."""
+    """Check only what `license-expiry serve` needs: its settings and its database account."""
     try:
         settings = load(DatabaseSettings)
     except Unusable as error:
@@ -83,7 +83,7 @@ def _broker(settings: CelerySettings) -> Iterator[Finding]:
 
 
 def _ledgers(settings: DatabaseSettings) -> Iterator[Finding]:
-    """Are the workers that use this broker all of this database? Nothing is said when none answers."""
+    """Check that all workers on this broker use this database's ledger. No finding when none answers."""
     if not settings.CELERY_BROKER_URL:
         return
     from tasks import OTHER_LEDGER
@@ -108,8 +108,8 @@ def _redis(client: Any) -> Iterator[Finding]:
     try:
         policy, kept = client.info("memory")["maxmemory_policy"], client.info("persistence")["aof_enabled"]
     except (RedisError, KeyError) as error:
-        what = f"whether Redis evicts keys and keeps them over a restart cannot be seen ({type(error).__name__})"
-        yield Finding("broker", "warning", what, "let its account use INFO, or look at its configuration yourself")
+        what = f"INFO of Redis fails, so maxmemory-policy and appendonly are not checked ({type(error).__name__})"
+        yield Finding("broker", "warning", what, "allow its account INFO, or check both in redis.conf")
         return
     if policy == "noeviction":
         yield Finding("broker", "ok", "Redis evicts no keys (noeviction)")
@@ -119,7 +119,7 @@ def _redis(client: Any) -> Iterator[Finding]:
     if kept:
         yield Finding("broker", "ok", "Redis keeps an append-only file")
     else:
-        what = "Redis keeps no append-only file: when it ends, tasks wait until reconcile finds what they were of"
+        what = "Redis keeps no append-only file: its restart loses tasks, and their runs wait for reconcile"
         yield Finding("broker", "warning", what, "set appendonly to yes in redis.conf")
 
 
@@ -132,7 +132,7 @@ def _lms(settings: Settings) -> Iterator[Finding]:
     client = make_lms_client(settings, patience=Patience(tries=2))
     try:
         date = client.lms_now()
-        yield Finding("LMS", "ok", f"{settings.LMS_URL} is there, and we are given a token")
+        yield Finding("LMS", "ok", f"{settings.LMS_URL} answers and gives a token")
         if date:
             yield clock_finding("the LMS's", lambda: date + timedelta(seconds=0.5))  # a Date is to the second
         yield from check_calls(client, settings)

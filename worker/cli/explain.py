@@ -49,14 +49,14 @@ def _user_id(_context: click.Context, _option: click.Parameter, given: str | Non
 @click.command()
 @click.argument("licenses", metavar="[LICENSE_UUID]", nargs=-1, callback=_uuids)
 @click.option("--lms-user-id", metavar="N", callback=_user_id, help="All licenses of this LMS user.")
-@click.option("--email", is_flag=True, help="All licenses of an address: asked for, or read from standard input.")
+@click.option("--email", is_flag=True, help="All licenses of an e-mail address, read from a prompt or standard input.")
 @as_json
 @exiting
 def explain(licenses: tuple[UUID, ...], lms_user_id: int | None, email: bool, as_json: bool) -> int:
-    """Tell why a learner still has access or was unlinked, and when that will change. Changes nothing.
+    """Explain why a learner still has access or was unlinked, and when that will change. Changes nothing.
 
-    For each license of the learner, at each customer: what the nights to come will do, and the rules behind it in
-    their order, each with the value that decides.
+    For each license of the learner, at each customer, it shows what the next nights will do. It lists the rules behind
+    that in their order, each with its value.
 
     \b
     By a license:          license-expiry explain 5b1c8d7e-3f0a-4c52-9a3e-0d4b6f1c2e77
@@ -105,7 +105,7 @@ def _read_address() -> str:
 def _named(
     database: Database, scope: Scope, licenses: Sequence[UUID], lms_user_id: int | None, address: str | None
 ) -> list[UUID]:
-    """The licenses that are asked for. Raises BadArgument when there are none."""
+    """The licenses of the person or UUID given. Raises BadArgument when there are none."""
 
     def work(session: Session) -> Sequence[Any]:
         if address is not None:
@@ -119,8 +119,8 @@ def _named(
     except (Unusable, Unavailable):
         if address is None:
             raise
-        # A server that cannot compare the address may say so with the address.
-        raise Unusable("The database could not look the address up", "see what license-expiry doctor says") from None
+        # A server that cannot compare the address may quote it in its error.
+        raise Unusable("The database could not look up the address", "run license-expiry doctor") from None
     if not found:
         who = "this e-mail address" if address is not None else f"LMS user id {lms_user_id}"
         what = f"There is no license {licenses[0]}" if licenses else f"No license has {who}"
@@ -131,7 +131,7 @@ def _named(
 def _blocked(
     session: Session, first: Scope, explained: Sequence[Explained], pause: Wait | None, limit: int
 ) -> dict[UUID, Blocked]:
-    """For each enterprise of these, what may keep its next run from doing what is due."""
+    """For each of these enterprises, the obstacles to its next run."""
     found = {}
     for enterprise in dict.fromkeys(one.facts.enterprise for one in explained):
         theirs = [one for one in explained if one.facts.enterprise == enterprise]
@@ -144,7 +144,7 @@ def _blocked(
 
 
 class _Told:
-    """What is told of a learner's licenses, to people or as JSON."""
+    """The answer about a learner's licenses, for people or as JSON."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _Told:
         self._blocked = blocked
 
     def show(self) -> None:
-        """Print a table for each license, beneath its verdict, and then what there is to know of the enterprises."""
+        """Print each license's verdict and table, then notes on the enterprises."""
         for number, one in enumerate(self._explained):
             shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2), show_header=False)
             shown.add_column(no_wrap=True, style="dim")

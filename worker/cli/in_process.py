@@ -21,11 +21,11 @@ log = get_logger(__name__)
 def run_all(deps: Deps, started: Sequence[runs.Opened], request: request.Request) -> None:
     """Do all steps of these runs, except those that another process has.
 
-    SIGINT and SIGTERM end it after the calls in flight. Raises nothing that a run fails with: the ledger has that.
+    SIGINT and SIGTERM end it after the calls in flight. The failure of a run raises nothing: the ledger has it.
     """
 
     def stop(*_: Any) -> None:
-        said = "Ending after the calls in flight. What is left stays live: run --here again goes on with it."
+        said = "Stopping after the calls in flight. Unfinished runs stay live; resume them: license-expiry run --here"
         tables.err.print(said, soft_wrap=True)
         deps.shutdown.begin()
 
@@ -36,14 +36,14 @@ def run_all(deps: Deps, started: Sequence[runs.Opened], request: request.Request
 
 
 def _run(deps: Deps, started: runs.Opened, request: request.Request) -> None:
-    """Do all steps of a run in this process; resume another's only when it asks for the same."""
+    """Do all steps of a run in this process; resume a live one only if its options are the same."""
     run = deps.database.transact(lambda session: session.get_one(Run, started.run_id))
     if run.phase in order.ENDED:  # refused as it was opened
         return
     known = (deps.database, deps.settings)
     asked, live = (scope_of(*known, run.as_of, wanted, started.enterprise) for wanted in (request, run))
     if (asked, request.dry_run) != (live, run.dry_run):
-        tables.err.print(f"Run {run.id} asks for something else: not taken up.", soft_wrap=True)
+        tables.err.print(f"Run {run.id} has other options than this command: not resumed.", soft_wrap=True)
         return
     owner = f"{socket.gethostname()}, process {os.getpid()}"
     for step in order.STEPS:
@@ -58,7 +58,7 @@ def _run(deps: Deps, started: runs.Opened, request: request.Request) -> None:
             except Exception as error:
                 if not isinstance(error, LicenseExpiryError):
                     log.exception("an error of our own", run=run.id)
-                return  # the ledger has it, and the report shows it; the next enterprise is not to suffer
+                return  # the ledger has it, and the report shows it; the next enterprise goes on
             if outcome.skipped and step is order.STEPS[-1]:
                 tables.err.print(f"Not done here: {outcome.skipped}. Try again then.", soft_wrap=True)
             more = outcome.more or outcome.retry is not None

@@ -40,8 +40,8 @@ def main() -> None:
 
     \b
     First time:      license-expiry init-db
-    Is all there:    license-expiry doctor
-    What would be:   license-expiry due
+    Check the setup: license-expiry doctor
+    What is due:     license-expiry due
     Why, or when:    license-expiry explain LICENSE_UUID
     A night, now:    license-expiry run
     What happened:   license-expiry status; license-expiry held
@@ -61,10 +61,10 @@ for command in (explain, stop, pause, resume):
 @as_json
 @exiting
 def init_db(lms_url: str | None, as_json: bool) -> int:
-    """Make the ledger's tables in license-manager's database, or bring them up to date.
+    """Create or upgrade the ledger's tables in license-manager's database.
 
-    Only tables named license_expiry_… are made or changed. Doing it again does no harm. The first run writes down to
-    which LMS the database belongs, and workers with another LMS_URL do nothing there; --lms-url changes that.
+    It creates or changes only tables named license_expiry_…. Running it again is harmless. The first night records the
+    LMS that the database belongs to. Workers with another LMS_URL refuse to work there; --lms-url changes that.
 
     For example: license-expiry init-db && license-expiry due
     """
@@ -84,13 +84,13 @@ def init_db(lms_url: str | None, as_json: bool) -> int:
 
 
 @main.command()
-@click.option("--for", "process", type=click.Choice(["serve"]), help="Look at what this process needs alone.")
+@click.option("--for", "process", type=click.Choice(["serve"]), help="Check only what this process needs.")
 @as_json
 @exiting
 def doctor(process: str | None, as_json: bool) -> int:
-    """Look whether all is there that a night needs, and say what to do where it is not. Changes nothing.
+    """Check everything a night needs, and say how to fix what is missing. Changes nothing.
 
-    Settings, database, ledger, clock, broker, and whether the LMS takes each call: those sent concern nobody. Exit
+    It checks settings, database, ledger, clocks, broker and each LMS call. The calls it sends concern no learner. Exit
     status: 0 when nothing is wrong, else 1.
 
     For example: license-expiry doctor --json
@@ -154,11 +154,11 @@ From a browser: Runs, in Flower. From Flower's API; curl asks for the password o
     "--approve-unlinks",
     type=click.IntRange(1),
     metavar="N",
-    help="Unlink so many learners at most, more than UNLINK_LIMIT.",
+    help="Unlink up to N learners in this run, even above UNLINK_LIMIT.",
 )
 @click.option("--reason", help="Why; kept in the ledger. --force and --approve-unlinks need it.")
-@click.option("--dry-run", is_flag=True, help="Go through it all, but send nothing and count what would be done.")
-@click.option("--here", is_flag=True, help="Do it in this process, with no broker and no worker.")
+@click.option("--dry-run", is_flag=True, help="Send nothing; count what would be done.")
+@click.option("--here", is_flag=True, help="Run in this process, without broker and worker.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the runs to end.")
 @as_json
 @exiting
@@ -202,7 +202,7 @@ def run(
 
 @main.command()
 @click.option("--enterprise", type=click.UUID, help="The runs of this customer, dry runs too, the newest first.")
-@click.option("--watch", is_flag=True, help="Show live runs, and those that begin meanwhile, until all have ended.")
+@click.option("--watch", is_flag=True, help="Show live runs, including new ones, until all have ended.")
 @as_json
 @exiting
 def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
@@ -233,7 +233,7 @@ def status(enterprise: UUID | None, watch: bool, as_json: bool) -> int:
 def held(as_json: bool) -> int:
     """List the licenses that the LMS refuses, with the reason and how often they were tried.
 
-    They are tried again next night. Their plan stays unprocessed and their learner linked; nobody else is held up.
+    They are tried again after 12 hours. Their plan stays unprocessed and their learner linked. Others are not affected.
 
     For example: license-expiry held --json
     """
@@ -254,9 +254,9 @@ def held(as_json: bool) -> int:
 @click.option("--port", default=8001, show_default=True, type=click.IntRange(1, 65535))
 @exiting
 def serve(address: str, port: int) -> int:
-    """Show the nights as pages, until it is told to end; with /metrics for Prometheus, and /healthz.
+    """Serve the nights as web pages, with /metrics for Prometheus and /healthz, until stopped.
 
-    It only reads the database, and asks nobody for a password: let nobody but your proxy reach it.
+    Let only your proxy reach it: it asks for no password. It only reads the database.
 
     For example: license-expiry serve --port 8001
     """

@@ -1,8 +1,9 @@
-"""What commands share: options, the ending, the database, and who gives them."""
+"""Shared by all commands: options, exit statuses, the database, and the operator's name."""
 
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from getpass import getuser
 from socket import gethostname
@@ -17,7 +18,8 @@ from worker.db.engine import make_engine
 from worker.db.ledger_tables import HeldLicense, Run
 from worker.db.transactions import Database
 from worker.due.enterprises import names_of
-from worker.errors import LicenseExpiryError
+from worker.errors import BadArgument, LicenseExpiryError
+from worker.runs.request import Request
 from worker.settings import DatabaseSettings
 from worker.settings.sources import load
 
@@ -28,6 +30,9 @@ _NARROWING = (
     click.option("--expired-after", help="Only plans that expired at or after this date-time (UTC)."),
     click.option("--expired-before", help="Only plans that expired at or before this date-time (UTC)."),
 )
+# A trigger's arguments as options of the command. Quoted text is a value.
+_TYPED = {name: f"--{name.replace('_', '-')}" for name in Request.model_fields} | {"plan_uuids": "--plan"}
+_ARGUMENT = re.compile(rf"'[^']*'|\b({'|'.join(_TYPED)})\b")
 
 
 def narrowing(command: Callable[..., None]) -> Callable[..., None]:
@@ -42,28 +47,37 @@ def narrowing(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def exiting(command: Callable[..., int]) -> Callable[..., None]:
-    """End a command with its exit status: 2 with the sentence of an error of ours, 1 with the places of another."""
+    """End a command with its exit status: 2 with our error's message, 1 with the traceback of any other."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             status = command(*args, **kwargs)
         except LicenseExpiryError as error:
-            tables.err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            told = _as_typed(str(error)) if isinstance(error, BadArgument) else str(error)
+            tables.err.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
             status = 2
         except click.ClickException:
             raise
         except Exception as error:
             told = logs.places((type(error), error, error.__traceback__))
-            tables.err.print(f"An error of our own: report it with this.\n{told}", markup=False, highlight=False)
+            tables.err.print(
+                f"Unexpected error in license-expiry. Report it with this traceback.\n{told}",
+                markup=False,
+                highlight=False,
+            )
             status = 1
         raise SystemExit(status)
 
     return wrapped
 
 
+def _as_typed(text: str) -> str:
+    return _ARGUMENT.sub(lambda found: _TYPED.get(found[0], found[0]), text)
+
+
 def open_database(ledger: bool = True, level: int = logging.WARNING) -> tuple[DatabaseSettings, Database]:
-    """What a command needs that sends nothing; the database is looked at first, and left when the command ends."""
+    """The settings and the database of a command that sends nothing; its schema is checked, and it closes with it."""
     settings = load(DatabaseSettings)
     logs.configure(settings.LOG_FORMAT, level)
     database = Database(make_engine(settings.DATABASE_URL))
@@ -85,7 +99,7 @@ def with_names(database: Database, rows: Sequence[dict[str, Any]]) -> list[dict[
 
 
 def operator() -> str:
-    """Who gives this command, and where: for the ledger."""
+    """The user of this command and its host, for the ledger."""
     try:
         user = getuser()
     except (KeyError, OSError):  # a container's user that has no name

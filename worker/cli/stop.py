@@ -38,7 +38,7 @@ reason = click.option("--reason", required=True, metavar="TEXT", callback=_sente
 @as_json
 @exiting
 def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str, no_wait: bool, as_json: bool) -> int:
-    """End live runs before their time, and wait until they have ended. It does not ask whether you are sure.
+    """Stop live runs, and wait until they have ended. It asks for no confirmation.
 
     Calls in flight are finished and recorded, and nothing is sent after them. What is left is due next night. Exit
     status: 0 all have ended, 1 some still end.
@@ -70,7 +70,7 @@ def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str,
             said = tables.flattened(f"Run {run.id} is stopped by {run.stopped_by}: {run.stop_reason}")
             tables.err.print(f"{said}. {ENDING}.", markup=False, highlight=False, soft_wrap=True)
         for run in (run for run in runs if run.phase in ENDED and run.phase != Phase.STOPPED):
-            tables.err.print(f"Run {run.id} is {run.phase}: nothing was left to stop.", soft_wrap=True)
+            tables.err.print(f"Run {run.id} is already {run.phase}: there is nothing to stop.", soft_wrap=True)
     return 0 if all(run.phase in ENDED for run in runs) else 1
 
 
@@ -79,9 +79,9 @@ def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str,
 @as_json
 @exiting
 def pause(reason: str, as_json: bool) -> int:
-    """Hold everything until `resume`: no step goes on, no run is started, scheduled nights wait.
+    """Pause all runs until `resume`: no step continues, no run starts, scheduled nights wait.
 
-    Steps at work stop before their next LMS call. Done again, it changes nothing and tells who has paused.
+    Steps at work stop before their next LMS call. If already paused, it changes nothing and shows who paused.
 
     For example: license-expiry pause --reason "the LMS is upgraded"
     """
@@ -95,7 +95,7 @@ def pause(reason: str, as_json: bool) -> int:
 @as_json
 @exiting
 def resume(as_json: bool) -> int:
-    """End the pause. Runs go on within a minute or so; the newest night that it held back begins within five.
+    """End the pause. Runs resume within about a minute. The newest night that was held back begins within five.
 
     For example: license-expiry resume
     """

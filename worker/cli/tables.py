@@ -1,4 +1,4 @@
-"""What the command prints: tables that fit 80 columns, CSV, JSON, files."""
+"""The command's output: tables that fit 80 columns, CSV, JSON, files."""
 
 import csv
 import json
@@ -30,15 +30,15 @@ from worker.web.timeline import lost_worker
 
 Names = Mapping[UUID, str]
 NAME_WIDTH = 34  # of a UUID, less the indent
-# So many plans are listed that wait for a renewal which nobody processed; CSV and JSON have them all.
+# The most plans listed that wait for a renewal which nobody processed; CSV and JSON have them all.
 SHOWN = 10
 
 
 class Screen(Console):
-    """A console on which no control character of a text comes through: names and reasons are what others typed."""
+    """A console that removes control characters: other people typed the names and reasons."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Give what is to be shown (rich's hook); its own commands to the terminal are segments of their own."""
+        """Return the segments to print (rich's hook); rich's own terminal commands are separate segments."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
@@ -50,7 +50,7 @@ err = Screen(stderr=True)
 def show_runs(
     runs: Sequence[Run], as_json: bool, none: str, names: Names, hint: str = "", more: dict[str, Any] | None = None
 ) -> int:
-    """Show runs as a table with a hint and their errors, or as JSON; return the exit status that they amount to.
+    """Show runs as a table with a hint and their errors, or as JSON; return their exit status.
 
     `names` are those of their enterprises; `more` stands in the JSON before the runs.
     """
@@ -107,7 +107,7 @@ def runs_table(runs: Sequence[Run], names: Names) -> Table:
 
 
 def flattened(text: str) -> str:
-    """A text of others without its line breaks: it could pass for a line of ours."""
+    """A text without its line breaks: what others typed must not look like a line of ours."""
     return " ".join(text.split())
 
 
@@ -187,7 +187,7 @@ def show_findings(findings: Sequence[Any], as_json: bool) -> int:
 
 @contextmanager
 def counting(*, quiet: bool) -> Iterator[Progress]:
-    """Show on a terminal's stderr how far the counting of what is due is, until that is done; nothing when `quiet`."""
+    """Show the progress of counting on a terminal's stderr; nothing when `quiet`."""
     if quiet or not err.is_terminal:
         yield lambda _done, _of: None
         return
@@ -197,9 +197,9 @@ def counting(*, quiet: bool) -> Iterator[Progress]:
 
 
 def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_limit: int) -> None:
-    """Show the sums of `forecast.due_rows`, beneath each its plans with work, and what else there is to know.
+    """Show the sums of `forecast.due_rows`, beneath each its plans with work, then a summary.
 
-    Each row has the enterprise's name besides, see `with_names`.
+    Each row also has the enterprise's name, see `with_names`.
     """
     columns = ("enterprise\n  plan", "plans,\nexpired", "downgrades", "unlinks", "protected")
     shown = table(columns, [])
@@ -221,7 +221,7 @@ def show_due(rows: Sequence[dict[str, Any]], plans: Sequence[PlanRow], unlink_li
     for row in rows:
         if unlink_limit and row["unlinks"] > unlink_limit:
             whose = f"--enterprise {row['enterprise_customer_uuid']} --approve-unlinks {row['unlinks']} --reason TEXT"
-            said = f"More unlinks than UNLINK_LIMIT, {unlink_limit}, need your leave: license-expiry run {whose}"
+            said = f"More unlinks than UNLINK_LIMIT, {unlink_limit}, need your approval: license-expiry run {whose}"
             out.print(said, highlight=False, soft_wrap=True)
 
 
@@ -249,13 +249,13 @@ def _summary(working: Sequence[PlanRow], plans: Sequence[PlanRow]) -> Iterator[s
         yield f"No night touches a plan whose expiration date cannot be read: {', '.join(undated[:SHOWN])}"
         yield f"  ({len(undated)} in all). Correct the date in license-manager's database."
     if without := sum(plan.without_email for plan in plans):
-        yield f"Cannot be unlinked, for want of an e-mail: licenses {without}."
+        yield f"Licenses that cannot be unlinked, because they have no e-mail: {without}."
     if back := max((plan.nights_back for plan in working), default=0):
         yield f"Nights since the oldest became due: {back}; --expired-after leaves older plans out."
 
 
 def write_file(file: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises Unusable."""
+    """Write a file atomically. Raises Unusable."""
     part = Path(f"{file}.part")
     try:
         part.write_text(text, "utf-8")

@@ -1,4 +1,4 @@
-"""What `explain` says of a license in words: what becomes of it, and the rules behind that."""
+"""The sentences of `explain`: what happens to a license, and the rules behind that."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Blocked:
-    """What may keep an enterprise's next run from doing what is due.
+    """The obstacles to an enterprise's next run.
 
     The pause that stands, its newest run, and how many unlinks are due where these are more than `limit`.
     """
@@ -37,11 +37,11 @@ class Blocked:
     limit: int
 
     def notes(self) -> list[str]:
-        """What there is to know of the enterprise, in sentences."""
+        """Notes on the enterprise, in sentences."""
         return list(self._notes())
 
     def but(self, step: Step) -> str:
-        """What must happen before the next night can do this step, for its verdict; else nothing."""
+        """The condition for the next night to do this step, as the end of a verdict; "" if there is none."""
         approval = "once somebody has approved the number of unlinks" if self.too_many and step is UNLINK else ""
         said = [part for part in ("once the pause is over" if self.pause else "", approval) if part]
         return f", but only {' and '.join(said)}" if said else ""
@@ -66,7 +66,7 @@ def in_utc(moment: datetime | None) -> str:
 
 
 def verdict(one: Explained, scope: Scope, blocked: Blocked) -> str:
-    """What was done about a license, or which night will do it, or why none will; of both steps."""
+    """For both steps: when it was done, which night will do it, or why none will."""
     steps = {DOWNGRADE: one.downgrade, UNLINK: one.unlink}
     said = "; ".join(_said(one, scope, step, outcome, blocked) for step, outcome in steps.items())
     to_come = any(outcome.state in ("next", "later") for outcome in steps.values())

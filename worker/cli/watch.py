@@ -1,4 +1,4 @@
-"""Waits for runs to end, and shows how they get on."""
+"""Waits for runs to end, and shows their progress."""
 
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -36,7 +36,7 @@ def watch_runs(
 ) -> Sequence[Run]:
     """Wait until these runs have ended, with a live table on a terminal and a line for each run elsewhere.
 
-    Those that `joining` finds meanwhile are waited for too. `afterwards` is told who ends the waiting.
+    Those that `joining` finds meanwhile are waited for too. `afterwards` is printed after Ctrl-C.
     """
     if not wait:
         return database.transact(lambda session: runs_by_id(session, run_ids))
@@ -79,7 +79,7 @@ def _polled(database: Database, run_ids: set[UUID], joining: Select[UUID] | None
         untouched = all(run.phase == order.Phase.QUEUED for run in runs)
         if untouched and not hinted and time.monotonic() - begun > PATIENCE_SECONDS:
             hinted = True
-            said = "No worker has taken these runs up yet. Is one running? celery -A worker worker"
+            said = "No worker has started these runs after 15 s. Start one: celery -A worker worker"
             tables.err.print(said, soft_wrap=True)
         time.sleep(POLL_SECONDS)
 

@@ -61,7 +61,7 @@ def make_engine(url: str, connections: int = 5) -> Engine:
     except ImportError as error:
         extra = "postgresql" if kind == "postgresql" else "mysql"
         what = f"DATABASE_URL: the driver {error.name} is not installed"
-        raise Unusable(what, f"pip install 'license-expiry[{extra}]'") from error
+        raise Unusable(what, f"in the release's folder, run: pip install '.[{extra}]'") from error
     except (ValueError, TypeError, ArgumentError):
         names = ", ".join(make_url(url).query)
         what = f"DATABASE_URL: one of its options has an invalid value ({names})"

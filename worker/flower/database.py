@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 @cache
 def opened() -> tuple[DatabaseSettings, Database]:
-    """The settings and the database of this process. Raises Unusable, Unavailable; asked again, it tries again."""
+    """The settings and the database of this process. Raises Unusable, Unavailable; the next call tries again."""
     settings = load(DatabaseSettings)
     database = Database(make_engine(settings.DATABASE_URL))
     database.require_schema()
@@ -41,7 +41,7 @@ def customers(session: Session) -> dict[UUID, str]:
 class Names:
     """The customers' names for Flower's own pages, whose event loop must not wait for a database.
 
-    They are read in a thread, again when one is asked for and NAMES_SECONDS have passed, or, if it is not known,
+    They are read in a thread, again when one is needed and NAMES_SECONDS have passed, or, if it is not known,
     UNKNOWN_SECONDS.
     """
 
@@ -56,7 +56,7 @@ class Names:
         return self._known.get(customer) or str(customer)
 
     def read(self) -> None:
-        """Begin to read them; come back at once."""
+        """Start reading them; returns at once."""
         self._asked_at = time.monotonic()
         Thread(target=self._read, name="names", daemon=True).start()
 

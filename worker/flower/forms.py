@@ -1,4 +1,4 @@
-"""What the form that starts a run asks for, and what that would do: read from the database, never changed."""
+"""Reads the form that starts a run, and previews the run from the database. Changes nothing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ FLAGS = ("dry_run", "force")
 COUNTS = ("downgrades", "unlinks", "protected", "protected_by_user_email", "protected_by_lms_user_id", "waiting")
 MOST_PLANS = 200
 MOST_DIGITS = 10
-OF_A_NIGHT = {"dry_run", "reason", "triggered_by"}  # what may be asked for
+OF_A_NIGHT = {"dry_run", "reason", "triggered_by"}  # the arguments of a night
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Form:
     flags: set[str] = field(default_factory=set)
 
     def request(self, triggered_by: str) -> Request:
-        """What it asks for. Raises BadArgument, with a complaint for each wrong field."""
+        """The request of this form. Raises BadArgument, with a complaint for each wrong field."""
         given: dict[str, Any] = {name: text.strip() or None for name, text in self.texts.items()}
         approved = given.get("approve_unlinks")
         if approved and approved.isdecimal() and len(approved) <= MOST_DIGITS:
@@ -55,7 +55,7 @@ class Form:
 
 
 def form_of(run: Run) -> Form:
-    """The form that asks for what this run did; not for its approval, which was given for one number at one time."""
+    """The form of this run, without its approval: that was for one number at one time."""
     texts = {name: getattr(run, name) for name in TEXTS if name != "approve_unlinks"}
     moments = {name: value and value.isoformat() for name, value in texts.items() if name.startswith("expired")}
     said = {name: str(value) for name, value in (texts | moments).items() if value is not None}
@@ -64,14 +64,14 @@ def form_of(run: Run) -> Form:
 
 
 def arguments(enterprise: UUID | None, request: Request) -> dict[str, Any]:
-    """The arguments of the task that starts what is asked for: of one enterprise, or of the night."""
+    """The arguments of the task that starts this request, for one enterprise or the night."""
     given = request.model_dump(mode="json", exclude_defaults=True)
     return given if enterprise is None else {"enterprise_customer_uuid": str(enterprise), **given}
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would do now, by plan; of a night, `customers` has the sums of each enterprise, else none.
+    """The work of a run if it began now, by plan; of a night, `customers` has the sums of each enterprise, else none.
 
     `titles` are those of the plans, or the names of these enterprises, by UUID. `held` licenses are on the list of
     those that the LMS refuses; `live` is the run that the enterprise has; `waits` is what all runs wait for.
@@ -92,7 +92,7 @@ class Preview:
 
     @property
     def shown(self) -> Sequence[forecast.PlanRow]:
-        """The plans that something is to be said of."""
+        """The plans to show."""
         return [row for row in self.rows if row.work or row.state in ("waiting", "held")]
 
     def total(self, count: str) -> int:
@@ -140,7 +140,7 @@ def _unlinking(settings: DatabaseSettings, enterprise: UUID | None) -> str:
     days = f"more than {settings.UNLINK_AFTER_DAYS} days after a plan expired"
     if enterprise is None:
         return f"Learners are unlinked {days}, of the {len(listed)} enterprises on the unlink list."
-    where = "is on the unlink list" if enterprise in listed else "is not on the unlink list: nobody of it is unlinked"
+    where = "is on the unlink list" if enterprise in listed else "is not on the unlink list: it keeps its learners"
     return f"This enterprise {where}{f'. Learners are unlinked {days}' if enterprise in listed else ''}."
 
 

@@ -1,4 +1,4 @@
-"""What Flower is held to when it starts on our app: that it asks who comes, and is heard on this machine only."""
+"""Makes Flower ask for a login, and listen on this machine only, when it starts on our app."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ _RANDOM = "such as this command gives: openssl rand -hex 16"
 
 
 class FlowerSettings(Sourced):
-    """Flower's password, where Flower itself does not look: in /run/secrets and in the YAML file."""
+    """Flower's password from /run/secrets and the YAML file, which Flower itself does not read."""
 
     FLOWER_BASIC_AUTH: str = setting("operator:…", "", secret=True)
     """Who may use Flower"""
@@ -55,7 +55,7 @@ def mount_pages() -> None:
 
 
 def _who_may(given: list[str], *, by_oauth: bool) -> list[str]:
-    """The user:password pairs that Flower is to ask for; none when OAuth asks instead.
+    """The user:password pairs for Flower's login; none with OAuth.
 
     Raises Unusable when nothing would ask, and when one is not a pair: an empty one lets an empty header in, and one
     that is not ASCII cannot be compared. Nor when a password is one that examples have.

@@ -1,4 +1,4 @@
-"""Failed logins in Flower: each is logged, and makes its address wait for longer before the next one is looked at."""
+"""Slows failed logins in Flower: each is logged, and makes its address wait longer before the next try."""
 
 import time
 from base64 import b64decode
@@ -31,7 +31,7 @@ class Logins:
         self._right: set[bytes] = set()
 
     def user(self, handler: Any, look: Callable[[Any], Any]) -> Any:
-        """What `look`, Flower's own get_current_user, says. Raises HTTPError: 401, or 429 for what comes too soon."""
+        """The result of `look`, Flower's own get_current_user. Raises HTTPError 401, or 429 before the wait is over."""
         given, address = handler.request.headers.get("Authorization", ""), handler.request.remote_ip
         if not given or not handler.application.options.basic_auth:
             return look(handler)

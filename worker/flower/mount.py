@@ -1,6 +1,6 @@
 """Puts our pages and links among Flower's own, and the user's name into what is started over its HTTP API.
 
-Besides, no answer of Flower's may be framed, and failed logins are slowed.
+It also forbids framing of Flower's pages, and slows failed logins.
 """
 
 from pathlib import Path
@@ -21,12 +21,12 @@ from worker.flower.pages import HANDLERS
 from worker.settings import RUN_ENTERPRISE, RUN_NIGHTLY
 
 _OURS = Path(__file__).parent / "templates"
-# Where a template of Flower's has this, what stands in ours goes before it, or else behind it.
+# By Flower's template: the marker, our template, and whether ours goes before the marker or after it.
 _INSERTED = {
     "navbar.html": ("      </ul>", "runs_link.html", True),
     "task.html": ("  </header>\n", "runs_of_task.html", False),
 }
-# What a caller of the HTTP API may say of a task besides its arguments: when. Workers drop most others.
+# The options of a task that a caller of the HTTP API may give: its time. Workers drop most others.
 _OPTIONS = ("countdown", "eta", "expires", "task_id", "timeout")
 
 
@@ -44,7 +44,7 @@ class Templates(Loader):
 
 
 class Unframed(OutputTransform):
-    """Lets no other page frame an answer, whichever handler makes it."""
+    """Forbids other pages to frame an answer of any handler."""
 
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
@@ -55,8 +55,8 @@ class Unframed(OutputTransform):
 
 
 def mount() -> None:
-    """Do it, in the lists that Flower's app is made from."""
-    handlers[-1:-1] = HANDLERS  # the last one answers whatever no other does
+    """Install all of it in the lists that Flower's app is made from."""
+    handlers[-1:-1] = HANDLERS  # the last handler answers all other paths
     namespace = {"run_of": task_list.run_of}
     settings["template_loader"] = Templates(settings["template_path"], namespace=namespace)
     settings["transforms"] = [Unframed]
@@ -69,7 +69,7 @@ def mount() -> None:
     def with_who(handler: Any) -> Any:
         args, kwargs, options = given(handler)
         if not options.keys() <= set(_OPTIONS):
-            raise HTTPError(400, f"nothing was started: besides args and kwargs give only {', '.join(_OPTIONS)}")
+            raise HTTPError(400, f"nothing was started: give only args, kwargs, {', '.join(_OPTIONS)}")
         if handler.path_args[:1] and handler.path_args[0] in (RUN_NIGHTLY, RUN_ENTERPRISE) and isinstance(kwargs, dict):
             kwargs.setdefault("triggered_by", who(handler))
         return args, kwargs, options

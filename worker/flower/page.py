@@ -1,4 +1,4 @@
-"""What our pages in Flower have in common: whom they are for, their threads, headers and errors."""
+"""Base of our pages in Flower: the user's name, threads, headers and errors."""
 
 from base64 import b64decode
 from collections.abc import Callable
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def who(handler: Any) -> str:
-    """Who uses Flower, for the ledger: the login's name; of an e-mail address only what is before the @."""
+    """The name of Flower's user, for the ledger; of an e-mail address only the part before the @."""
     name = handler.current_user
     if name is True:  # with basic auth Flower knows no more
         _, _, credentials = handler.request.headers.get("Authorization", "").partition(" ")
@@ -39,7 +39,7 @@ class Page(BaseHandler):  # type: ignore[misc]
         self.set_header("Cache-Control", "no-store")
 
     def prepare(self) -> None:
-        """Refuse what would change anything while Flower is read-only (tornado's hook)."""
+        """Refuse all changes while Flower is read-only (tornado's hook)."""
         if self.request.method == "POST" and self.read_only and self.current_user:
             raise HTTPError(403, "Flower is in read-only mode: nothing can be started or stopped here")
 
@@ -49,11 +49,11 @@ class Page(BaseHandler):  # type: ignore[misc]
         return bool(self.application.options.read_only)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Do what blocks, the database's work or the broker's, beside Flower's event loop."""
+        """Run blocking work, of the database or the broker, outside Flower's event loop."""
         return await IOLoop.current().run_in_executor(None, work)
 
     async def read(self, work: Callable[[Session], T]) -> T:
-        """Read the database in one transaction, beside Flower's event loop."""
+        """Read the database in one transaction, outside Flower's event loop."""
         return await self.in_thread(lambda: opened()[1].transact(work))
 
     def show(self, template: str, **values: Any) -> None:
@@ -80,7 +80,7 @@ class Page(BaseHandler):  # type: ignore[misc]
             super().log_exception(typ, value, tb)
 
     def typed(self, name: str) -> str:
-        """What was typed into a field of the form, unescaped."""
+        """The text typed into a field of the form, unescaped."""
         value: str = self.get_body_argument(name, "")
         return value
 

@@ -19,6 +19,7 @@ from worker.flower.forms import FLAGS, TEXTS, Form
 from worker.flower.page import Page, who
 from worker.ledger import runs, waits
 from worker.logs import get_logger
+from worker.masking import kind_of
 from worker.runs.request import Request, parse_reason, parse_uuid
 from worker.settings import RUN_ENTERPRISE, RUN_NIGHTLY
 from worker.web.history import read_now
@@ -31,13 +32,13 @@ COMPLETED = 1000  # customers whose names the browser completes
 
 
 def note(session: Session, run: Run) -> str:
-    """What is to be read of a run as it is now, in the words of its page in `license-expiry serve`."""
+    """The note on a run as it is now, as its page in `license-expiry serve` has it."""
     retries = session.scalars(select(Retry).where(Retry.run_id == run.id).order_by(Retry.at)).all()
     return note_of(run, retries, read_now(session))
 
 
 class Choose(Page):
-    """Which enterprise, or the whole night; what all wait for; what runs just now."""
+    """Choose an enterprise or the whole night; shows waits and live runs."""
 
     @authenticated
     async def get(self) -> None:
@@ -77,7 +78,7 @@ class Start(Page):
         await self.show_form(form, {})
 
     async def show_form(self, form: Form, complaints: dict[str, str]) -> None:
-        """Show the form as it was typed, each complaint beside its field, and what is due of this enterprise now."""
+        """Show the form as it was typed, each complaint beside its field, and this enterprise's due work."""
         enterprise = form.enterprise
         settings, database = await self.in_thread(opened)
         if enterprise is None:
@@ -89,7 +90,7 @@ class Start(Page):
 
     @authenticated
     async def post(self) -> None:
-        """Preview what is asked for, or start it if this is what the preview has shown."""
+        """Preview the request, or start it if nothing changed since its preview."""
         form = Form(
             self.enterprise(self.typed("enterprise")),
             self.get_body_arguments("plan"),
@@ -125,8 +126,9 @@ class Start(Page):
         try:
             self.capp.send_task(name, kwargs=given, task_id=trigger)
         except OperationalError as error:
-            what = f"nothing was started: the broker does not answer ({type(error.__cause__ or error).__name__})"
-            raise Away(what, "look at the broker, then go back and start it again") from None
+            broker, cause = self.capp.connection_for_write().as_uri(), kind_of(error.__cause__ or error)
+            what = f"nothing was started: the broker {broker} took no message ({cause})"
+            raise Away(what, "check CELERY_BROKER_URL and the broker, then go back and start it again") from None
 
     def to_started(self, trigger: str, form: Form, *, again: bool = False) -> None:
         """Send the browser on, so that a reload starts nothing; `again` if this preview was started before."""
@@ -136,7 +138,7 @@ class Start(Page):
 
 
 class Started(Page):
-    """What became of a start: the trigger, then the run and its steps."""
+    """The progress of a start: the trigger, then the run and its steps."""
 
     @authenticated
     async def get(self, trigger: str) -> None:
@@ -170,7 +172,7 @@ class Stop(Page):
         await self.ask(self.get_query_argument("run", ""), "")
 
     async def ask(self, run_id: str, complaint: str, reason: str = "") -> None:
-        """Show the run, and ask why it is to be stopped."""
+        """Show the run, and ask for the reason to stop it."""
         wanted = parse_uuid("run", run_id)
 
         def work(session: Session) -> dict[str, Any]:
@@ -202,7 +204,7 @@ class Pause(Page):
 
     @authenticated
     async def post(self) -> None:
-        """Do what the button says, and go back."""
+        """Pause or resume as the button says, then show the page again."""
         by = who(self)
         if self.typed("resume"):
             try:

@@ -1,4 +1,4 @@
-"""How the tasks of runs look in Flower's own list and on its page of a task."""
+"""Formats the tasks of runs for Flower's task list and task page."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ _COLUMNS = "state,name,kwargs,exception,received,runtime,uuid"
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 # As the tasks write it: tasks._shown.
-_NEXT_TRY = re.compile(r"comes again at [-\d]+ (?P<time>[:\d]+) UTC.*\[(?P<reason>\w+)\]")
+_NEXT_TRY = re.compile(r"retried at [-\d]+ (?P<time>[:\d]+) UTC.*\[(?P<reason>\w+)\]")
 MOST_LETTERS = 36  # of a name, as many as a UUID has
 MOST_OF_EXCEPTION = 70
 
@@ -22,9 +22,9 @@ names = Names()
 
 
 class Retried(Task):
-    """A task as Flower knows it. While it waits to come again it stays in RETRY.
+    """A task as Flower knows it. While it waits for its retry it stays in RETRY.
 
-    Celery tells that its message was sent and received anew before or after it tells of the retry; after it, the task
+    Celery tells that its message was sent and received again before or after it tells of the retry; after it, the task
     would look as if it had never begun, and be missing among those retried.
     """
 

@@ -21,7 +21,7 @@ CONNECT_TIMEOUT = 10.0
 # The most bytes of an answer's body, decoded: of the question who is linked (100 learners, 5 kB each), of all others.
 MOST_BYTES_OF_LEARNERS = 8 * 1024 * 1024
 MOST_BYTES = 1024 * 1024
-# As much may come besides, as it is on the wire: http.client takes 100 headers of 64 kB.
+# The limit on the wire, headers included: http.client takes 100 headers of 64 kB.
 _MOST_BYTES_ON_THE_WIRE = MOST_BYTES_OF_LEARNERS + 8 * 1024 * 1024
 _CHUNK = 64 * 1024
 
@@ -29,7 +29,7 @@ _CHUNK = 64 * 1024
 class Session(requests.Session):
     """The connections of one thread, which are kept open. Takes no answer for a redirect, wherever it points.
 
-    Its User-Agent tells whoever reads the LMS's log who calls.
+    Its User-Agent names license-expiry in the LMS's log.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The LMS client: its calls, its one question, and how often each is tried.
+"""The LMS client: its two calls, its one query, and how often each is tried.
 
 Every outcome becomes a return or one type of the error tree with a stable reason code, see `outcomes`.
 """
@@ -23,7 +23,7 @@ DOWNGRADE_PATH = "/enterprise/api/v1/licensed-enterprise-course-enrollment/bulk_
 UNLINK_PATH = "/enterprise/api/v1/enterprise-customer/{enterprise}/unlink_users/"
 
 RECENTLY = 5.0
-# Nobody's, so the LMS passes them over: its answer to them tells whether it works at all.
+# They belong to nobody, so the LMS ignores them: its answer shows whether it takes such calls at all.
 NOBODYS_LICENSE = UUID("00000000-0000-4000-8000-000000000000")
 NOBODYS_EMAIL = "nobody@license-expiry.invalid"
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Selection:
-    """What one try of a call is about, as it was selected from the database just now.
+    """The licenses or learners of one try of a call, just selected from the database.
 
     `items` are license UUIDs or e-mail addresses; when it is empty nothing is sent and the call returns. The first byte
     leaves before `fresh_until`, on clock.steady, or not at all. `modified_after` is the date of a downgrade.
@@ -70,7 +70,7 @@ class LmsClient(Transport):
         self._call("unlink", UNLINK_PATH.format(enterprise=enterprise), _unlink_body, select, guard)
 
     def check_downgrades(self, guard: Guard, tries: int | None = None) -> None:
-        """Send the downgrade call that concerns nobody, in so many tries at most.
+        """Send the downgrade call that concerns nobody, in at most `tries` tries.
 
         Raises RunRefused, Unavailable, or what `guard` raises.
         """
@@ -79,7 +79,7 @@ class LmsClient(Transport):
     def check_unlinks(self, enterprise: UUID, guard: Guard, recently: float | None = None) -> None:
         """Send the unlink call that concerns nobody. Raises as `check_downgrades` does.
 
-        With `recently` it is not sent when an unlink of this enterprise was confirmed in the last so many seconds (inf:
+        With `recently` it is not sent when an unlink of this enterprise was confirmed in that many seconds before (inf:
         ever since this client was made).
         """
         path = UNLINK_PATH.format(enterprise=enterprise)
@@ -90,7 +90,7 @@ class LmsClient(Transport):
         """Which of these users are linked to the enterprise: the e-mail address of each, as the platform has it now.
 
         None when the LMS refuses the question or does not know it: then addresses cannot be checked. A service user
-        that is not staff is told of nobody; only `check_unlinks` shows whether it is. Raises RunRefused, Unavailable,
+        that is not staff gets an empty list; only `check_unlinks` shows whether it is. Raises RunRefused, Unavailable,
         or what `guard` raises.
         """
 
@@ -141,9 +141,9 @@ class LmsClient(Transport):
         self._in_tries(lambda bar: self.post(kind, path, bar(prepare), bar(guard)), tries)
 
     def _in_tries(self, once: Callable[["_Bar"], T], tries: int | None = None) -> T:
-        """Do it until it succeeds, is refused for good, or the tries in place are used up.
+        """Call `once` until it succeeds, is refused for good, or the tries in place are used up.
 
-        `once` is handed what wraps the caller's own functions: what these raise is not tried again.
+        `once` gets a wrapper for the caller's own functions: an error that these raise is not retried.
         """
         patience, bar, began = self.patience, _Bar(), time.monotonic()
         backoff = wait_exponential_jitter(multiplier=patience.first_wait, jitter=patience.first_wait)

@@ -14,9 +14,9 @@ BUNDLE = "if its CA is one of your own, name a PEM file with it in REQUESTS_CA_B
 
 
 def not_reached(error: OSError, url: str, setting: str) -> Unavailable:
-    """What it means that sending to this address raised `error`, of requests or of the system.
+    """The error for a request to this address that raised `error`, of requests or of the system.
 
-    `setting` is the one that the address is from. Nothing of the error's own text is shown, but for what OpenSSL and
+    `setting` is the one that the address is from. Nothing of the error's own text is shown, except what OpenSSL and
     the system say of a certificate and of a connection.
     """
     where = _where(url)
@@ -50,7 +50,7 @@ def _of_the_proxy(url: str) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """This error and what it was made of: requests and urllib3 wrap one another's in several ways."""
+    """This error and its causes: requests and urllib3 wrap each other's errors in several ways."""
     seen: set[int] = set()
     left: list[object] = [error]
     while left:
@@ -62,7 +62,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _words(cause: BaseException) -> str | None:
-    """What the system says, where an error is one of its own."""
+    """The system's own text of an error, if it has one."""
     if isinstance(cause, ssl.SSLError):
         return cause.reason
     if isinstance(cause, OSError) and type(cause.errno) is int:

@@ -64,7 +64,7 @@ def _linked_of(ask: Ask, enterprise: UUID, asked: Sequence[int]) -> dict[int, st
 
 
 def _page(body: bytes | None) -> tuple[list[Any], bool, int | None]:
-    """The results of a page, whether another follows, and how many results there are on all of them, if it is told."""
+    """The results of a page, whether another follows, and how many there are on all pages, if the LMS says so."""
     try:
         answer = json.loads(body or b"")
         results, count = answer["results"], answer.get("count")

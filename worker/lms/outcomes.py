@@ -1,4 +1,4 @@
-"""What an answer of the LMS means: a return for success, or one type of the error tree with a reason code."""
+"""Judges an answer of the LMS: a return for success, or one type of the error tree with a reason code."""
 
 import json
 import re
@@ -14,7 +14,7 @@ CREDENTIALS_REMEDY = (
     "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set) is this LMS"
 )
 NOT_THE_LMS = "not_the_lms"
-NOT_THE_LMS_REMEDY = "check {}, and what stands in front of the LMS: a proxy, a firewall, a maintenance or sign-in page"
+NOT_THE_LMS_REMEDY = "check {}, and any proxy, firewall, maintenance or sign-in page in front of the LMS"
 TOKEN_URL = "SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT (LMS_URL when not set)"  # noqa: S105, a setting's name
 REMEDIES = {
     401: f"it does not accept our token: {CREDENTIALS_REMEDY}",
@@ -22,25 +22,25 @@ REMEDIES = {
     "operator role in the LMS",
     404: "it does not know the enterprise, or the enterprise is not active there, or the service user has the operator "
     'role but not "is staff" in the LMS, or LMS_URL is wrong',
-    413: "even the smallest request is too large for it: raise the limit of the LMS, or of what stands in front of it",
+    413: "even the smallest request is too large: raise the limit of the LMS, or of the proxy in front of it",
 }
 LOOK_AT_THE_LMS = "look at the LMS"
 # A refusal with one of these is about the licenses in the call, unless a call that concerns nobody meets it as well.
 OF_THE_BATCH = (400, 422, 500)
 # The reason of a 429: on the service user, and no fault of a run's.
 THROTTLED = "throttled"
-# Of an Unavailable: the LMS answers all the same; and it was not asked at all.
+# Of an Unavailable: the LMS answers anyway; and it was not called at all.
 ANSWERS = (*(f"http_{status}" for status in OF_THE_BATCH), "not_understood")
 NOT_ASKED = ("too_late", "no_thread", "database")
 LONGEST_HEADER = 60
-# What an LMS says beyond these is nonsense, and is taken for so much.
+# Larger values from an LMS are nonsense and are cut to these.
 LONGEST_SECONDS = 24 * 3600.0
 LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the LMS, or of whoever answers in its place; the body may hold e-mail addresses."""
+    """An answer of the LMS, or of a server in its place; the body may hold e-mail addresses."""
 
     status: int
     headers: Mapping[str, str]
@@ -60,7 +60,7 @@ class Answer:
 
     @property
     def told(self) -> str:
-        """What may be said of an answer that is not the LMS's: status, content type, who sent it; never the body."""
+        """Describes an answer that is not the LMS's: status, content type, sender; never the body."""
         kind = _shown(self.headers.get("Content-Type", "").partition(";")[0])
         sender = next(
             (f"{name}: {_shown(self.headers[name])}" for name in ("Server", "Via") if name in self.headers), ""
@@ -92,11 +92,11 @@ def judge_token(answer: Answer) -> None:
         raise _throttled(answer)
     if status == 408 or status >= 500:
         later = retry_after(answer.headers)
-        raise Unavailable(reason, f"the LMS gave no token but {status}", LOOK_AT_THE_LMS, later)
+        raise Unavailable(reason, f"the LMS gave no token: it answered {status}", LOOK_AT_THE_LMS, later)
     if answer.is_web_page:
         raise _not_the_lms(answer, TOKEN_URL)
     if not 200 <= status < 300:
-        raise RunRefused(reason, "the LMS gives us no token", CREDENTIALS_REMEDY)
+        raise RunRefused(reason, f"the LMS gave no token: it answered {status}", CREDENTIALS_REMEDY)
 
 
 def token_in(answer: Answer) -> tuple[str, float]:
@@ -107,17 +107,19 @@ def token_in(answer: Answer) -> tuple[str, float]:
         if not (re.fullmatch(r"[!-~]+", token) and lifetime > 0):
             raise ValueError("no token")
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise RunRefused("bad_token", "what the LMS gave is not a token", CREDENTIALS_REMEDY) from error
+        raise RunRefused(
+            "bad_token", f"the LMS answered {answer.status} without a usable token", CREDENTIALS_REMEDY
+        ) from error
     return token, min(lifetime, LONGEST_SECONDS)
 
 
 def too_large(answer: Answer, most: int, setting: str) -> RunRefused:
-    """What it means that an answer which is no refusal has more than `most` bytes; `setting` has the address."""
+    """The error for an answer of more than `most` bytes that is no refusal; `setting` has the address."""
     return _not_the_lms(answer, setting, f", of more than {most} bytes")
 
 
 def refused_for_all(refused: BatchRefused) -> ReasonedError:
-    """What it means that a call which concerns nobody was refused so: RunRefused, or Unavailable."""
+    """The error when a call that concerns nobody was refused like this: RunRefused or Unavailable."""
     what = f"{refused.what}, even to a call that concerns nobody"
     if refused.reason == NOT_THE_LMS:
         return RunRefused(NOT_THE_LMS, what, NOT_THE_LMS_REMEDY.format("LMS_URL"))
@@ -143,7 +145,7 @@ def may_be_of_all(refused: BatchRefused) -> bool:
 
 
 def _meaning(answer: Answer) -> ReasonedError:
-    """What an answer means that is no success."""
+    """The error for an answer that is no success."""
     status, reason = answer.status, f"http_{answer.status}"
     what = f"the LMS answered {status}"
     if 200 <= status < 300:

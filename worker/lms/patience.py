@@ -1,14 +1,14 @@
-"""How long the client bears with the LMS in place, before its caller gives the step back."""
+"""How long the client retries a call in place before it raises Unavailable."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long the client bears with the LMS before it raises Unavailable; waits are in seconds.
+    """How often and how long a call is retried in place before Unavailable is raised; waits are in seconds.
 
     Only a hiccup is waited out: no try begins later than `in_place` after the first one began. The second try of a 500
-    may, when the first one took so long: it is sent at once.
+    may, if the first one took longer than that: it is sent at once.
     """
 
     tries: int = 3

@@ -1,4 +1,4 @@
-"""How a call reaches the LMS: the token, the throttle, connections, time-outs.
+"""Sends calls to the LMS: token, throttle, connections, time-outs.
 
 Nothing of a request's or an answer's body is ever put into a message: bodies hold e-mail addresses.
 """
@@ -41,19 +41,19 @@ TOKEN_PATH = "/oauth2/access_token"  # noqa: S105, a path
 TOKEN_LEEWAY = 30.0
 
 Guard = Callable[[], float]
-"""Asked right before anything is sent: until when, on clock.steady, the call must have ended. May raise to end it."""
+"""Called right before anything is sent. Returns by when, on clock.steady, the call must end; may raise to end it."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What one try of a call sends, and until when, on clock.steady, its first byte may leave."""
+    """The body of one try of a call, and until when, on clock.steady, its first byte may leave."""
 
     body: object = field(repr=False)
     fresh_until: float = inf
 
 
 Prepare = Callable[[], Content | None]
-"""Asked for the content of a try once it need not wait any more; None when there is nothing to send after all."""
+"""Called after all waits for the content of a try; None when there is nothing left to send."""
 
 
 class TimedBody(BytesIO):
@@ -86,7 +86,7 @@ class TimedBody(BytesIO):
 
 
 class _NothingToSend(Exception):
-    """What was to be sent is not wanted any more."""
+    """There is nothing left to send."""
 
 
 class _JwtAuth(requests.auth.AuthBase):
@@ -103,7 +103,7 @@ class _JwtAuth(requests.auth.AuthBase):
         return request
 
     def ready(self) -> None:
-        """Fetch a token unless the one at hand will do; raises what fetching raises."""
+        """Fetch a token unless the present one is still valid; raises as fetching does."""
         with self._lock:
             if time.monotonic() >= self._expires:
                 self._token, lifetime = self._fetch()
@@ -154,7 +154,7 @@ class Transport:
     def post(self, kind: str, path: str, prepare: Prepare, guard: Guard) -> None:
         """Send one call; return when the LMS has confirmed it, or when there is nothing to send.
 
-        Right before it is sent, after all waits, `prepare` is asked for its content and then `guard`. Raises as
+        Right before it is sent, after all waits, `prepare` gives its content, and then `guard` is called. Raises as
         `outcomes.judge` does, or as these two.
         """
 
@@ -202,7 +202,7 @@ class Transport:
         return min(self._timeouts[kind], getattr(self._local, "most", inf))
 
     def lms_now(self) -> datetime | None:
-        """The LMS's clock, to a second, by what it told with the last token; None if it told none.
+        """The LMS's clock, to a second, from the Date of the last token; None without one.
 
         Fetches a token if there is none yet. Raises RunRefused, Unavailable.
         """
@@ -230,7 +230,7 @@ class Transport:
         return Answer(response.status_code, response.headers, response.content)
 
     def _send_in_turn(self, method: str, kind: str, url: str, ready: Callable[[], dict[str, Any]]) -> requests.Response:
-        """Send once its booked moment has come. Right before, `ready` is asked for the options of `request`."""
+        """Send once its booked moment has come. Right before, `ready` gives the options of `request`."""
         self.sleep(self._next_call_in(kind, self.patience.in_place))
         return self._send(method, kind, url, ready(), "LMS_URL")
 
@@ -258,7 +258,7 @@ class Transport:
                 self._observe(kind, outcome, seconds)
 
     def _next_request_id(self) -> str:
-        """An id of its own for each request, so that its line in the LMS's log can be found: see `named`."""
+        """A unique id for each request, by which its line in the LMS's log can be found: see `named`."""
         name = getattr(self._local, "name", "")
         if not name:
             return str(uuid4())

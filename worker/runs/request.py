@@ -20,6 +20,7 @@ from worker.db.transactions import Database
 from worker.due import enterprises
 from worker.errors import BadArgument
 from worker.settings import DatabaseSettings
+from worker.settings.sources import in_words
 
 REASON_LENGTH = 255  # the length of the ledger's columns
 
@@ -74,9 +75,12 @@ class Request(BaseModel):
     def _sensible(self) -> Self:
         if self.force and not (self.reason and self.reason.strip()):
             raise WrongTogether("reason", "force needs a reason, which is kept in the ledger: give reason")
-        if self.approve_unlinks and not all(text and text.strip() for text in (self.reason, self.triggered_by)):
-            what = "approve_unlinks needs reason and triggered_by, which are kept in the ledger: give both"
+        if self.approve_unlinks and not (self.reason and self.reason.strip()):
+            what = "approve_unlinks needs a reason, which is kept in the ledger: give reason"
             raise WrongTogether("reason", what)
+        if self.approve_unlinks and not (self.triggered_by and self.triggered_by.strip()):
+            what = "approve_unlinks needs triggered_by, which is kept in the ledger: give your name"
+            raise WrongTogether("triggered_by", what)
         if self.expired_after and self.expired_before and self.expired_after > self.expired_before:
             raise WrongTogether("expired_after", "expired_after is later than expired_before: swap the two")
         return self
@@ -158,5 +162,5 @@ def _argument(error: Any) -> str:
 
 
 def _sentence(error: Any) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = in_words(error)
     return f"{error['loc'][0]}: {message} (given {error['input']!r})" if error["loc"] else message

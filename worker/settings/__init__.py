@@ -1,7 +1,7 @@
 """Typed settings. Importing this package reads nothing; `load` reports all wrong settings at once.
 
-`model` has the settings, each with its default and its rules; `urls` says what a URL among them may look like, and
-`network` which of them lead unprotected to other machines; `sources` reads them from where they are.
+`model` has the settings, each with its default and its rules; `urls` checks the URLs among them; `network` finds those
+whose connection to another machine is unprotected; `sources` reads them.
 """
 
 from worker.settings.model import (

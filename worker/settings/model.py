@@ -44,7 +44,7 @@ def _in_order(value: int, info: ValidationInfo, above: Sequence[str], below: Seq
 
 
 class CelerySettings(Sourced):
-    """What celeryconfig.py needs: complete by itself, so that `celery -A worker report` works anywhere."""
+    """The settings of celeryconfig.py: enough by themselves, so that `celery -A worker report` works anywhere."""
 
     CELERY_BROKER_URL: str = setting(_BROKER_EXAMPLE, "", secret=True)
     """Where tasks are queued: a Redis or a RabbitMQ"""
@@ -55,17 +55,17 @@ class CelerySettings(Sourced):
     TIME_ZONE: str = setting("Europe/Paris", "UTC")
     """The time zone of NIGHTLY_SCHEDULE, a name from the tz database"""
     TASK_TIME_LIMIT_SECONDS: PositiveInt = setting("3000", 3000)
-    """A task is killed after this long; a step hands itself on after half of it"""
+    """Celery kills a task after this time; a step publishes the rest of its work after half of it"""
     VISIBILITY_TIMEOUT_SECONDS: PositiveInt = setting("4200", 4200)
-    """After this long Redis gives a task that was not acknowledged to another worker"""
+    """Redis redelivers a task that was not acknowledged after this time"""
     LOG_FORMAT: Literal["keyvalue", "json"] = setting("json", "keyvalue")
-    """How log lines look: keyvalue for people, json for a log store"""
+    """The format of log lines: keyvalue for people, json for a log store"""
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
         wanted = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and wanted is not bool:  # YAML's; it would pass for 1 or 0
+        if isinstance(value, bool) and wanted is not bool:  # from YAML; it would be read as 1 or 0
             raise ValueError("must not be yes or no")
         return value
 
@@ -104,7 +104,7 @@ class CelerySettings(Sourced):
 
 
 class DatabaseSettings(CelerySettings):
-    """What reading the database needs: enough to show what was done and what is due."""
+    """The settings for reading the database: enough to show past work and due work."""
 
     DATABASE_URL: str = setting("mysql://user:password@mysql/license_manager", secret=True)
     """license-manager's database, as a SQLAlchemy URL"""
@@ -115,7 +115,7 @@ class DatabaseSettings(CelerySettings):
     UNLINK_AFTER_DAYS: int = setting("90", 90, ge=0, le=36500)
     """A learner is unlinked when the license expired more than this many days ago"""
     UNLINK_LIMIT: int = setting("1000", 1000, ge=0, le=2**31 - 1)
-    """The most learners that one run unlinks without somebody's leave; 0 is no limit"""
+    """The most learners that one run unlinks without approval; 0 is no limit"""
     FLOWER_URL: str = setting("http://flower:5555", "")
     """Flower's address for operators' browsers; serve's pages then link to it to start a run again"""
     SERVE_URL: str = setting("http://license-expiry:8001", "")
@@ -123,9 +123,9 @@ class DatabaseSettings(CelerySettings):
 
     @property
     def judged_by(self) -> str:
-        """What these settings say of who is due, as a short text that is another when one of them is.
+        """A fingerprint of the settings that decide who is due.
 
-        A preview that was made with other settings than a worker's is not what that worker would do.
+        A preview holds only for a worker with the same fingerprint.
         """
         listed = sorted(map(str, self.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED))
         known = json.dumps([listed, self.UNLINK_AFTER_DAYS, self.UNLINK_LIMIT])
@@ -153,11 +153,11 @@ class Settings(DatabaseSettings):
     """Everything that a worker needs."""
 
     ALLOW_HTTP: bool = setting("false", False)
-    """Whether LMS_URL may be http:// beyond this machine, as within a cluster: secrets and addresses go unencrypted"""
+    """Allow http:// in LMS_URL to another machine, as within a cluster: secrets and addresses go unencrypted"""
     LMS_URL: str = setting("https://courses.example.com", min_length=1)
     """The LMS's root address"""
     SOCIAL_AUTH_EDX_OAUTH2_URL_ROOT: str = setting("https://courses.example.com", "")
-    """Where tokens are asked for; LMS_URL when not set"""
+    """The root address that issues tokens; LMS_URL when not set"""
     BACKEND_SERVICE_EDX_OAUTH2_KEY: str = setting("license-manager-backend-service-key", min_length=1)
     """The client id of license-manager's backend service application in the LMS"""
     BACKEND_SERVICE_EDX_OAUTH2_SECRET_FILE: Path | None = setting("/run/secrets/lms_oauth2_secret", None)
@@ -173,21 +173,21 @@ class Settings(DatabaseSettings):
     BULK_UNLINK_REQUEST_TIMEOUT_SECONDS: PositiveInt = setting("120", 120)
     """How long to wait for the answer to an unlink call"""
     LMS_PARALLEL_REQUESTS: PositiveInt = setting("8", 8, le=64)
-    """LMS calls in flight at once, for all workers together, however many hosts they are on"""
+    """The most LMS calls in flight at once, over all workers on all hosts"""
     LMS_DOWNGRADES_PER_MINUTE: PositiveFloat | None = setting("800", None)
-    """The LMS's throttle for downgrade calls, held over all workers; no limit when not set"""
+    """The most downgrade calls a minute, over all workers, as the LMS's throttle allows; no limit when not set"""
     LMS_UNLINKS_PER_MINUTE: PositiveFloat | None = setting("2000", None)
-    """The same for unlink calls, and for the questions that precede them"""
+    """The same for unlink calls and the queries before them"""
     LMS_REQUESTS_PER_MINUTE: PositiveFloat | None = setting("800", None)
-    """Both of these, where they are not set"""
+    """The default of LMS_DOWNGRADES_PER_MINUTE and LMS_UNLINKS_PER_MINUTE"""
     LEASE_SECONDS: PositiveInt = setting("300", 300)
-    """A worker that is silent for this long loses its run to another"""
+    """A worker that is silent for this time loses its run to another worker"""
     TASK_MAX_RETRIES: int = setting("5", 5, ge=0, le=100)
-    """How often a step is tried again when its own calls fail; waiting for an LMS that is away costs none of these"""
+    """The most retries of a step whose own calls fail; waits for an LMS that is down do not count"""
     TASK_RETRY_SECONDS: PositiveInt = setting("60", 60)
-    """The wait before the first of these, doubled each time up to 15 minutes; an LMS that is away is asked as often"""
+    """The wait before the first retry, doubled each time up to 15 minutes; an LMS that is down is tried as often"""
     LEDGER_KEEP_DAYS: int = setting("400", 400, ge=32, le=36500)
-    """For how many days the ledger keeps runs that have ended; `reconcile` prunes older ones"""
+    """The ledger keeps ended runs for this number of days; `reconcile` deletes older ones"""
     SEGMENT_KEY: str = setting("(a secret)", "", secret=True)
     """Segment's write key, for license-manager's lifecycle events; none are sent when not set"""
     SEGMENT_INCLUDE_EMAIL: bool = setting("false", False)
@@ -210,7 +210,7 @@ class Settings(DatabaseSettings):
         if value.startswith("http:") and beside.startswith("https:"):
             raise WrongValue("is http:// beside an LMS_URL with https://", "Begin both with https://")
         if value.startswith("http:") and not urls.read(value).is_local and not info.data.get("ALLOW_HTTP"):
-            what = "is http:// beyond this machine: secrets and e-mail addresses would go unencrypted"
+            what = "is http:// to another machine: secrets and e-mail addresses would go unencrypted"
             raise WrongValue(what, "Begin it with https://; or, within a network of your own, set ALLOW_HTTP=true")
         urls.require_bundle(value)
         return value
@@ -233,7 +233,7 @@ class Settings(DatabaseSettings):
     def _with_its_library(cls, value: str) -> str:
         value = value.strip()
         if value and not (find_spec("segment") and find_spec("segment.analytics")):
-            raise WrongValue("needs Segment's library", "pip install 'license-expiry[segment]'")
+            raise WrongValue("needs Segment's library", "In the release's folder, run: pip install '.[segment]'")
         return value
 
     @field_validator("LEASE_SECONDS")
@@ -245,7 +245,7 @@ class Settings(DatabaseSettings):
     @field_validator("TASK_RETRY_SECONDS")
     @classmethod
     def _well_under_the_visibility_timeout(cls, value: int, info: ValidationInfo) -> int:
-        wait = retry_wait(value, info.data.get("TASK_MAX_RETRIES", 0)) * 6 // 5  # the jitter of a retry
+        wait = retry_wait(value, info.data.get("TASK_MAX_RETRIES", 0)) * 6 // 5  # with the jitter of a retry
         limit, visibility = (info.data.get(f"{name}_SECONDS") for name in ("TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT"))
         if limit is not None and visibility is not None and wait + limit > visibility:
             what = (
@@ -256,7 +256,7 @@ class Settings(DatabaseSettings):
 
 
 class BeatSettings(CelerySettings):
-    """What beat needs: a broker, and no database and no LMS."""
+    """The settings of beat: a broker, and no database and no LMS."""
 
     CELERY_BROKER_URL: str = setting(_BROKER_EXAMPLE, secret=True, min_length=1)
     """Where tasks are queued: a Redis or a RabbitMQ"""
@@ -267,5 +267,5 @@ class _SettingsWithBroker(BeatSettings, Settings):
 
 
 def load_settings(*, broker: bool = False) -> Settings:
-    """Read all settings, CELERY_BROKER_URL being a must when `broker` is true; raises Unusable."""
+    """Read all settings; with `broker`, CELERY_BROKER_URL is required. Raises Unusable."""
     return load(_SettingsWithBroker if broker else Settings)

@@ -1,4 +1,4 @@
-"""Which settings lead over a network on which others could read along, or stand in for the other side."""
+"""Finds settings that lead to another machine without encryption, a checked certificate or a password."""
 
 from collections.abc import Iterator, Mapping
 
@@ -15,16 +15,16 @@ _REMEDY = "Encrypt it as docs/how-to/secure.md says under TLS, or keep it within
 
 
 def exposed(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """What and remedy for each of these settings, by name, that leads beyond this machine unprotected."""
+    """A message and remedy for each of these settings, by name, that leads beyond this machine unprotected."""
     for name, content in _READ_THERE.items():
         value = settings.get(name)
         if not value:
             continue
         url = read(str(value))
         if url.danger:
-            yield f"{name} leads to another machine and {url.danger}: whoever is between can read {content}", _REMEDY
+            yield f"{name} leads to another machine and {url.danger}: others on the network can read {content}", _REMEDY
         if name == "CELERY_BROKER_URL" and _is_open(url):
-            what = f"{name} has no password and leads to another machine: whoever reaches it can start tasks"
+            what = f"{name} has no password and leads to another machine: anyone who reaches it can start tasks"
             yield what, "Give the Redis a user and a password, as docs/how-to/secure.md says under Redis"
 
 

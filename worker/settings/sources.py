@@ -1,6 +1,7 @@
-"""Where settings come from: the environment, files of their names, a YAML file; and what is said of a wrong one."""
+"""Reads settings from the environment, secret files and a YAML file; words the complaint about a wrong one."""
 
 import os
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,8 +22,8 @@ from worker.errors import SeveralWrong, Unusable, WrongSetting
 CONFIG_FILE_VARIABLE = "LICENSE_EXPIRY_CFG"
 SECRETS_FOLDER = Path("/run/secrets")
 _WRONG = "These settings are wrong"
-_ALIKE = 0.8  # from which on difflib takes one name for the other misspelt
-# Names in license-manager's own file that are as much like ours.
+_ALIKE = 0.8  # difflib's ratio from which an unknown name counts as one of ours misspelled
+# Names in license-manager's own file that resemble ours as closely.
 _OF_LICENSE_MANAGER = {
     "BACKEND_SERVICE_EDX_OAUTH2_PROVIDER_URL",
     "BULK_ENROLL_REQUEST_TIMEOUT_SECONDS",
@@ -35,11 +36,23 @@ _OF_LICENSE_MANAGER = {
     "SOCIAL_AUTH_EDX_OAUTH2_SECRET",
 }
 
+# Pydantic's own words speak of Python and of its parser.
+_IN_WORDS = {
+    "bool": "must be a boolean, true or false",
+    "extra": "is not an argument",
+    "float": "must be a number",
+    "frozen": "must be a list",
+    "int": "must be an integer",
+    "string_type": "must be a string",
+    "tuple": "must be a list",
+    "uuid": "must be a UUID",
+}
+
 S = TypeVar("S", bound="Sourced")
 
 
 class WrongValue(ValueError):
-    """A validator's complaint with a remedy of its own; that of others is the setting's description and example."""
+    """A validator's complaint with its own remedy. Other complaints show the setting's description and example."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -47,7 +60,7 @@ class WrongValue(ValueError):
 
 
 class _Secrets(SecretsSettingsSource):
-    """Files named like the settings; an empty one is as good as none, as in the environment."""
+    """Files named like the settings; an empty file counts as not set, as in the environment."""
 
     def __call__(self) -> dict[str, Any]:
         """The settings that have such a file (pydantic-settings' hook). Raises Unusable when one cannot be read."""
@@ -68,16 +81,16 @@ class _Secrets(SecretsSettingsSource):
 
 
 class _Yaml(YamlConfigSettingsSource):
-    """The YAML file, in which null is as good as nothing. It may be license-manager's own: most keys are not ours."""
+    """The YAML file; null counts as not set. It may be license-manager's own: most keys are not ours."""
 
     def __call__(self) -> dict[str, Any]:
-        """The settings in it (pydantic-settings' hook). Raises Unusable for a name that is one of ours misspelt."""
+        """The settings in it (pydantic-settings' hook). Raises Unusable for a misspelled name."""
         given = self.yaml_data
         ours = {name for model in _models(Sourced) for name in model.model_fields}
         problems = []
         for key in sorted(given.keys() - ours - _OF_LICENSE_MANAGER):
             if nearest := get_close_matches(key.upper(), sorted(ours), 1, _ALIKE):
-                what = f"{key}: in {self.yaml_file_path} is no setting"
+                what = f"{key}: in {self.yaml_file_path} is not a setting"
                 problems.append(WrongSetting(what, f"Correct its name, perhaps to {nearest[0]}, or remove it"))
         if problems:
             raise SeveralWrong(_WRONG, problems)
@@ -85,7 +98,7 @@ class _Yaml(YamlConfigSettingsSource):
 
 
 class Sourced(BaseSettings):
-    """Settings from the environment, which wins; from files of their names in /run/secrets; from the YAML file."""
+    """Settings from three sources: the environment wins, then files in /run/secrets, then the YAML file."""
 
     model_config = SettingsConfigDict(
         case_sensitive=True, extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True
@@ -120,14 +133,14 @@ def load(model: type[S]) -> S:
         raise Unusable(f"{error.filename} cannot be read ({error.strerror})", "let this user read it") from None
     except Exception:  # the YAML parser's errors have no common base, and their text may hold a secret
         what = f"{CONFIG_FILE_VARIABLE}: {path} is not a YAML mapping of settings"
-        raise WrongSetting(what, "Write NAME: value, one on a line") from None
+        raise WrongSetting(what, "Write one NAME: value on each line") from None
     raise SeveralWrong(_WRONG, problems)
 
 
 def origins(model: type[Sourced]) -> dict[str, list[str]]:
     """Which settings of `model` come from where: the environment, the folder of secrets, the YAML file, or the default.
 
-    Raises Unusable as `load` does, of which it is to be called after.
+    Call `load` first. Raises Unusable as it does.
     """
     places = {"the environment": EnvSettingsSource(model), **_files(model)}
     left, found = list(model.model_fields), {}
@@ -139,7 +152,7 @@ def origins(model: type[Sourced]) -> dict[str, list[str]]:
 
 
 def _files(model: type[BaseSettings]) -> dict[str, PydanticBaseSettingsSource]:
-    """The sources that are files, by where they are, the first wins."""
+    """The sources that are files, by path; the first wins."""
     files: dict[str, PydanticBaseSettingsSource] = {}
     if SECRETS_FOLDER.is_dir():
         files[str(SECRETS_FOLDER)] = _Secrets(model, SECRETS_FOLDER)
@@ -154,6 +167,16 @@ def _models(model: type[Sourced]) -> Iterator[type[Sourced]]:
         yield from _models(below)
 
 
+def in_words(error: Any) -> str:
+    """A pydantic error in our words, to follow the name of the setting or argument."""
+    kind = str(error["type"])
+    for begins, words in _IN_WORDS.items():
+        if kind.startswith(begins):
+            return words
+    message = str(error["msg"]).removeprefix("Value error, ").partition(" after validation")[0]
+    return re.sub("^(Input|String|Tuple) should", "must", message)
+
+
 def _problem(error: Any, model: type[BaseSettings]) -> WrongSetting:
     name = str(error["loc"][0])
     field = model.model_fields[name]
@@ -161,9 +184,9 @@ def _problem(error: Any, model: type[BaseSettings]) -> WrongSetting:
     if error["type"] in ("missing", "string_too_short"):
         places = f"in the environment, in {SECRETS_FOLDER}, or in the YAML file that {CONFIG_FILE_VARIABLE} names"
         return WrongSetting(f"{name}: is not set", f"Set it {places}. {remedy}")
-    what = str(error["msg"]).removeprefix("Value error, ")
-    if len(error["loc"]) > 1 and isinstance(error.get("input"), str):
-        what += f" ({error['input']!r})"
+    what = in_words(error)
+    if error["type"] != "value_error" and field.repr:  # a secret, and the parts of a URL, are never shown
+        what += f" (given {error['input']!r})"
     own = error.get("ctx", {}).get("error")
     if isinstance(own, WrongValue):
         remedy = f"{own.remedy}. {field.description}"

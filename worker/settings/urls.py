@@ -1,4 +1,4 @@
-"""What a URL among the settings may look like. A complaint holds nothing of the URL: it may have a password."""
+"""Checks the URLs among the settings. A complaint holds nothing of the URL: it may have a password."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _DRIVERS = {
     "mariadb": "mariadb+pymysql",
 }
 _BROKERS = ("redis", "rediss", "amqp", "amqps", "memory")
-# Of what each driver takes, the options that name a file; PostgreSQL's "system" is none.
+# The options of each driver that name a file; PostgreSQL's "system" is not a file.
 _FILES = (
     "ssl_ca_certs",
     "ssl_certfile",
@@ -32,12 +32,12 @@ _FILES = (
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # in requests' order
 _CHECKED, _UNCHECKED = ("required", "CERT_REQUIRED"), ("none", "CERT_NONE", "optional", "CERT_OPTIONAL")
 _AMBIGUOUS = (
-    "is not a URL that can be read in one way only",
+    "is not a URL that all programs read alike",
     "%-escape the special characters of its user and password: @ is %40, : is %3A, / is %2F, # is %23, ? is %3F, "
     "; is %3B, % is %25",
 )
 _KEEP_TLS = "Keep TLS: rediss://:password@redis:6379/5?ssl_cert_reqs=required"
-# ASCII, and no part may hold a character that begins the next one: then all who read it read the same.
+# ASCII, and no part holds a character that begins the next one: every parser then reads it alike.
 _FORM = re.compile(
     r"(?P<scheme>[a-z+]+)://(?:(?P<user>[^\s:/?#@;\[\]]*)(?::(?P<password>[^\s/?#@;\[\]]*))?@)?"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@;\[\]]*)(?::(?P<port>[0-9]{1,5}))?"
@@ -55,7 +55,7 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Url:
-    """A URL that can be read in one way only."""
+    """A URL that all programs read alike."""
 
     scheme: str
     host: str
@@ -71,14 +71,14 @@ class Url:
 
     @property
     def danger(self) -> str:
-        """What others on the network could do with what goes over it; "" if nothing, or if no network is there."""
+        """The weakness of its connection: not encrypted, or any certificate taken; "" if it has none or stays local."""
         secure, checked = self._tls()
         if self.is_local or (secure and checked):
             return ""
         return "takes any certificate" if secure else "is not encrypted"
 
     def _tls(self) -> tuple[bool, bool]:
-        """Whether it is encrypted for sure, and whether the other side's certificate is checked."""
+        """Whether it is always encrypted, and whether the server's certificate is checked."""
         kind, options = self.scheme.partition("+")[0], self.options
         if kind == "rediss":
             return True, options.get("ssl_cert_reqs") in _CHECKED
@@ -114,7 +114,7 @@ def backend(value: str) -> str:
     if "://" not in value:
         raise ValueError("is not a URL")
     if value.count("://") > 1 and ";" in value:
-        raise WrongValue("is a list", "Name one address: that of what stands before your brokers")
+        raise WrongValue("is a list", "Give one address, that of the load balancer in front of your brokers")
     url = read(value)
     if re.search(r"[\s#;@]", value.partition("?")[2]):
         raise WrongValue(*_AMBIGUOUS)
@@ -122,9 +122,9 @@ def backend(value: str) -> str:
         raise WrongValue("does not end with the number of a Redis database, such as /5", "Write /0 for the first one")
     said = url.options.get("ssl_cert_reqs", None if url.scheme == "rediss" else "none")
     if said not in (*_CHECKED, *_UNCHECKED):
-        raise WrongValue("must say ?ssl_cert_reqs=required: without it no certificate is checked", _KEEP_TLS)
+        raise WrongValue("must end with ?ssl_cert_reqs=required: without it no certificate is checked", _KEEP_TLS)
     if url.scheme.startswith("amqp") and any(name.startswith("ssl") for name in url.options):
-        what = "has options of TLS, which are not for a RabbitMQ: with amqps:// its certificate is always checked"
+        what = "has TLS options, which RabbitMQ does not take: amqps:// always checks the certificate"
         raise WrongValue(what, "Leave them out, and name a CA of your own in SSL_CERT_FILE")
     _require_files(url)
     return value
@@ -148,14 +148,14 @@ def http(value: str) -> str:
         raise ValueError("must begin with http:// or https://")
     url = read(value)
     if "@" in value:
-        raise WrongValue("must not have a user or a password", "Leave both out: they would be shown and not be used")
+        raise WrongValue("must not have a user or a password", "Leave both out: they would be shown, but not used")
     if not url.host or "?" in value:
         raise ValueError("must have a host, and no options")
     return value.rstrip("/")
 
 
 def require_bundle(value: str) -> None:
-    """Raise WrongValue when this address is https and the CAs that requests is told of cannot be read."""
+    """Raise WrongValue when this address is https and the CA bundle named for requests cannot be read."""
     name = next((name for name in _BUNDLES if os.environ.get(name)), None)
     if name is None or not value.startswith("https:"):
         return
@@ -163,7 +163,7 @@ def require_bundle(value: str) -> None:
     try:
         if path.is_dir() or b"-----BEGIN " in path.read_bytes():
             return
-        why = "it is no PEM file"
+        why = "it is not a PEM file"
     except OSError as error:
         why = str(error.strerror)
     what = f"its certificate cannot be checked: {name} names {path}, which cannot be used ({why})"

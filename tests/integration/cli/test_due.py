@@ -142,7 +142,7 @@ def test_people_see_the_plans_beneath_their_enterprise_in_80_columns(laid: Laid,
         "Nobody has processed these renewals.",
         "Process them in license-manager, or treat such a chain as ended:",
         "  license-expiry run --plan UUID --force --reason TEXT",
-        "Cannot be unlinked, for want of an e-mail: licenses 1.",
+        "Licenses that cannot be unlinked, because they have no e-mail: 1.",
         "Nights since the oldest became due: 120; --expired-after leaves older plans out.",
     ]
     assert lines[-9].split() == ["all", "2", "2", "7", "4", "3"]

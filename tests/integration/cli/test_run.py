@@ -223,7 +223,7 @@ def test_the_two_commands_that_a_run_above_the_limit_names_lead_to_its_end(
     look, go = (re.findall(rf"{word}: license-expiry ([^;\[]+)", error)[0].split() for word in ("look", "go"))
     looked = license_expiry(*look)
     assert looked.exit_code == 0
-    assert f"More unlinks than UNLINK_LIMIT, 2, need your leave: license-expiry {' '.join(go)}" in looked.stdout
+    assert f"More unlinks than UNLINK_LIMIT, 2, need your approval: license-expiry {' '.join(go)}" in looked.stdout
     gone = license_expiry(*go, "--here", "--json")
     assert (gone.exit_code, runs_of(gone)[laid.enterprise]["learners_unlinked"]) == (0, 3)
     run = next(run for run in rows(engine, Run) if run["approve_unlinks"])
@@ -237,7 +237,11 @@ def test_the_two_commands_that_a_run_above_the_limit_names_lead_to_its_end(
         pytest.param(["--approve-unlinks", 5], "name it with --enterprise", id="for every enterprise"),
         pytest.param(["--approve-unlinks", 0], "0 is not in the range", id="for nobody"),
         pytest.param(["--approve-unlinks", "all"], "'all' is not a valid integer", id="for whoever there is"),
-        pytest.param(["--approve-unlinks", 5, "--enterprise", UUID(int=4)], "give both", id="for no reason"),
+        pytest.param(
+            ["--approve-unlinks", 5, "--enterprise", UUID(int=4)],
+            "--approve-unlinks needs a --reason",
+            id="for no reason",
+        ),
     ],
 )
 def test_leave_to_unlink_is_for_one_enterprise_a_number_and_a_reason(
@@ -295,7 +299,7 @@ def test_ctrl_c_while_waiting_ends_promptly_and_says_that_the_runs_go_on(
     engine: Engine, lms: Simulator, with_broker: Use, broker: redis.Redis
 ) -> None:
     lay(lms)
-    # Its first words, that no worker has taken the run up, are the sign that it waits.
+    # Its first words, that no worker has started the run, are the sign that it waits.
     impatient = "from worker.cli import main, watch; watch.PATIENCE_SECONDS = 0"
     hurry = f"{impatient}; main.main(['run'], prog_name='license-expiry')"
     with subprocess.Popen(
@@ -308,7 +312,7 @@ def test_ctrl_c_while_waiting_ends_promptly_and_says_that_the_runs_go_on(
     ) as running:
         try:
             assert running.stderr is not None
-            assert "No worker has taken these runs up" in running.stderr.readline()
+            assert "No worker has started these runs" in running.stderr.readline()
             running.send_signal(signal.SIGINT)
             stdout, stderr = running.communicate(timeout=10)
         finally:

@@ -76,7 +76,7 @@ def test_one_that_ends_first_is_told_as_it_ended(lms: Simulator, deps: Deps, mon
     monkeypatch.setattr(watch, "time", Clock(lambda now: held.fail("the LMS refuses") if now == 2 else None))
     result = license_expiry("stop", run.id, *REASON)
     assert result.exit_code == 0
-    assert f"Run {run.id} is failed: nothing was left to stop." in result.stderr
+    assert f"Run {run.id} is already failed: there is nothing to stop." in result.stderr
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {

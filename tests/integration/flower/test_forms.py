@@ -36,7 +36,7 @@ def test_what_is_asked_for_becomes_the_arguments_of_the_task_and_no_more() -> No
         (Form(ONE, [str(uuid4()) for _ in range(1001)]), "plan_uuids", "plan_uuids: "),
         (Form(ONE, [], {"approve_unlinks": "9" * 5000, "reason": "x"}), "approve_unlinks", "approve_unlinks: "),
         (Form(ONE, [], {"approve_unlinks": "²", "reason": "x"}), "approve_unlinks", "approve_unlinks: "),
-        (Form(ONE, [], {"approve_unlinks": "5"}), "reason", "approve_unlinks needs reason"),
+        (Form(ONE, [], {"approve_unlinks": "5"}), "reason", "approve_unlinks needs a reason"),
         (Form(ONE, [], {}, {"force"}), "reason", "force needs a reason"),
         (Form(ONE, [], {"reason": "turned \u202e round"}), "reason", "reason: must be one line of text"),
         (

@@ -59,8 +59,8 @@ def test_the_run_of_a_task_is_known(kwargs: str | None, run: str | None) -> None
         ("short", "short"),
         ("x" * 100, "x" * 70 + "…"),
         (
-            "away: look at the LMS; comes again at 2026-12-01 20:03:07 UTC; tries left: 3 [http_503]",
-            "http_503, next try 20:03:07 UTC: away: look at the LMS; comes again at…",
+            "away: look at the LMS; retried at 2026-12-01 20:03:07 UTC; tries left: 3 [http_503]",
+            "http_503, next try 20:03:07 UTC: away: look at the LMS; retried at 202…",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_step_of_a_stopped_run_says_so_in_flower_and_a_paused_one_comes_again(
     tasks.publish(laid.enterprise, run_id, 1)
     result = queue.next()
     assert result.state == "RETRY"
-    assert "by ops on host: an upgrade: license-expiry resume ends the pause; comes again at" in str(result.result)
+    assert "by ops on host: an upgrade: license-expiry resume ends the pause; retried at" in str(result.result)
     runs.stop_run(deps.database, run_id, "ops on host", "a wrong plan")
     waits.resume(deps.database)
     again = queue.next()

@@ -126,7 +126,7 @@ def test_a_retry_says_why_and_when_and_keeps_the_rest_of_its_chain(queue: Queue,
     lms.faults(Fault(kind="downgrade", status=503, times=3))
     tasks.publish(laid.enterprise, run_id, 1)
     shown = queue.next().result
-    assert f"{shown!r}".startswith("the LMS answered 503: look at the LMS; comes again at 20")
+    assert f"{shown!r}".startswith("the LMS answered 503: look at the LMS; retried at 20")
     assert re.search(r" UTC; tries left: 4, given up at 20\S+ \S+ if nothing changes \[http_503\]$", f"{shown!r}")
     let_waits_pass(deps.database)
     assert [queue.next().state for _ in STEPS] == ["SUCCESS", "SUCCESS"]
@@ -177,8 +177,8 @@ def test_each_message_of_a_chain_may_come_twice(queue: Queue, lms: Simulator, wi
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"approve_unlinks": 5, "reason": "why"}, "give both"),
-        ({"approve_unlinks": 5, "triggered_by": "ada"}, "give both"),
+        ({"approve_unlinks": 5, "reason": "why"}, "approve_unlinks needs triggered_by"),
+        ({"approve_unlinks": 5, "triggered_by": "ada"}, "approve_unlinks needs a reason"),
         ({"approve_unlinks": True, "reason": "why", "triggered_by": "ada"}, "approve_unlinks"),
         ({"approve_unlinks": -1, "reason": "why", "triggered_by": "ada"}, "approve_unlinks"),
     ],
@@ -389,7 +389,7 @@ def test_messages_carry_their_ledger_and_one_of_another_goes_back_to_the_queue_a
         refused = queue.carry_out(message)
         assert refused.state == "RETRY"
         assert f"this task is of the ledger {other}, and this worker of the ledger {deps.ledger}" in str(refused.result)
-        assert "give each one of its own, by CELERY_BROKER_URL" in str(refused.result)
+        assert "set another CELERY_BROKER_URL for each" in str(refused.result)
     assert 25 <= seconds_ahead(queue.take()) <= 91
     assert lms.journal.entries == []
     tasks.publish(laid.enterprise, run_id, 1)

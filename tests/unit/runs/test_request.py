@@ -212,6 +212,23 @@ def test_every_wrong_argument_is_named_at_once() -> None:
         assert f"{name}: " in sentence
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"dry_run": "yes"}, "dry_run: must be a boolean, true or false (given 'yes')"),
+        ({"reason": 5}, "reason: must be a string (given 5)"),
+        ({"plan_uuids": ["gold"]}, "plan_uuids: must be a UUID (given 'gold')"),
+        ({"plan_uuids": "gold"}, "plan_uuids: must be a list (given 'gold')"),
+        ({"plan_uuids": []}, "plan_uuids: must have at least 1 item (given [])"),
+        ({"approve_unlinks": "5"}, "approve_unlinks: must be an integer (given '5')"),
+        ({"approve_unlinks": 0}, "approve_unlinks: must be greater than or equal to 1 (given 0)"),
+        ({"dry_rum": True}, "dry_rum: is not an argument (given True)"),
+    ],
+)
+def test_a_complaint_is_in_our_words_and_has_the_value(arguments: dict[str, Any], sentence: str) -> None:
+    assert refused(**arguments) == sentence
+
+
 # A UUID by itself
 
 

@@ -229,6 +229,21 @@ def test_a_wrong_value_is_named_with_its_remedy(env: Env, name: str, value: str,
         assert f"for example {(field.examples or [''])[0]}" in told[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (UNLINKING, f"{ONE},abc", "must be a UUID (given 'abc')"),
+        ("UNLINK_AFTER_DAYS", "ninety", "must be an integer (given 'ninety')"),
+        ("LMS_REQUESTS_PER_MINUTE", "many", "must be a number (given 'many')"),
+        ("ALLOW_HTTP", "maybe", "must be a boolean, true or false (given 'maybe')"),
+        ("LOG_FORMAT", "xml", "must be 'keyvalue' or 'json' (given 'xml')"),
+    ],
+)
+def test_a_complaint_is_in_our_words_and_has_the_value(env: Env, name: str, value: str, said: str) -> None:
+    env(**{name: value})
+    assert said in complaints(refused())[name]
+
+
 def test_an_unlinking_delay_that_no_calendar_holds_is_wrong(env: Env) -> None:
     env(UNLINK_AFTER_DAYS="9999999")  # for "never", say
     assert list(complaints(refused())) == ["UNLINK_AFTER_DAYS"]
@@ -363,7 +378,7 @@ def test_a_segment_key_needs_segments_library(env: Env, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "segment", None)  # what is not installed
     told = complaints(refused())
     assert list(told) == ["SEGMENT_KEY"]
-    assert "pip install 'license-expiry[segment]'" in told["SEGMENT_KEY"]
+    assert "pip install '.[segment]'" in told["SEGMENT_KEY"]
     assert "the-segment-key" not in told["SEGMENT_KEY"]
     env(SEGMENT_KEY=None)
     assert load_settings().SEGMENT_KEY == ""

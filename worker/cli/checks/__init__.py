@@ -1,4 +1,4 @@
-"""What `doctor` looks at: the parts that need more than a few lines.
+"""The larger checks of `doctor`.
 
 `database` is the server, its tables and each question of a night; `rights` is what the account may do there; `serve`
 is the same for an account of serve's own; `lms` is whether the LMS takes each call; `findings` is what they find.

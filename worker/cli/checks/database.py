@@ -1,4 +1,4 @@
-"""The doctor's look at the database: the server, its clock, tables and rights, and each question of a night."""
+"""Checks the database: the server, its clock, tables and rights, and each query of a night."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -55,7 +55,7 @@ def check_database(settings: DatabaseSettings) -> Iterator[Finding]:
 
 
 def _server(connection: Connection) -> Iterator[Finding]:
-    """What it is, and whether it takes writes and knows its hash function."""
+    """Check the version, that it takes writes, and its hash function."""
     dialect = connection.dialect
     kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
     version = ".".join(map(str, dialect.server_version_info or ()))
@@ -95,7 +95,7 @@ def _tables(database: Database, settings: DatabaseSettings, level: str | None, u
 def _ledger(database: Database, level: str | None, look: bool) -> Iterator[Finding]:
     head = migrations.revisions()[0]
     if level is None:
-        yield Finding("ledger", "wrong", "its tables are not made", "run license-expiry init-db")
+        yield Finding("ledger", "wrong", "its tables do not exist", "run license-expiry init-db")
     elif level != head:
         newer = level not in migrations.revisions()
         remedy = "install the release that made it" if newer else "run license-expiry init-db"

@@ -1,4 +1,4 @@
-"""What the doctor finds, and errors as findings."""
+"""The findings of `doctor`, and errors as findings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NAMED = 3  # the most enterprises, plans or workers that one finding names
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of a subject; whatever is not ok has a remedy."""
+    """A finding about a subject; it has a remedy unless it is ok."""
 
     subject: str
     status: Literal["ok", "warning", "wrong"]

@@ -1,4 +1,4 @@
-"""Whether the LMS takes the calls of a night: each is sent about nobody, so that a missing role is known early."""
+"""Checks that the LMS takes the calls of a night, with calls that concern nobody: a missing role shows early."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def check_calls(client: LmsClient, settings: Settings) -> Iterator[Finding]:
     try:
         enterprise = _first_known(settings, listed)
     except (LicenseExpiryError, SQLAlchemyError):
-        remedy = "do first what is said about the database"
+        remedy = "fix the database first, as said above"
         yield Finding("LMS", "warning", f"{NOT_TRIED}: license-manager's enterprises cannot be read", remedy)
         return
     if enterprise is None:
@@ -48,7 +48,7 @@ def check_owner(settings: Settings) -> Iterator[Finding]:
     try:
         with _database(settings) as database:
             known = lms_of(database)
-    except (LicenseExpiryError, SQLAlchemyError):  # told with the database
+    except (LicenseExpiryError, SQLAlchemyError):  # reported with the database
         return
     if known is None:
         yield Finding("LMS", "ok", f"the database belongs to no LMS yet: the first run gives it to {settings.LMS_URL}")
@@ -59,7 +59,7 @@ def check_owner(settings: Settings) -> Iterator[Finding]:
 
 
 def _told(call: str, findings: Iterator[Finding]) -> Iterator[Finding]:
-    """What is found of a call; with its name where it fails, for several may fail alike."""
+    """The findings of a call, with its name where it fails: several may fail alike."""
     for each in explained("LMS", findings):
         yield replace(each, what=f"{call}: {each.what}") if each.status == "wrong" else each
 

@@ -1,4 +1,4 @@
-"""The rights that the database account needs on each table, those that it lacks, and those that it has beyond them.
+"""The rights that the database account needs on each table, lacks, or has in excess.
 
 A right is tested by an EXPLAIN of a statement that needs it. The database refuses that as it would refuse the
 statement, whichever way the right is granted, and nothing is executed. docs/how-to/accounts.md has the GRANTs.
@@ -71,7 +71,7 @@ _WHOLE = (PLAN_TABLE, VERSION_TABLE)  # read with all columns that there may be
 
 @dataclass(frozen=True)
 class Right:
-    """What may be done, on a table or (PostgreSQL) a sequence."""
+    """A privilege on a table or (PostgreSQL) a sequence."""
 
     verb: str
     table: str
@@ -89,7 +89,7 @@ def of_ledger(table: str) -> bool:
 
 
 def lacks(whose: str, right: Right, connection: Connection) -> Finding:
-    """What is found where this account lacks a right, with the GRANT that gives it."""
+    """The finding for a right that this account lacks, with its GRANT."""
     return Finding("rights", "wrong", f"{whose} lacks {right.verb} on {right.table}", right.grant(connection))
 
 
@@ -233,7 +233,7 @@ def _surplus_on_postgresql(connection: Connection, wanted: Wanted) -> list[str]:
     return [what for what, may in zip(attributes, others, strict=True) if may] + told
 
 
-# Each right on each table, view or column of them, but for the columns of a plan that are ours to mark.
+# Each right on each table, view or column of them, except the columns of a plan that we mark.
 _SURPLUS = """
 SELECT CASE WHEN n.nspname = current_schema() THEN '' ELSE n.nspname || '.' END || c.relname AS name, verb
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN unnest(CAST(:verbs AS text[])) verb

@@ -1,4 +1,4 @@
-"""The doctor's look at a database account of serve's own, which needs to read alone, and hardly e-mail addresses."""
+"""Checks a database account of serve's own: it only reads, and needs e-mail addresses for /metrics alone."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from worker.web import history
 
 
 def check_serve(settings: DatabaseSettings) -> Iterator[Finding]:
-    """Look at what serve reads. Raises LicenseExpiryError when that cannot be looked at."""
+    """Check what serve reads. Raises LicenseExpiryError when it cannot be checked."""
     database = Database(make_engine(settings.DATABASE_URL))
     try:
         with database.engine.connect() as connection:
