@@ -65,5 +65,5 @@ def test_a_process_that_is_killed_within_a_step_is_told_as_lost_with_what_follow
     eventually(lambda: "its worker was lost" in html.run_page(Database(engine), str(run.id)), what="the lease's end")
     told = subprocess.run([*COMMAND, "status"], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert f"{enterprise}: its worker was lost (" in told.stdout
-    assert "reconcile, which beat sends every 5 minutes, takes the run up" in told.stdout
+    assert "reconcile, which beat sends every 5 minutes, resumes the run" in told.stdout
     lms.release()

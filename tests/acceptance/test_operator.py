@@ -91,7 +91,7 @@ def start_the_night(page: Page, flower: str) -> None:
 def an_outage_is_seen(page: Page, serve: str) -> None:
     page.goto(serve)
     told = page.get_by_text(
-        re.compile(r"LMS unavailable since [-:\d ]+ UTC .*, 3 runs wait, next try [:\d]+ UTC, gives up")
+        re.compile(r"LMS unavailable since [-:\d ]+ UTC .*, 3 runs wait, next try [:\d]+ UTC, first run fails")
     )
     expect(told.first).to_be_visible()
     screenshot(page, "operator-1-outage")
@@ -113,7 +113,7 @@ def one_is_approved(page: Page, serve: str) -> None:
     page.get_by_role("button", name="Start it").click()
     expect(page.get_by_text("unlink: ended at")).to_be_visible(timeout=30_000)
     page.goto(serve)
-    expect(page.get_by_text("No trouble now")).to_be_visible()
+    expect(page.get_by_text("No problems now")).to_be_visible()
     screenshot(page, "operator-4-no-trouble")
 
 

@@ -61,8 +61,8 @@ def test_the_first_429_is_seen_everywhere_within_five_seconds_and_the_processes_
         retried = list(read(f"{flower}/api/tasks?state=RETRY").values())
         return {
             "status": run.get("waits_for") == "throttled" and bool(run["again_at"]),
-            "the run's page": "waits: the LMS&#x27;s throttle; comes again at" in page.replace("&#39;", "&#x27;"),
-            "the first page": "LMS throttles us" in front and "next try " in front,
+            "the run's page": "waits: the LMS&#x27;s throttle; retried at" in page.replace("&#39;", "&#x27;"),
+            "the first page": "LMS throttles calls" in front and "next try " in front,
             "the waiting runs": 'license_expiry_waiting_runs{reason="throttled"} 1.0' in metrics,
             "the outage": "\nlicense_expiry_outage_next_try_timestamp_seconds 1." in metrics,
             "the 429": 'outcome="http_429",step="unlink"' in metrics or 'step="unlink",outcome="http_429"' in metrics,

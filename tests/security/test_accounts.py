@@ -354,7 +354,7 @@ def test_flower_and_serve_without_one_of_their_rights_say_so(
         told = form(f"http://127.0.0.1:{port}", "pause", reason="x").text
     else:
         told = requests.get(f"http://127.0.0.1:{port}/", timeout=20).text
-        assert "The database cannot be read just now: the log of license-expiry serve tells why." in told
+        assert "The database cannot be read now: the log of license-expiry serve has the reason." in told
         told = processes.log("it")
     assert re.search("check DATABASE_URL, the account|run license-expiry init-db", unescape(told)), told
     assert "Traceback" not in told

@@ -93,7 +93,7 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
     assert "Failed: the LMS answered 401" in shown[str(failing.enterprise)]
     assert "#failed" in shown[str(failing.enterprise)]
     assert "#retry" in shown[str(retried.enterprise)]
-    assert "the LMS answered 503, to downgrade again at" in shown[str(retried.enterprise)]
+    assert "the LMS answered 503, downgrade retried at" in shown[str(retried.enterprise)]
     assert "1 license held" in shown[str(holding.enterprise)]
     assert "Downgraded for" in shown[str(live.enterprise)]
     assert 'data-again="yes"' in html
@@ -138,7 +138,7 @@ def test_a_night_without_work_one_by_hand_and_none_at_all(engine: Engine) -> Non
     database = Database(engine)
     with pytest.raises(BadArgument, match="no night yet"):
         pages.night_file(database, None)
-    assert "There was no night in these days" in pages.nights_page(database, never)
+    assert "There was no night in the last 31 days" in pages.nights_page(database, never)
     assert "Beat is silent" not in pages.nights_page(database, never), "a new ledger alarms nobody"
     now = database.now()
     with engine.begin() as connection:
@@ -155,7 +155,7 @@ def test_a_night_without_work_one_by_hand_and_none_at_all(engine: Engine) -> Non
     assert "Nothing was due." in pages.night_page(database, history.night_key(now))
     shown = pages.nights_page(database, lambda moment: moment + timedelta(hours=4))
     assert "nothing was due" in shown
-    assert "No trouble now" in shown
+    assert "No problems now" in shown
     assert "begins in 4 h" in shown
     for wrong in ("x", "2026-01-31T020000Z", "../..", "1" * 500):
         with pytest.raises(BadArgument):
@@ -174,7 +174,7 @@ def test_a_run_of_before_times_were_kept_is_shown_without_bars(engine: Engine) -
         connection.execute(update(Run).values(dict.fromkeys(columns)))
         connection.execute(delete(Night))
     html = pages.night_file(Database(engine), None)
-    assert "the times of its steps were not kept" in lines(html)[str(past.enterprises[0])]
+    assert "the times of its steps were not recorded" in lines(html)[str(past.enterprises[0])]
     assert BAR.findall(lines(html)[str(past.enterprises[0])]) == []
     assert "By hand, " in html
 

@@ -93,7 +93,7 @@ def test_failed_enterprises_stand_by_reason_and_go_once_their_newest_run_has_end
     lay_run(two, 30, Phase.STOPPED)
     again = lay_run(three, 30, Phase.QUEUED, live=three, ended_at=None)
     assert failed() == {"needs_approval": 1, "abandoned": 1}, "a run that is only live has mended nothing yet"
-    assert "it runs again now" in page_of(database)
+    assert "a new run is live" in page_of(database)
     now = database.now()
     night = {"scheduled_for": now, "opened_at": now, "lease_until": None, "tries": 1}
     with engine.begin() as connection:
@@ -103,7 +103,7 @@ def test_failed_enterprises_stand_by_reason_and_go_once_their_newest_run_has_end
         ended = {"phase": Phase.FINISHED, "live": None, "ended_at": now}
         connection.execute(update(Run).where(Run.id == again).values(ended))
     assert failed() == {}
-    assert "No trouble now" in page_of(database)
+    assert "No problems now" in page_of(database)
 
 
 @ON_SQLITE
@@ -128,23 +128,23 @@ def test_an_outage_is_one_sentence_and_a_wait_of_a_runs_own_another(
     for each, run_id in zip(laid, runs, strict=True):
         assert attempt(deps, each.enterprise, run_id, DOWNGRADE).retry
     text, time = page_of(deps.database), r"[\d:]{8} UTC"
-    assert "Trouble now" in text
+    assert "Problems now" in text
     assert re.search(
         rf"LMS unavailable since 20[\d-]+ {time} \(the LMS answered 503\), 3 runs wait, next try (\S+ )?{time}, "
-        r"gives up 20[\d-]+ [\d:]+ UTC\. \d+ failed tr",
+        r"first run fails 20[\d-]+ [\d:]+ UTC\. \d+ failed tr",
         text,
     ), text
     assert "runs wait :" not in text, "it is told once"
     waits.end_outage(deps.database)
     text = page_of(deps.database)
     assert "LMS unavailable" not in text
-    assert re.search(r"3 runs wait : the LMS answered 503; next try .* UTC, the first gives up 20\S+ \S+ UTC\.", text)
-    assert "To look at" in text
+    assert re.search(r"3 runs wait : the LMS answered 503; next try .* UTC, first run fails 20\S+ \S+ UTC\.", text)
+    assert "To check" in text
     let_waits_pass(deps.database)
     lms.faults()
     for each, run_id in zip(laid, runs, strict=True):
         finish(deps, each.enterprise, run_id)
-    assert "No trouble now" in page_of(deps.database)
+    assert "No problems now" in page_of(deps.database)
 
 
 @ON_SQLITE
@@ -174,6 +174,6 @@ def test_held_a_pause_and_a_lost_worker_are_to_be_looked_at_and_are_no_trouble(
     assert "3 licenses held in downgrade, of 3 enterprises: the LMS answered 422" in text
     assert "1 run has lost its worker" in text
     assert "Everything is paused" in text
-    assert "To look at" in text
+    assert "To check" in text
     shown = pages.nights_page(deps.database, lambda _: None)
     assert 'class="bad"' not in shown

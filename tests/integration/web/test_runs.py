@@ -82,7 +82,7 @@ def test_licenses_are_listed_page_by_page_by_key(
                 break
         assert found == laid.licenses
     shown = pages.licenses_page(deps.database, str(run_id), "unlinked")
-    assert f'href="?after={laid.licenses[2]}">The next ones' in shown
+    assert f'href="?after={laid.licenses[2]}">Next page' in shown
     for wrong in ("x", "1" * 500):
         with pytest.raises(BadArgument):
             pages.licenses_page(deps.database, str(run_id), "unlinked", wrong)
@@ -123,9 +123,9 @@ def test_a_run_that_waits_tells_the_tries_made_and_left(engine: Engine, lms: Sim
     with engine.begin() as connection:
         connection.execute(update(Run).values(tries=2, tries_left=3))
     page = pages.run_page(deps.database, str(run_id))
-    assert re.search(r"<dt>Tries</dt><dd>2 failed tries, 3 left; given up 20\S+ \S+ UTC if nothing changes</dd>", page)
+    assert re.search(r"<dt>Tries</dt><dd>2 failed tries, 3 left; fails at 20\S+ \S+ UTC if nothing changes</dd>", page)
     assert 'data-again="yes"' in page
-    assert "They are counted once the run has ended." in page
+    assert "Plans are counted after the run has ended." in page
 
 
 @ON_SQLITE

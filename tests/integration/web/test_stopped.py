@@ -33,15 +33,15 @@ def test_a_pause_is_trouble_and_a_gauge_and_the_nights_that_it_holds_back_are_to
         [value] = METRIC.findall(shown.exposition().decode())
         return float(value)
 
-    assert (paused_since(), "No trouble now" in pages.nights_page(deps.database, never)) == (0, True)
+    assert (paused_since(), "No problems now" in pages.nights_page(deps.database, never)) == (0, True)
     pause = waits.pause(deps.database, "ops on host", "<b>an upgrade</b>")
     assert paused_since() == pause.since.timestamp()
     now = deps.database.now().replace(microsecond=0)
     for days in (2, 1):
         nights.note(deps.database, now - timedelta(days=days))
     page = pages.nights_page(deps.database, never)
-    assert "To look at" in page
-    assert "Trouble now" not in page, "a pause is somebody's wish"
+    assert "To check" in page
+    assert "Problems now" not in page, "a pause is somebody's wish"
     assert re.search(r"Everything is paused</b> since .*, by ops on host: &lt;b&gt;an upgrade", page)
     assert page.count("begins after the pause") == 2
     assert 'href="nights/' not in page, "there is nothing to be seen of these yet"
@@ -50,7 +50,7 @@ def test_a_pause_is_trouble_and_a_gauge_and_the_nights_that_it_holds_back_are_to
     with engine.begin() as connection:
         connection.execute(update(Night).where(nights.HELD_BACK).values(tries=1, lease_until=None))
     page = pages.nights_page(deps.database, never)
-    assert ("paused</b>" in page, page.count("passed over: everything was paused")) == (False, 1)
+    assert ("paused</b>" in page, page.count("skipped: everything was paused")) == (False, 1)
     assert page.count('href="nights/') == 1
     assert paused_since() == 0
 
@@ -74,7 +74,7 @@ def test_stopped_runs_are_told_with_who_and_why_and_are_no_failures(
     night = pages.night_page(deps.database, history.night_key(run_of(deps.database, queued).triggered_at))
     assert "Stopped by an operator: 1" in night
     assert "#stopped" in night
-    assert "Failed or given up" not in night
+    assert "Failed or abandoned" not in night
     overview = pages.nights_page(deps.database, never)
     assert "1 stopped</span>" in overview
     assert "enterprise failed" not in overview

@@ -43,7 +43,7 @@ def test_a_run_whose_worker_was_lost_is_at_work_only_to_the_end_of_its_lease() -
     lost.owner, lost.lease_until = "a worker, process 7", at(5)
     assert timeline.lost_worker(lost, at(4)) == ""
     assert told(timeline.pieces(lost, [], at(4)))[-1] == (U, True, 2, 4)
-    said = "its worker was lost (a worker, process 7): its lease ended at 02:05:00 UTC, and reconcile"
+    said = "its worker was lost (a worker, process 7): its lease ended at 02:05:00 UTC; reconcile"
     assert timeline.lost_worker(lost, at(9)).startswith(said)
     assert told(timeline.pieces(lost, [], at(9)))[-2:] == [(U, True, 2, 5), (U, False, 5, 9)]
     lost.stopped_by = "ops on host"
@@ -73,7 +73,7 @@ def test_a_run_whose_worker_was_lost_is_at_work_only_to_the_end_of_its_lease() -
             run(Phase.DOWNGRADING, 0, 1),
             [retry(2, 30), retry(5, 40)],
             [(D, False, 0, 1), (D, True, 1, 2), (D, False, 2, 5), (D, True, 5, 5), (D, False, 5, 9)],
-            id="taken up by hand before it was to come again",
+            id="resumed by hand before its retry",
         ),
         pytest.param(run(Phase.FAILED, 0, 1, None, None, 1), [], [(D, False, 0, 1), (D, True, 1, 1)], id="at once"),
         pytest.param(
