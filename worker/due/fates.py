@@ -1,4 +1,4 @@
-"""What becomes of the candidates to be unlinked, counted plan by plan. For displays: a run asks `unlinks`.
+"""Counts, by plan, what happens to the candidates to be unlinked. For displays: a run asks `unlinks`.
 
 Databases are slow to compare the learners of a million licenses. Here each license is read once, and compared in Python
 by the rules of `learners`.

@@ -31,7 +31,7 @@ _HELD = (
 
 
 def entitled(place: int, runs: int, limit: int) -> int:
-    """Slots due to the run at this place of the queue, from 0, when so many `runs` share them: equal parts."""
+    """Slots due to the run at this place of the queue, from 0, when `runs` runs share them: equal parts."""
     return limit // runs + (place < limit % runs)
 
 
@@ -103,7 +103,7 @@ class Slots:
 def book_next_call(database: Database, calls_per_minute: Mapping[str, float | None], kind: str, within: float) -> float:
     """Book the next LMS call of this kind of all workers; return the seconds to wait for it, 0 without a limit.
 
-    Raises Postponed, and books nothing, when it may not begin `within` so many seconds, or two intervals of the rate.
+    Raises Postponed, and books nothing, when it may not begin within `within` seconds, or two intervals of the rate.
     Raises Unusable when the row is gone by which calls are booked; and as `transact` does.
     """
     per_minute = calls_per_minute.get(kind)
