@@ -10,8 +10,8 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -96,14 +96,16 @@ def _ports(wanted: Mapping[str, int | None]) -> dict[str, int]:
 
     Raises StartError if a port that an option names is taken.
     """
-    ports = {}
+    ports: dict[str, int] = {}
     for name, usual in PORTS.items():
         given = wanted[name]
-        ports[name] = free_port(given or usual)
-        if given and ports[name] != given:
+        others = {*ports.values(), *(port for other, port in wanted.items() if other != name)}
+        free = free_port(given or usual)
+        if given and (free != given or given in others):
             raise StartError(
                 f"Port {given} is taken. Give another one: --{name}-port, or {name.upper()}_PORT of make run"
             )
+        ports[name] = free_port() if free in others else free
         if ports[name] != (given or usual):
             out.print(f"Port {usual} is taken: {name} uses {ports[name]}. Choose one with --{name}-port.")
     return ports
@@ -131,7 +133,8 @@ def _everything(
         processes.start("serve", [*COMMAND, "serve", f"--port={pages_port}"], lambda: listens(pages_port))
         prometheus = _start_prometheus(processes, pages, flower, ports["prometheus"])
         _invite(flower, pages, prometheus)
-        signal.pause()
+        while True:  # signal.pause() would miss a signal that came just before it
+            time.sleep(1)
     return status
 
 
