@@ -18,7 +18,7 @@ EVERY_SECONDS = 15.0
 
 
 def note_alive(name: str, complaint: str = "") -> None:
-    """Note that this process is alive, and what is wrong with it all the same.
+    """Record that this process is alive, and any fault it has.
 
     Nothing is noted in a folder that somebody else has made, nor where nothing can be written.
     """

@@ -1,4 +1,4 @@
-"""Faults that the simulated LMS can be told to produce, and its throttling."""
+"""Faults that the simulated LMS produces on request, and its throttling."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields

@@ -27,7 +27,7 @@ from worker.errors import LicenseExpiryError, Unavailable, Unusable
 
 # Error codes for a missing table or column.
 MISSING: set[object] = {1054, 1146, "42P01", "42703"}
-# Error codes for a statement that exceeded a time limit, or was cancelled. Our sessions set no limit, so an
+# Error codes for a statement that exceeded a time limit, or was canceled. Our sessions set no limit, so an
 # administrator or a proxy did. Not retried: it would take as long again.
 _TOOK_TOO_LONG: set[object] = {3024, 1969, "57014"}
 READABLE_SECONDS = 60.0
@@ -112,7 +112,7 @@ class Database:
                 return unusable
         what, remedy = cannot_be_used(self.engine, error)
         if code_of(error) in _TOOK_TOO_LONG:
-            remedy = "find out what cancelled the statement: an administrator, or a limit of a proxy or the server"
+            remedy = "find out what canceled the statement: an administrator, or a limit of a proxy or the server"
         if isinstance(error, ProgrammingError | DataError):
             return Unusable(what, remedy)
         return Unavailable("database", what, remedy)

@@ -128,7 +128,7 @@ def downgrade_confirmed() -> ColumnElement[bool]:
 def confirmed(scope: Scope) -> ColumnElement[bool]:
     """Condition: the downgrade is confirmed, by the plan's mark or license by license.
 
-    The mark counts only if the license was in the plan when it was made ("Learner by learner", docs/explanation/due.md).
+    The mark counts only if the license was in the plan when it was made (docs/explanation/due.md, Learner by learner).
     """
     by_mark = and_(marked(), ~came_after_mark()) if scope.license_history else marked()
     return or_(by_mark, downgrade_confirmed())

@@ -163,11 +163,11 @@ def nights_since(session: Session, since: datetime) -> list[NightSummary]:
         "live": number(Run.live.is_not(None)),
         **{name: func.sum(getattr(Run, name)) for name in SUMMED},
     }
-    labelled = [column.label(name) for name, column in (columns | numbers).items()]
+    labeled = [column.label(name) for name, column in (columns | numbers).items()]
     begun = session.scalars(select(Night).where(Night.opened_at >= since, Night.tries > 0))
     of = {night.scheduled_for: night for night in begun}
     found = []
-    for row in session.execute(select(*labelled).where(Run.opened_at >= since).group_by(_MOMENT)).mappings():
+    for row in session.execute(select(*labeled).where(Run.opened_at >= since).group_by(_MOMENT)).mappings():
         night = of.pop(row["moment"], None)
         whole = night is None or night.lease_until is None
         sums = {name: int(row[name]) for name in numbers}  # some databases return sums as decimals

@@ -1,4 +1,4 @@
-"""What license-expiry adds to Tutor: settings, services, its image, and the making of its accounts and its ledger."""
+"""Adds license-expiry to Tutor: settings, services, its image, and the jobs that create its accounts and ledger."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def _account(which: str) -> str:
 
 
 def _made(which: str) -> str:
-    """The statements that make an account, or give it its password anew."""
+    """The statements that create an account, or set its password again."""
     password = f"LICENSE_EXPIRY_MYSQL{which.upper()}_PASSWORD"
     return f"""CREATE USER IF NOT EXISTS {_account(which)};
 ALTER USER {_account(which)} IDENTIFIED BY '{{{{ {password} }}}}';
