@@ -128,7 +128,7 @@ def _of_customer(
 
 
 def _known(every: Collection[_Licenses], which: Iterable[Iterable[_Known]]) -> dict[str, set[str]]:
-    """Return the addresses of the learners of `which`, by each of KNOWN_BY, matched as `learners.is_learner_of` does."""
+    """Return the addresses of the learners of `which`, by each of KNOWN_BY, matched as in `is_learner_of`."""
     addresses: set[str] = set()
     ids: set[str] = set()
     for address, user_id in chain.from_iterable(which):
