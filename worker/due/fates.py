@@ -1,6 +1,6 @@
-"""Counts, by plan, what happens to the candidates to be unlinked. For displays: a run asks `unlinks`.
+"""Counts what happens to the candidates to be unlinked, plan by plan. Only for displays: a run uses `unlinks`.
 
-Databases are slow to compare the learners of a million licenses. Here each license is read once, and compared in Python
+Databases are slow to compare the learners of a million licenses. So each license is read once, and compared in Python
 by the rules of `learners`.
 """
 
@@ -23,9 +23,9 @@ from worker.due.scope import Scope
 from worker.license_manager.marks import marked
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with how many enterprises are done, of how many."""
+"""Called with the number of enterprises done, and of all."""
 
-# As many are in memory at a time, in some 30 MB; or those of one enterprise.
+# The most licenses in memory at a time (about 30 MB), unless one enterprise has more.
 LICENSES_AT_ONCE = 100_000
 ROWS_AT_ONCE = 10_000
 _LEFT, _UNCONFIRMED, _HELD = 1, 2, 4
@@ -35,7 +35,7 @@ _BETWEEN = "\n"
 
 @dataclass(frozen=True, eq=False)
 class CountedPlan:
-    """A plan of an enterprise with candidates to be unlinked; `judged` if it may have some itself."""
+    """A plan of an enterprise with candidates to be unlinked; `judged` if the plan itself may have some."""
 
     agreement: Any
     uuid: UUID
@@ -48,7 +48,7 @@ class CountedPlan:
 
 @dataclass
 class _Licenses:
-    """Those of a plan, in lists of texts and numbers: Python's garbage collector would go through a million tuples."""
+    """The licenses of a plan, as lists of texts and numbers: a million tuples would slow the garbage collector."""
 
     addresses: list[str] = field(default_factory=list)
     user_ids: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class _Licenses:
 
 
 def count_fates(database: Database, scope: Scope, progress: Progress) -> Iterator[tuple[CountedPlan, str, int]]:
-    """Count the candidates to be unlinked: (plan, count of PlanRow's that they belong to, how many)."""
+    """Count the candidates to be unlinked: yields (plan, name of a count of PlanRow, number of licenses)."""
     sizes = database.transact(lambda session: session.execute(agreements_with_candidates(scope)).all())
     ended: set[UUID] = set()
     if sizes:
@@ -107,7 +107,7 @@ def _reader(
 def _of_customer(
     licenses: Mapping[CountedPlan, _Licenses], ended: Collection[UUID]
 ) -> Iterator[tuple[CountedPlan, str]]:
-    """For each candidate among all licenses of a customer, by plan: its plan, and each count that it belongs to."""
+    """Yield (plan, name of a count) for each candidate among a customer's licenses and each count that includes it."""
     every = licenses.values()
     current = _known(every, [of_plan.known() for plan, of_plan in licenses.items() if plan.current])
     held = set().union(*_known(every, [of_plan.held() for of_plan in every]).values())
@@ -128,7 +128,7 @@ def _of_customer(
 
 
 def _known(every: Collection[_Licenses], which: Iterable[Iterable[_Known]]) -> dict[str, set[str]]:
-    """The addresses of the learners of `which`, by what they are known: `learners.is_learner_of` for all of them."""
+    """Return the addresses of the learners of `which`, by each of KNOWN_BY, matched as in `is_learner_of`."""
     addresses: set[str] = set()
     ids: set[str] = set()
     for address, user_id in chain.from_iterable(which):
@@ -145,7 +145,7 @@ def _known(every: Collection[_Licenses], which: Iterable[Iterable[_Known]]) -> d
 
 
 def _chunks(sizes: Iterable[Any]) -> Iterator[list[UUID]]:
-    """Those agreements together that have LICENSES_AT_ONCE licenses at most, or one alone that has more."""
+    """Yield groups of agreements with at most LICENSES_AT_ONCE licenses together; a larger agreement is alone."""
     chunk: list[UUID] = []
     licenses = 0
     for agreement, size in sizes:
@@ -159,12 +159,12 @@ def _chunks(sizes: Iterable[Any]) -> Iterator[list[UUID]]:
 
 
 def _left(scope: Scope) -> ColumnElement[bool]:
-    """Is the License at hand a candidate to be unlinked, whether it has an address or not, by its own rules?"""
+    """Condition: the License is a candidate to be unlinked, with or without an e-mail address."""
     return and_(*(rule for name, rule in unlinks.not_unlinked(scope).items() if name != "email"))
 
 
 def agreements_with_candidates(scope: Scope) -> Rows:
-    """Which agreements have a candidate to be unlinked? (uuid, how many licenses the agreement has)"""
+    """Select the agreements with a candidate to be unlinked: (uuid, number of all its licenses)."""
     of_agreement = Plan.customer_agreement_id == Agreement.uuid
     theirs = select(literal(1)).join_from(License, Plan, Plan.uuid == License.subscription_plan_id).where(of_agreement)
     left = any_of(theirs.where(_left(scope), *conditions.asked_for(scope).values()).correlate(Agreement))
@@ -173,7 +173,7 @@ def agreements_with_candidates(scope: Scope) -> Rows:
 
 
 def plans_of_agreements(scope: Scope, agreements: Sequence[UUID]) -> Rows:
-    """Which plans do these agreements have? (UUID as the database writes it; as CountedPlan)"""
+    """Select the plans of these agreements: the UUID as the database writes it, and the fields of CountedPlan."""
     old = and_(Plan.expiration_date < scope["old_before"], *conditions.asked_for(scope).values())
     return conditions.plans_where(
         OneOf(Agreement.uuid, "agreements", agreements),
@@ -191,9 +191,9 @@ def plans_of_agreements(scope: Scope, agreements: Sequence[UUID]) -> Rows:
 
 
 def licenses_of_agreements(scope: Scope, agreements: Sequence[UUID], alone: bool, holding: bool) -> Rows:
-    """Which licenses do these agreements have? (plan, flags, user id and address, as one text)
+    """Select the licenses of these agreements: plan, flags, user id and address as one text.
 
-    Flags: left, unconfirmed if `alone`, held if `holding`. As one text, because PyMySQL takes its time for each column.
+    Flags: left; unconfirmed, if `alone`; held, if `holding`. One text, because PyMySQL is slow for each column.
     """
     unconfirmed = case((~conditions.confirmed(scope), _UNCONFIRMED), else_=0) if alone else literal(0)
     flags: ColumnElement[int] = case((_left(scope), _LEFT + unconfirmed), else_=0)
@@ -210,5 +210,5 @@ def licenses_of_agreements(scope: Scope, agreements: Sequence[UUID], alone: bool
 
 
 def _raw(column: Any) -> ColumnElement[Any]:
-    """A UUID as the database writes it: to make a UUID of each license's would take longer than to read it."""
+    """Select a UUID as the database writes it: parsing one for each license takes longer than reading it."""
     return cast(type_coerce(column, String()), String)
