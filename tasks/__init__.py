@@ -263,5 +263,5 @@ def _shown(retry: Retry) -> Unavailable:
     when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
     told = [retry.error.remedy, f"retried at {when:%Y-%m-%d %H:%M:%S} UTC"]
     if retry.gives_up_at:
-        told.append(f"tries left: {retry.left}, given up at {retry.gives_up_at:%Y-%m-%d %H:%M} if nothing changes")
+        told.append(f"tries left: {retry.left}, fails at {retry.gives_up_at:%Y-%m-%d %H:%M} if nothing changes")
     return Unavailable(retry.error.reason, retry.error.what, "; ".join(filter(None, told)), retry.error.retry_after)

@@ -1,7 +1,7 @@
 """Liveness files: each process notes in one of its own that its main loop turns.
 
 A worker, its control process and beat write theirs every minute or more often: while they are connected, and with each
-try to connect. A broker outage therefore makes nobody look dead. The health check of the image and of Kubernetes is a
+try to connect. So a broker outage makes no process look dead. The health check of the image and of Kubernetes is a
 `find`: a file older than 30 minutes is that of a process that hangs; one that is not empty says what else is wrong.
 It is no less than 30: a broker that accepts connections and never answers blocks the main loop for many minutes.
 """
@@ -20,7 +20,7 @@ EVERY_SECONDS = 15.0
 def note_alive(name: str, complaint: str = "") -> None:
     """Record that this process is alive, and any fault it has.
 
-    Nothing is noted in a folder that somebody else has made, nor where nothing can be written.
+    Writes nothing if the folder belongs to another user or is not writable.
     """
     folder = Path(tempfile.gettempdir()) / f"license-expiry-{os.getuid()}"
     with suppress(OSError):

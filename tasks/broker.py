@@ -37,7 +37,7 @@ _REFUSALS = (
 _REMEDIES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((NoPermissionError,), "give its user the rights that docs/how-to/accounts.md lists (ACL SETUSER)"),
     ((AuthenticationError, AuthorizationError), "correct the user and the password in CELERY_BROKER_URL"),
-    ((ReadOnlyError, MasterDownError), "let CELERY_BROKER_URL lead to the Redis that takes writes, not to a replica"),
+    ((ReadOnlyError, MasterDownError), "set CELERY_BROKER_URL to the Redis that takes writes, not to a replica"),
     ((OutOfMemoryError,), "its memory is full: raise maxmemory in redis.conf, or delete other data in this Redis"),
     ((NotAllowed,), "correct the vhost at the end of CELERY_BROKER_URL, or let its user in (set_permissions)"),
     (
@@ -107,7 +107,7 @@ def count_messages(app: Any) -> int | None:
             queue = app.amqp.queues[app.conf.task_default_queue](connection.channel())
             return int(queue.queue_declare().message_count)
         except _errors_of(connection) as error:
-            what = "the broker does not tell how many messages wait: no run is published again"
+            what = "the queue length cannot be read from the broker: no run is published again"
             log.warning(what, broker=connection.as_uri(), error=_cause(error))
             return None
 

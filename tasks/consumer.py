@@ -1,4 +1,4 @@
-"""Drops messages that are not our tasks, with a log line, before Celery reads them: one would end every worker.
+"""Drops and logs messages that are not our tasks before Celery reads them: a single one could end every worker.
 
 Celery and kombu do not check a message's headers and body. A malformed one ends the worker, then the broker redelivers
 it to the next worker, and so on (https://github.com/celery/celery/issues/4308).
@@ -227,7 +227,7 @@ class Consumer(CeleryConsumer):
         self._drop(message, f"it cannot be decoded ({type(exc).__name__})")
 
     def _drop(self, message: Message, complaint: str) -> None:
-        log.error("message dropped: not a task of ours", complaint=complaint, **_names(message))
+        log.error("message dropped: not a license-expiry task", complaint=complaint, **_names(message))
         message.ack_log_error(logging.getLogger(__name__), self.connection_errors)
         if self.event_dispatcher:
             self.event_dispatcher.send("task-rejected", uuid="")  # Flower's /metrics counts it

@@ -121,7 +121,7 @@ def license_expiry_ledger(state: Any) -> dict[str, Any]:
 
 def takes_nothing_from(worker: str, missing: list[str]) -> tuple[str, str]:
     """The message and the remedy for a worker that takes no messages from these queues."""
-    what = f"{worker} takes no messages from its queue {' and '.join(missing)}: somebody told it cancel_consumer"
+    what = f"{worker} takes no messages from its queue {' and '.join(missing)}: somebody sent it cancel_consumer"
     commands = (f"celery -A worker control --destination {worker} add_consumer {queue}" for queue in missing)
     return what, f"restart it, or: {'; '.join(commands)}"
 

@@ -17,7 +17,7 @@ class Request(CeleryRequest):
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, WorkerLostError):
             until = datetime.now(UTC) + timedelta(seconds=load_settings().LEASE_SECONDS)
-            told = f"the process that had this task was lost ({str(error).partition(' Job:')[0]})"
+            told = f"the process that ran this task was lost ({str(error).partition(' Job:')[0]})"
             told += f"; its run is resumed after {until:%Y-%m-%d %H:%M:%S} UTC, when its lease has ended, by reconcile"
             exc_info.exception = WorkerLostError(f"{told}, which beat sends every 5 minutes")
         return super().on_failure(exc_info, *arguments, **names)

@@ -32,14 +32,14 @@ from worker.ledger.order import Phase
 from worker.web import html
 
 FOLLOWS = re.compile(
-    r"WorkerLostError\(.the process that had this task was lost \(.*SIGKILL\).*; its run is resumed after "
+    r"WorkerLostError\(.the process that ran this task was lost \(.*SIGKILL\).*; its run is resumed after "
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, when its lease has ended, by reconcile, which beat sends every 5 minutes.\)"
 )
 
 
 @pytest.mark.long
 @WORKER_SQLITE
-def test_a_process_that_is_killed_within_a_step_is_told_as_lost_with_what_follows(
+def test_a_process_killed_within_a_step_is_reported_as_lost_and_when_its_run_resumes(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, flower: str
 ) -> None:
     (enterprise,) = lay(data, lms)

@@ -1,4 +1,4 @@
-"""Nights that nobody began, or not to their end, are made good once; two beats begin one night."""
+"""Missed or half-started nights are run late, once; two beats start one night."""
 
 from datetime import datetime, timedelta
 from pathlib import Path

@@ -79,7 +79,7 @@ def test_a_worker_that_a_throttle_holds_up_ends_as_soon(
 
 
 @WORKER_SQLITE
-def test_the_command_that_is_interrupted_says_so_and_goes_on_when_it_is_given_again(
+def test_an_interrupted_command_prints_a_message_and_resumes_when_run_again(
     engine: Engine, data: Data, lms: Simulator, environment: Any, processes: Processes
 ) -> None:
     (enterprise,) = lay(data, lms, licenses=LICENSES)

@@ -69,7 +69,7 @@ def test_a_plan_is_drawn_from_the_seed_the_engine_the_broker_and_the_night_alone
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_both_engines_and_both_brokers_get_half_of_the_faults(seed: int) -> None:
+def test_each_engine_and_each_broker_gets_half_of_the_faults(seed: int) -> None:
     both = pairs(seed)
     assert {engine for engine, _ in both} == {"postgresql", "mariadb"}
     assert {broker for _, broker in both} == {"redis", "rabbitmq"}

@@ -1,4 +1,4 @@
-"""`python -m compose.story FOLDER`: the stack comes up on the engine's images, does its nights, and goes down."""
+"""`python -m compose.story FOLDER`: starts the stack on one database engine, runs its nights, and stops it."""
 
 import json
 import subprocess

@@ -75,7 +75,7 @@ def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
         redis_server.lpush(CONTROL, json.dumps(raw))
 
     def dropped() -> int:
-        return processes.log("worker").count("message dropped: not a task of ours")
+        return processes.log("worker").count("message dropped: not a license-expiry task")
 
     eventually(lambda: dropped() >= len(ODD), 60, what="a line for each")
     assert dropped() == len(ODD)

@@ -124,7 +124,7 @@ def _named(
     if not found:
         who = "this e-mail address" if address is not None else f"LMS user id {lms_user_id}"
         what = f"There is no license {licenses[0]}" if licenses else f"No license has {who}"
-        raise BadArgument(what, "check it, and that DATABASE_URL leads to the right database")
+        raise BadArgument(what, "check it, and that DATABASE_URL points to the right database")
     return found
 
 

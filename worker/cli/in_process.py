@@ -60,11 +60,11 @@ def _run(deps: Deps, started: runs.Opened, request: request.Request) -> None:
                     log.exception("an error of our own", run=run.id)
                 return  # the ledger has it, and the report shows it; the next enterprise goes on
             if outcome.skipped and step is order.STEPS[-1]:
-                tables.err.print(f"Not done here: {outcome.skipped}. Try again then.", soft_wrap=True)
+                tables.err.print(f"Skipped: {outcome.skipped}. Run this command again later.", soft_wrap=True)
             more = outcome.more or outcome.retry is not None
 
 
 def _wait(deps: Deps, retry: attempt.Retry) -> None:
     """Say why the step waits, and wait. Raises Stopping."""
-    tables.err.print(f"Tried again in {retry.seconds} s: {retry.error}", markup=False, soft_wrap=True)
+    tables.err.print(f"Retrying in {retry.seconds} s: {retry.error}", markup=False, soft_wrap=True)
     deps.shutdown.sleep(retry.seconds)

@@ -290,7 +290,7 @@ def report_night(file: str, night: str | None) -> int:
 
 
 def _deps(*, with_broker: bool) -> Deps:
-    """The command's own wiring, closed when the command ends; the database is looked at first."""
+    """Check the database, then make the command's dependencies; they are closed when the command ends."""
     settings = load_settings(broker=with_broker)
     logs.configure(settings.LOG_FORMAT, logging.WARNING)
     deps = make_deps(settings)

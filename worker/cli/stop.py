@@ -40,7 +40,7 @@ reason = click.option("--reason", required=True, metavar="TEXT", callback=_sente
 def stop(run_id: UUID | None, enterprise: UUID | None, every: bool, reason: str, no_wait: bool, as_json: bool) -> int:
     """Stop live runs, and wait until they have ended. It asks for no confirmation.
 
-    Calls in flight are finished and recorded, and nothing is sent after them. What is left is due next night. Exit
+    Calls in flight are finished and recorded, and nothing is sent after them. The next night does the rest. Exit
     status: 0 all have ended, 1 some still end.
 
     \b
@@ -106,7 +106,7 @@ def resume(as_json: bool) -> int:
         tables.show_json({"paused": None, "ended": ended and tables.describe_pause(ended)})
     elif ended:
         told = tables.flattened(waits.told_of_pause(ended)).removeprefix("everything is paused")
-        tables.out.print(f"The pause is over: it stood{told}", markup=False, highlight=False, soft_wrap=True)
+        tables.out.print(f"Resumed. Everything was paused{told}", markup=False, highlight=False, soft_wrap=True)
     else:
         tables.out.print("Nothing is paused.")
     return 0

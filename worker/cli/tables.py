@@ -52,7 +52,7 @@ def show_runs(
 ) -> int:
     """Show runs as a table with a hint and their errors, or as JSON; return their exit status.
 
-    `names` are those of their enterprises; `more` stands in the JSON before the runs.
+    `names` are the enterprises' names; `more` is put before the runs in the JSON.
     """
     if as_json:
         show_json((more or {}) | {"runs": [described(run, names) for run in runs]})

@@ -110,7 +110,7 @@ def _renewals(one: Explained, _: Scope, __: Step) -> str:
         return "its renewal chain has not ended"
     last = one.renewals[-1]
     if last.following in {link.prior for link in one.renewals}:
-        return "the renewals of its plan go round in a ring"
+        return "the renewals of its plan form a cycle"
     if last.following is None:
         return f"its plan waits for a renewal that {_processed(last)}"
     return f"its plan is renewed by one that expires on {in_utc(last.expires)}"
@@ -141,7 +141,7 @@ _WHY: dict[str, Callable[[Explained, Scope, Step], str]] = {
     "expired": lambda one, *_: f"its plan expires on {in_utc(one.facts.expires)}",
     "renewals": _renewals,
     "list": lambda *_: f"the customer is not on the list {LIST}",
-    "renewed": lambda one, *_: f"it is carried on by license {one.facts.renewed_to}",
+    "renewed": lambda one, *_: f"it was renewed as license {one.facts.renewed_to}",
     "email": lambda *_: "no e-mail",
     "unlinked": lambda *_: "its learner was unlinked",
     "age": _age,
@@ -172,7 +172,7 @@ def rules(one: Explained, scope: Scope) -> Iterator[tuple[str, str]]:
 
 def _protectors(one: Explained) -> str:
     if one.protected_by is None:
-        return "not looked for: another rule decides"
+        return "not checked: another rule already decides"
     told = (f"by license {by.uuid}, in plan {by.plan} until {in_utc(by.expires)}" for by in one.protected_by)
     return "; ".join(told) or "no"
 

@@ -64,4 +64,4 @@ class Names:
         try:
             self._known = opened()[1].transact(customers)
         except LicenseExpiryError as error:
-            log.warning("Flower shows no names of enterprises", error=str(error))
+            log.warning("enterprise names cannot be read: Flower shows UUIDs", error=str(error))

@@ -20,9 +20,9 @@ MOST_LETTERS = 64  # of a user's name
 
 
 class Logins:
-    """Who may look, asked of Flower; by remote address, how many logins have failed, and when the next is looked at.
+    """Checks logins with Flower. Counts failed logins by remote address, and delays the next one.
 
-    A login that was right once is never kept waiting: behind a proxy all may come from one address.
+    A login that was accepted once is never delayed: behind a proxy all may come from one address.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

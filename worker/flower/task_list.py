@@ -55,7 +55,7 @@ def in_short(task: Any) -> Any:
 
 
 def in_list(task: Any) -> Any:
-    """The task as `in_short` has it, for a line of the list: its exception begins with the reason and the next try."""
+    """Format a task from `in_short` for the list: its exception starts with the reason and the next try."""
     told = _NEXT_TRY.search(task.exception or "")
     if told:
         task.exception = f"{told['reason']}, next try {told['time']} UTC: {task.exception}"

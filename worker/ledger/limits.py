@@ -131,6 +131,6 @@ def book_next_call(database: Database, calls_per_minute: Mapping[str, float | No
 
     seconds = database.transact(work)
     if seconds > within:
-        what = f"{_SETTINGS[number]} is {per_minute:g}, and other calls come first"
+        what = f"{_SETTINGS[number]} is {per_minute:g}: earlier calls have used it up"
         raise Postponed("booked", what, "", seconds)
     return seconds

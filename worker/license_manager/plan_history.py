@@ -40,7 +40,7 @@ class PlanHistory:
         self._found: Found | None = None
 
     def look(self, session: Session) -> Found:
-        """Return the tables with their present columns. Raises as the session does."""
+        """Return the tables with their current columns. Raises the session's errors."""
         names = tuple(session.execute(_COLUMNS).keys())
         if self._found is None or self._names != names:
             self._names, self._found = names, _reflect(session.connection())

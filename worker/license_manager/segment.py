@@ -121,7 +121,7 @@ def _unavailable(error: Exception) -> Unavailable:
     if status := getattr(error, "status", None):
         return Unavailable(f"http_{status}", f"Segment answered {status}")
     if type(error) is Exception:  # raised by the library for a Retry-After longer than its limits
-        return Unavailable("throttled", "Segment asks to wait longer than we may")
+        return Unavailable("throttled", "Segment's Retry-After is longer than the limit")
     return Unavailable("connection_error", f"Segment cannot be reached ({type(error).__name__})")
 
 

@@ -91,5 +91,5 @@ def _learner(result: Any, asked: Sequence[int]) -> tuple[int, str | None]:
 
 
 def _not_understood() -> Unavailable:
-    what = "the LMS's answer to who is linked to the enterprise is not understood"
+    what = "the LMS's list of the enterprise's linked learners is not in the format of its API"
     return Unavailable("not_understood", what, LOOK_AT_THE_LMS)

@@ -29,7 +29,7 @@ LOOK_AT_THE_LMS = "look at the LMS"
 OF_THE_BATCH = (400, 422, 500)
 # The reason of a 429: on the service user, and no fault of a run's.
 THROTTLED = "throttled"
-# Of an Unavailable: the LMS answers anyway; and it was not called at all.
+# Reasons of Unavailable: with ANSWERS the LMS is up; with NOT_ASKED it was not called.
 ANSWERS = (*(f"http_{status}" for status in OF_THE_BATCH), "not_understood")
 NOT_ASKED = ("too_late", "no_thread", "database")
 LONGEST_HEADER = 60

@@ -46,7 +46,7 @@ Guard = Callable[[], float]
 
 @dataclass(frozen=True)
 class Content:
-    """The body of one try of a call, and until when, on clock.steady, its first byte may leave."""
+    """The body of one try of a call, and the latest time (clock.steady) to send its first byte."""
 
     body: object = field(repr=False)
     fresh_until: float = inf
@@ -69,8 +69,8 @@ class TimedBody(BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         """Give the next bytes.
 
-        Raises LeaseLost when it is too late for the call to end in time, and Unavailable when the first byte would be
-        of a selection that is not fresh any more.
+        Raises LeaseLost if the call could not end before the lease does. Raises Unavailable if the selection is too old
+        for the first byte to be sent.
         """
         now = steady()
         if now >= self._until:
@@ -216,7 +216,7 @@ class Transport:
             session.close()
 
     def _send_as_user(self, method: str, kind: str, path: str, ready: Callable[[], dict[str, Any]]) -> Answer:
-        """Send with a token. `ready` is asked last before each send, for a token may take its time."""
+        """Send with a token. `ready` is asked last before each send, because getting a token may take long."""
 
         def with_token() -> dict[str, Any]:
             self._auth.ready()

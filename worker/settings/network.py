@@ -1,4 +1,4 @@
-"""Finds settings that lead to another machine without encryption, a checked certificate or a password."""
+"""Finds settings that point to another machine without encryption, a checked certificate or a password."""
 
 from collections.abc import Iterator, Mapping
 
@@ -22,9 +22,12 @@ def exposed(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             continue
         url = read(str(value))
         if url.danger:
-            yield f"{name} leads to another machine and {url.danger}: others on the network can read {content}", _REMEDY
+            yield (
+                f"{name} points to another machine and {url.danger}: others on the network can read {content}",
+                _REMEDY,
+            )
         if name == "CELERY_BROKER_URL" and _is_open(url):
-            what = f"{name} has no password and leads to another machine: anyone who reaches it can start tasks"
+            what = f"{name} has no password and points to another machine: anyone who reaches it can start tasks"
             yield what, "Give the Redis a user and a password, as docs/how-to/secure.md says under Redis"
 
 

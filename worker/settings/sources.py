@@ -63,7 +63,7 @@ class _Secrets(SecretsSettingsSource):
     """Files named like the settings; an empty file counts as not set, as in the environment."""
 
     def __call__(self) -> dict[str, Any]:
-        """The settings that have such a file (pydantic-settings' hook). Raises Unusable when one cannot be read."""
+        """Read the settings that have a file (pydantic-settings' hook). Raises Unusable if a file is unreadable."""
         found, problems = {}, []
         for name in self.settings_cls.model_fields:
             path = SECRETS_FOLDER / name

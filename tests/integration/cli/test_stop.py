@@ -130,7 +130,7 @@ def test_a_pause_is_shown_held_against_runs_and_ended(
         assert re.fullmatch(rf"e{told}: license-expiry resume ends the pause\n", refused.stderr)
     assert (rows(engine, Run), lms.calls()) == ([], [])
     ended = license_expiry("resume")
-    assert (ended.exit_code, bool(re.match("The pause is over: it stood since", ended.stdout))) == (0, True)
+    assert (ended.exit_code, bool(re.match("Resumed. Everything was paused since", ended.stdout))) == (0, True)
     assert license_expiry("resume").stdout == "Nothing is paused.\n"
     assert license_expiry("run", "--here").exit_code == 0
     assert "paused" not in license_expiry("status").stdout

@@ -76,7 +76,7 @@ def wrong(url: str) -> list[str]:
     return [each.what for each in check_database(DatabaseSettings(DATABASE_URL=url)) if each.status == "wrong"]
 
 
-def test_a_night_is_as_ever_whatever_the_defaults_are(
+def test_a_night_has_the_same_result_with_any_server_defaults(
     engine: Engine, server: MySQL, database_url: str, lms: Simulator, make_test_deps: Make
 ) -> None:
     laid = lay(lms, 6)

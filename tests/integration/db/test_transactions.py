@@ -220,7 +220,7 @@ def test_a_connection_that_breaks_in_the_middle_has_all_of_it_done_again(databas
 
 
 @ON_SQLITE
-def test_what_no_repeat_can_mend_is_not_repeated(database: Database) -> None:
+def test_an_error_that_a_retry_cannot_fix_is_not_retried(database: Database) -> None:
     tries = 0
 
     def work(session: Session) -> None:
@@ -278,7 +278,7 @@ URLS = ["postgresql+psycopg", "mysql+pymysql", "mariadb+pymysql"]
 
 
 @pytest.mark.parametrize("driver", URLS)
-def test_a_server_that_is_not_there_is_unavailable_and_the_sentence_names_the_setting(
+def test_an_unreachable_server_raises_unavailable_and_names_the_setting(
     driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transactions, "TRIES", 2)

@@ -37,7 +37,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [("retried", "received"), ("received", "retried")])
-def test_a_task_that_waits_to_come_again_is_in_retry_whatever_is_told_first(order: tuple[str, str]) -> None:
+def test_a_task_that_waits_for_its_retry_is_in_retry_in_any_order_of_events(order: tuple[str, str]) -> None:
     task = Retried("an id")
     for told in ("sent", "received", "started", *order, "sent"):
         task.event(told, 1.0, 1.0, {"retries": 1} if told == "received" else {})

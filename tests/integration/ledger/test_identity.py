@@ -71,7 +71,7 @@ def test_a_worker_of_another_lms_sends_nothing_and_records_nothing(
 
 
 @ON_SQLITE
-def test_an_lms_that_has_moved_is_let_in_when_somebody_says_so(engine: Engine) -> None:
+def test_an_lms_that_moved_is_accepted_after_init_db_with_its_new_address(engine: Engine) -> None:
     database = Database(engine)
     check_lms(database, PRODUCTION, first=True)
     set_lms(database, STAGING)

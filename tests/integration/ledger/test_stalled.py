@@ -289,7 +289,7 @@ def test_a_lease_of_the_far_future_is_cut_short(owned: bool, database: Database,
 
 
 @ON_EACH
-def test_a_lease_that_somebody_may_have_asked_for_is_let_be(database: Database, engine: Engine) -> None:
+def test_a_lease_of_a_possible_length_is_not_shortened(database: Database, engine: Engine) -> None:
     waits = open_run(database)
     wait(claim(database, waits), LONGEST - 10)
     works = open_run(database)

@@ -228,7 +228,7 @@ def test_which_runs_wait(
 
 
 @ON_SQLITE
-def test_a_wait_whose_commit_went_through_unheard_is_kept_once(database: Database, engine: Engine) -> None:
+def test_a_wait_is_recorded_once_if_the_answer_to_its_commit_is_lost(database: Database, engine: Engine) -> None:
     run = open_run(database)
     held = claim(database, run)
     with lost_commit_answer(engine) as lost:

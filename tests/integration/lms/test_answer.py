@@ -204,7 +204,7 @@ def test_a_connection_is_kept_after_an_answer_that_was_read(
     assert wire.opened == 1
 
 
-def test_a_connection_is_closed_after_an_answer_that_was_not(wire: Wire, patient: LmsClient, downgrade: Call) -> None:
+def test_a_connection_is_closed_after_an_unfinished_answer(wire: Wire, patient: LmsClient, downgrade: Call) -> None:
     wire.says(endless(503), http(200))
     fails(downgrade, patient)
     downgrade(patient)

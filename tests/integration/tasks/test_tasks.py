@@ -127,7 +127,7 @@ def test_a_retry_says_why_and_when_and_keeps_the_rest_of_its_chain(queue: Queue,
     tasks.publish(laid.enterprise, run_id, 1)
     shown = queue.next().result
     assert f"{shown!r}".startswith("the LMS answered 503: look at the LMS; retried at 20")
-    assert re.search(r" UTC; tries left: 4, given up at 20\S+ \S+ if nothing changes \[http_503\]$", f"{shown!r}")
+    assert re.search(r" UTC; tries left: 4, fails at 20\S+ \S+ if nothing changes \[http_503\]$", f"{shown!r}")
     let_waits_pass(deps.database)
     assert [queue.next().state for _ in STEPS] == ["SUCCESS", "SUCCESS"]
     assert run_of(deps.database, run_id).phase == Phase.FINISHED

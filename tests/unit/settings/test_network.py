@@ -1,4 +1,4 @@
-"""What is warned of: each setting that leads to another machine unencrypted, unverified, or without a password."""
+"""What is warned of: each setting that points to another machine unencrypted, unverified, or without a password."""
 
 import pytest
 

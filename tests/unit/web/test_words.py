@@ -1,4 +1,4 @@
-"""What the pages say of a run that went wrong, and the line that starts it again."""
+"""The pages' explanation of a failed run, and the command that starts it again."""
 
 import shlex
 from datetime import UTC, datetime

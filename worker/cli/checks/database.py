@@ -70,8 +70,8 @@ def _server(connection: Connection) -> Iterator[Finding]:
     except DBAPIError as error:
         found = cause_of(error)
     if found != hashed:
-        what = f"its SHA2() and LOWER() do not give what they should, and tell learners apart wrongly: {found!r}"
-        yield Finding("database", "wrong", what, "let its administrator see which setting changes them, such as FIPS")
+        what = f"its SHA2() or LOWER() returns wrong values, so learners would be matched wrongly: {found!r}"
+        yield Finding("database", "wrong", what, "ask its administrator which setting changes them, such as FIPS")
     connection.rollback()
 
 
@@ -107,20 +107,20 @@ def _ledger(database: Database, level: str | None, look: bool) -> Iterator[Findi
 
 
 def _questions(database: Database, settings: DatabaseSettings) -> Iterator[Finding]:
-    """Does the database take each question that a night asks? It tells how it would find the answer, and does not."""
+    """Check that the database accepts every query of a night. Runs EXPLAIN only, never the query."""
     scope = scope_of(database, settings, database.now())
     with database.engine.connect() as connection:
         for name, question in _asked(scope):
             try:
                 connection.execute(Explain(question)).close()
             except DBAPIError as error:
-                what = f"it cannot be asked for {name} ({cause_of(error)})"
-                yield Finding("database", "wrong", what, "see docs/reference/database.md for the servers that will do")
+                what = f"its EXPLAIN fails for the query of {name} ({cause_of(error)})"
+                yield Finding("database", "wrong", what, "see docs/reference/database.md for the supported servers")
                 return
             finally:
                 connection.rollback()
         undated = connection.execute(plans.plans_without_date(scope)).all()
-    yield Finding("database", "ok", "it takes each question that a night asks")
+    yield Finding("database", "ok", "it accepts every query of a night")
     if undated:
         named = ", ".join(str(plan) for plan, _ in undated[:NAMED])
         what = f"the expiration date of {len(undated)} plans cannot be read, and no night touches these: {named}"
@@ -161,7 +161,7 @@ def _kept_by(database: Database) -> Iterator[Finding]:
 
 
 def _pooled(one: Connection) -> Iterator[Finding]:
-    """Is one session of the server lent to several connections in turn, as PgBouncer's transaction mode does?
+    """Warn if connections share server sessions, as in PgBouncer's transaction mode.
 
     On a server itself each connection that is open has one session, which nobody else has. A pool that others use as
     well may hand out another session by chance, so it is asked several times.
@@ -177,10 +177,10 @@ def _pooled(one: Connection) -> Iterator[Finding]:
             connection.rollback()
     if any(len(sessions) > 1 for sessions in seen.values()) or seen[one] & seen[other]:
         what = (
-            "PgBouncer (or its like) lends one session of the server to several connections in turn: what we set for "
-            "ours (lock_timeout, work_mem and others) comes to other clients', license-manager's too, and is lost to us"
+            "a pool such as PgBouncer shares server sessions between clients: our session settings (lock_timeout, "
+            "work_mem and others) apply to other clients, also license-manager, and not reliably to us"
         )
-        remedy = "let DATABASE_URL lead to the server itself, or to a pool with pool_mode = session"
+        remedy = "set DATABASE_URL to the server itself, or to a pool with pool_mode = session"
         yield Finding("database", "wrong", what, remedy)
 
 

@@ -23,7 +23,7 @@ NOT_TRIED = "the unlink call is not tried"
 
 
 def check_calls(client: LmsClient, settings: Settings) -> Iterator[Finding]:
-    """Send the downgrade and the unlink call that concern nobody, and ask who is linked; each is found on its own."""
+    """Send the downgrade and the unlink call that concern nobody, and query linked learners; one finding each."""
     yield from _told("the downgrade call", _downgrades(client))
     listed = settings.CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED
     if not listed:
@@ -76,10 +76,10 @@ def _unlinks(client: LmsClient, enterprise: UUID) -> Iterator[Finding]:
 
 def _addresses(client: LmsClient, enterprise: UUID) -> Iterator[Finding]:
     if client.linked_learners(enterprise, [NO_USER], _any_time) is not None:
-        yield Finding("LMS", "ok", "it tells the e-mail addresses of linked learners")
+        yield Finding("LMS", "ok", "it returns the e-mail addresses of linked learners")
         return
     what = (
-        "it does not tell the e-mail addresses of linked learners: addresses are not checked, and a learner who "
+        "it does not return the e-mail addresses of linked learners: addresses are not checked, and a learner who "
         "changed theirs on the platform stays linked"
     )
     remedy = 'give license-manager\'s service user "is staff" in the LMS, and have enterprise-learner take user_ids'
