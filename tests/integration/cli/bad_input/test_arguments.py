@@ -87,7 +87,7 @@ ARGUMENTS = cases(
     Bad(
         "a window turned round",
         (*RUN, "--expired-after", "2026-02-01", "--expired-before", "2026-01-01"),
-        ("^--expired-after is later than --expired-before: exchange them$",),
+        ("^--expired-after is later than --expired-before: swap the two$",),
     ),
     Bad("a word for a date", (*RUN, "--expired-after", "yesterday"), ("expired.after", "yesterday", r"\d{{4}}-\d\d-")),
     Bad("a day that is none", (*RUN, "--expired-before", "2026-02-30"), ("expired.before", "2026-02-30", "date")),
