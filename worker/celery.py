@@ -34,7 +34,9 @@ def _check_neighbors() -> None:
             if found not in (ours / name / "__init__.py", ours / f"{name}.py"):
                 what = f"the module {name} was found at {found}, not in {ours}"
                 exit_with(
-                    Unusable(what, f"start in another folder, and remove that of the other {name} from PYTHONPATH")
+                    Unusable(
+                        what, f"start in another folder (cd ~), and remove that of the other {name} from PYTHONPATH"
+                    )
                 )
 
 
