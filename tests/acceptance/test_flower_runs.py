@@ -198,7 +198,7 @@ def test_what_cannot_be_started_is_said(
         ({"force": "yes"}, "force needs a reason"),
         ({"approve_unlinks": "-3"}, "approve_unlinks: "),
         ({"approve_unlinks": "some", "reason": "x"}, "approve_unlinks: "),
-        ({"approve_unlinks": "3"}, "approve_unlinks needs reason"),
+        ({"approve_unlinks": "3"}, "approve_unlinks needs a reason"),
         ({"expired_before": "2999-01-01"}, "is in the future"),
         ({"plan": str(acme)}, f"plan {acme} is not a plan of enterprise"),
         ({"reason": "two\nlines"}, "must be one line of text"),

@@ -170,7 +170,7 @@ def test_init_db_says_which_lms_the_database_belongs_to(lms: Simulator, engine: 
     set_up(LMS_URL="https://new.example.com")
     refused = license_expiry("run", "--here")
     assert refused.exit_code == 2
-    assert f"the database belongs to the LMS {lms.url}, and LMS_URL is https://new.example.com" in refused.stderr
+    assert f"the database belongs to the LMS {lms.url}, but LMS_URL is https://new.example.com" in refused.stderr
     assert license_expiry("init-db", "--lms-url", "https://new.example.com/").exit_code == 0
     assert license_expiry("run", "--here").stdout == "Nothing is due.\n"
     wrong = license_expiry("init-db", "--lms-url", "new.example.com")
@@ -274,7 +274,8 @@ def test_the_pages_are_served_until_it_is_told_to_end(
         second = process("serve", "--port", port)
         assert (second.returncode, second.stdout) == (2, "")
         assert re.fullmatch(
-            rf"127\.0\.0\.1, port {port}, cannot be .*: give another --address or --port", second.stderr.strip()
+            rf"cannot listen on 127\.0\.0\.1, port {port} \(.*\): give another --address or --port",
+            second.stderr.strip(),
         )
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(20) == 0

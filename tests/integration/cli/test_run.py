@@ -220,7 +220,8 @@ def test_the_two_commands_that_a_run_above_the_limit_names_lead_to_its_end(
     refused = license_expiry("run", "--here", "--json")
     assert refused.exit_code == 1
     error = runs_of(refused)[laid.enterprise]["error"]
-    look, go = (re.findall(rf"{word}: license-expiry ([^;\[]+)", error)[0].split() for word in ("look", "go"))
+    steps = ("to check them", "to approve them")
+    look, go = (re.findall(rf"{step}: license-expiry ([^;\[]+)", error)[0].split() for step in steps)
     looked = license_expiry(*look)
     assert looked.exit_code == 0
     assert f"More unlinks than UNLINK_LIMIT, 2, need your approval: license-expiry {' '.join(go)}" in looked.stdout

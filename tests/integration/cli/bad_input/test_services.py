@@ -139,7 +139,7 @@ def test_license_managers_tables_that_are_missing_are_named(engine: Engine, lms:
         result = license_expiry(*command.split())
         assert (result.exit_code, result.stdout) == (2, "")
         for name in theirs:
-            assert_told(result.stderr, f"table {name} is missing", "DATABASE_URL", "migrated")
+            assert_told(result.stderr, f"table {name} is missing", "DATABASE_URL", "migrations have run")
         assert (snapshot(engine), lms.calls()) == (before, [])
 
 
@@ -173,7 +173,7 @@ def test_each_column_of_license_managers_that_is_missing_is_named(
             result = license_expiry(*RUN)
             assert (result.exit_code, result.stdout) == (2, "")
             for one, its in COLUMNS[:count]:
-                assert_told(result.stderr, f"table {one} lacks column {its}:", "DATABASE_URL", "migrated")
+                assert_told(result.stderr, f"table {one} lacks column {its}:", "DATABASE_URL", "migrations have run")
             assert len(result.stderr.splitlines()) == 1 + count
             assert (snapshot(engine), lms.calls()) == (before, [])
 
@@ -187,7 +187,9 @@ def test_a_column_that_is_missing_is_named_on_the_servers_too(
     before = snapshot(engine)
     result = license_expiry(*RUN)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert_told(result.stderr, "table subscriptions_subscriptionplan lacks column expiration_processed:", "migrated")
+    assert_told(
+        result.stderr, "table subscriptions_subscriptionplan lacks column expiration_processed:", "migrations have run"
+    )
     assert (snapshot(engine), lms.calls()) == (before, [])
 
 
