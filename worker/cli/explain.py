@@ -125,7 +125,8 @@ def _named(
     if not found:
         who = "this e-mail address" if address is not None else f"LMS user id {lms_user_id}"
         what = f"There is no license {licenses[0]}" if licenses else f"No license has {who}"
-        if licenses and database.transact(lambda session: session.get(SubscriptionPlan, licenses[0])):
+        plan = database.transact(lambda session: session.get(SubscriptionPlan, licenses[0])) if licenses else None
+        if plan:
             raise BadArgument(f"{licenses[0]} is a plan, not a license", "give the UUID of a license of it")
         raise BadArgument(what, "check it, and that DATABASE_URL points to the right database")
     return found

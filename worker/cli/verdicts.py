@@ -79,7 +79,8 @@ def _said(one: Explained, scope: Scope, step: Step, outcome: Outcome, blocked: B
     done = DONE[step]
     if outcome.state == "done":
         return f"was {done}{_when(outcome)}"
-    if one.hold and (outcome.state == "next" or (outcome.state, outcome.why) == ("later", "held")):
+    comes = outcome.state == "next" or (outcome.state, outcome.why) == ("later", "held")
+    if one.hold and comes and (step is UNLINK or one.hold.step == step.name):
         refused = f"{STILL[step]} because the LMS refused the {one.hold.step} ({one.hold.reason})"
         return f"{refused}; {_again(one)} (night of {in_utc(outcome.at)}){blocked.but(step)}"
     if outcome.state == "next":
