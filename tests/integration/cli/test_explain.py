@@ -208,6 +208,19 @@ def test_a_held_license_is_told_with_its_reason(engine: Engine, ann: Person) -> 
     assert one["verdict"].endswith(" What to do: the run-book LicenseExpiryHeldGrowing.")
 
 
+def test_a_refused_unlink_is_told_as_why_the_learner_is_still_linked(engine: Engine, ann: Person) -> None:
+    now, [bob] = Data(engine).now, told("--lms-user-id", 8)
+    held: dict[str, Any] = {"license_uuid": bob, "enterprise_customer_uuid": ann.listed, "run_id": UUID(int=1)}
+    held |= {"step": "unlink", "reason": "http_400", "tries": 1, "first_held_at": now}
+    held["as_of"] = now - timedelta(hours=2)
+    with engine.begin() as connection:
+        connection.execute(insert(HeldLicense).values(held))
+    one = told(bob)[bob]
+    again, night = in_utc(now + timedelta(hours=10)), in_utc(datetime.fromisoformat(one["unlink"]["at"]))
+    refused = "; still linked because the LMS refused the unlink (http_400)"
+    assert f"{refused}; tried again not before {again} (night of {night})." in one["verdict"]
+
+
 def test_a_plan_is_told_from_a_license(engine: Engine, ann: Person) -> None:
     plan = next(iter(plans(engine)))
     result = explain(plan)
