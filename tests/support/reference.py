@@ -46,6 +46,7 @@ BEFORE_THE_REMEDY = {
     **dict.fromkeys(("Unavailable", "RunRefused"), 2),
     "Finding": 3,
 }
+HELP_OPTIONS: list[str] = command.context_settings["help_option_names"]
 Texts = dict[str, "str | tuple[str, ...]"]
 
 
@@ -82,7 +83,7 @@ def _default(value: object) -> str:
 
 def commands() -> str:
     """The help of the command, and of each of its own commands, as --help prints it."""
-    top = click.Context(command, info_name="license-expiry", terminal_width=100)
+    top = click.Context(command, info_name="license-expiry", terminal_width=100, help_option_names=HELP_OPTIONS)
     parts = [_help(command, top)]
     for name, each in sorted(command.commands.items()):
         own = click.Context(each, parent=top, info_name=name, terminal_width=100)

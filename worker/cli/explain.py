@@ -18,6 +18,7 @@ from worker.cli import broker, tables
 from worker.cli.options import as_json, exiting, open_database
 from worker.cli.verdicts import Blocked, rules, verdict
 from worker.db.ledger_tables import Wait
+from worker.db.license_manager_tables import SubscriptionPlan
 from worker.db.transactions import Database
 from worker.due import explain as explaining, outlook, unlinks
 from worker.due.explain import Explained, Outcome
@@ -124,6 +125,9 @@ def _named(
     if not found:
         who = "this e-mail address" if address is not None else f"LMS user id {lms_user_id}"
         what = f"There is no license {licenses[0]}" if licenses else f"No license has {who}"
+        plan = database.transact(lambda session: session.get(SubscriptionPlan, licenses[0])) if licenses else None
+        if plan:
+            raise BadArgument(f"{licenses[0]} is a plan, not a license", "give the UUID of a license of it")
         raise BadArgument(what, "check it, and that DATABASE_URL points to the right database")
     return found
 

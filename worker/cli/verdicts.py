@@ -14,6 +14,7 @@ from worker.ledger.order import DOWNGRADE, ENDED, UNLINK, Phase, Step
 
 LIST = "CUSTOMERS_WITH_EXPIRED_LICENSES_UNLINKING_ENABLED"
 DONE = {DOWNGRADE: "downgraded", UNLINK: "unlinked"}
+STILL = {DOWNGRADE: "not downgraded", UNLINK: "still linked"}
 UNLESS = {
     DOWNGRADE: "unless its plan is extended or renewed by then",
     UNLINK: "unless another license protects the learner by then",
@@ -70,7 +71,7 @@ def verdict(one: Explained, scope: Scope, blocked: Blocked) -> str:
     steps = {DOWNGRADE: one.downgrade, UNLINK: one.unlink}
     said = "; ".join(_said(one, scope, step, outcome, blocked) for step, outcome in steps.items())
     to_come = any(outcome.state in ("next", "later") for outcome in steps.values())
-    refused = f" The LMS has refused it before ({one.hold.reason})." if one.hold and to_come else ""
+    refused = " What to do: the run-book LicenseExpiryHeldGrowing." if one.hold and to_come else ""
     return f"{said[0].upper()}{said[1:]}.{refused}"
 
 
@@ -78,6 +79,10 @@ def _said(one: Explained, scope: Scope, step: Step, outcome: Outcome, blocked: B
     done = DONE[step]
     if outcome.state == "done":
         return f"was {done}{_when(outcome)}"
+    comes = outcome.state == "next" or (outcome.state, outcome.why) == ("later", "held")
+    if one.hold and comes and (step is UNLINK or one.hold.step == step.name):
+        refused = f"{STILL[step]} because the LMS refused the {one.hold.step} ({one.hold.reason})"
+        return f"{refused}; {_again(one)} (night of {in_utc(outcome.at)}){blocked.but(step)}"
     if outcome.state == "next":
         tonight = outcome.at is not None and outcome.at - scope.as_of <= DAY
         run = "tonight's run" if tonight else "the next night's run"
@@ -96,8 +101,9 @@ def _when(outcome: Outcome) -> str:
 def _status(one: Explained, _: Scope, step: Step) -> str:
     if one.facts.status == "unassigned":
         return "it is nobody's"
-    before = " before its plan expired" if step is DOWNGRADE and one.facts.status == "revoked" else ""
-    return f"it is {one.facts.status}{before}"
+    if step is DOWNGRADE and one.facts.status == "revoked":
+        return "it was revoked before its plan expired"
+    return f"it is {one.facts.status}"
 
 
 def _mark(one: Explained, _: Scope, __: Step) -> str:
@@ -163,7 +169,7 @@ def rules(one: Explained, scope: Scope) -> Iterator[tuple[str, str]]:
     yield "downgraded", _done(one.downgrade)
     yield "held", _holds(one)
     yield "list", f"{'on' if facts.enterprise in scope.unlink_enabled else 'not on'} {LIST}"
-    yield "carried on", f"by license {facts.renewed_to}" if facts.renewed_to else "no"
+    yield "renewed as", f"license {facts.renewed_to}" if facts.renewed_to else "no"
     yield "e-mail", "has one" if facts.addressed else "has none"
     yield "expired", _expired(one, scope)
     yield "protected", _protectors(one)
@@ -205,10 +211,15 @@ def _marked(facts: Any) -> str:
 def _holds(one: Explained) -> str:
     said = [f"its learner is kept by held license {by.uuid}" for by in one.held_by or () if by.uuid != one.facts.uuid]
     if hold := one.hold:
-        again = f"tried again from {in_utc(hold.as_of + HOLD_FOR)}" if one.facts.held else "tried again"
         tries = f"{hold.tries} {'try' if hold.tries == 1 else 'tries'}"
-        said.insert(0, f"{hold.step} refused since {in_utc(hold.first_held_at)} ({hold.reason}, {tries}), {again}")
+        since = in_utc(hold.first_held_at)
+        said.insert(0, f"{hold.step} refused since {since} ({hold.reason}, {tries}), {_again(one)}")
     return "; ".join(said) or "no"
+
+
+def _again(one: Explained) -> str:
+    held = one.hold and one.facts.held
+    return f"tried again not before {in_utc(one.hold.as_of + HOLD_FOR)}" if one.hold and held else "tried again"
 
 
 def _expired(one: Explained, scope: Scope) -> str:

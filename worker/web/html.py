@@ -19,6 +19,7 @@ from worker.db.ledger_tables import Run
 from worker.db.transactions import Database
 from worker.errors import BadArgument
 from worker.ledger import order
+from worker.ledger.held import HOLD_FOR
 from worker.ledger.order import ENDED
 from worker.ledger.runs import is_waiting
 from worker.web import enterprises, history, lines, matters, runs, timeline, words
@@ -200,7 +201,7 @@ def _cell(run: Any) -> tuple[str, str, str]:
 _FUNCTIONS = (words.in_words, words.span, words.plural, words.day, words.stamp, words.second, words.soon, words.again)
 _MORE = (lines.moments, history.night_key, order.row_of, is_waiting)
 _CONSTANTS = {"css": _CSS, "script": _SCRIPT, "SORTS": SORTS, "REFRESH_SECONDS": REFRESH_SECONDS}
-_CONSTANTS |= {"cell": _cell, "order": order}
+_CONSTANTS |= {"cell": _cell, "order": order, "HOLD_FOR": HOLD_FOR}
 _LIMITS = {"MOST_HELD": runs.MOST_HELD, "MOST_NIGHTS": history.MOST_NIGHTS, "MOST_NAMED": matters.MOST_NAMED}
 _NAMES = {function.__name__: function for function in (*_FUNCTIONS, *_MORE)}
 _LOADER = Loader(str(_TEMPLATES), namespace=_NAMES | _CONSTANTS | _LIMITS)

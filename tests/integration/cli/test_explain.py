@@ -97,7 +97,7 @@ def test_each_license_of_the_learner_has_a_verdict_and_its_rules(engine: Engine,
     rules = {rule["rule"]: rule["value"] for rule in old["rules"]}
     assert list(rules) == [
         *("status", "plan", "renewals", "mark", "downgraded", "held"),
-        *("list", "carried on", "e-mail", "expired", "protected", "unlinked"),
+        *("list", "renewed as", "e-mail", "expired", "protected", "unlinked"),
     ]
     assert rules["expired"] == "120 days ago; its learner is unlinked after more than 90 days"
     elsewhere = found[ann.licenses["elsewhere"]]
@@ -202,7 +202,30 @@ def test_a_held_license_is_told_with_its_reason(engine: Engine, ann: Person) -> 
     one = found[ann.licenses["young"]]
     rules = {rule["rule"]: rule["value"] for rule in one["rules"]}
     since, again = in_utc(now - 3 * DAY), in_utc(now + timedelta(hours=12))
-    assert rules["held"] == f"downgrade refused since {since} (http_422, 3 tries), tried again from {again}"
+    assert rules["held"] == f"downgrade refused since {since} (http_422, 3 tries), tried again not before {again}"
+    refused = "Not downgraded because the LMS refused the downgrade (http_422)"
+    assert one["verdict"].startswith(f"{refused}; tried again not before {again} (night of ")
+    assert one["verdict"].endswith(" What to do: the run-book LicenseExpiryHeldGrowing.")
+
+
+def test_a_refused_unlink_is_told_as_why_the_learner_is_still_linked(engine: Engine, ann: Person) -> None:
+    now, [bob] = Data(engine).now, told("--lms-user-id", 8)
+    held: dict[str, Any] = {"license_uuid": bob, "enterprise_customer_uuid": ann.listed, "run_id": UUID(int=1)}
+    held |= {"step": "unlink", "reason": "http_400", "tries": 1, "first_held_at": now}
+    held["as_of"] = now - timedelta(hours=2)
+    with engine.begin() as connection:
+        connection.execute(insert(HeldLicense).values(held))
+    one = told(bob)[bob]
+    again, night = in_utc(now + timedelta(hours=10)), in_utc(datetime.fromisoformat(one["unlink"]["at"]))
+    refused = "; still linked because the LMS refused the unlink (http_400)"
+    assert f"{refused}; tried again not before {again} (night of {night})." in one["verdict"]
+
+
+def test_a_plan_is_told_from_a_license(engine: Engine, ann: Person) -> None:
+    plan = next(iter(plans(engine)))
+    result = explain(plan)
+    assert result.exit_code == 2
+    assert f"{plan} is a plan, not a license" in result.stderr
 
 
 @ON_ALL_SERVERS
@@ -279,7 +302,7 @@ def test_a_database_that_repeats_the_address_is_not_repeated(ann: Person, monkey
     monkeypatch.setattr(explaining, "fetch", fail)
     result = explain("--email", given=f"{ANN}\n")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "The database could not look the address up: see what license-expiry doctor says\n"
+    assert result.stderr == "The database could not look up the address: run license-expiry doctor\n"
 
 
 def test_on_a_terminal_the_address_is_asked_for_and_not_echoed(ann: Person) -> None:

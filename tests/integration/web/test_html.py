@@ -110,6 +110,8 @@ def test_a_night_is_shown_in_its_order_with_its_trouble_first_and_no_address(
         ended = enterprise != live.enterprise
         assert (f"license-expiry run --enterprise {enterprise}<" in texts[str(run_id)]) is ended
     assert str(holding.licenses[0]) in texts[str(runs[holding.enterprise])]
+    leaves_out = {run_id for run_id in runs.values() if "It leaves out the held licenses" in texts[str(run_id)]}
+    assert leaves_out == {runs[holding.enterprise]}
     assert "http_503" in texts[str(runs[retried.enterprise])]
     assert re.search(r"http_200</code></td>", texts[str(runs[fine.enterprise])])
     assert "1 enterprise failed</b>: the LMS answered 401" in texts["nights"]
