@@ -35,7 +35,8 @@ def _check_neighbors() -> None:
                 what = f"the module {name} was found at {found}, not in {ours}"
                 exit_with(
                     Unusable(
-                        what, f"start in another folder (cd ~), and remove that of the other {name} from PYTHONPATH"
+                        what,
+                        f"start in another folder (cd ~), and remove the folder of the other {name} from PYTHONPATH",
                     )
                 )
 

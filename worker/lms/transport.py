@@ -76,7 +76,7 @@ class TimedBody(BytesIO):
         if now >= self._until:
             raise LeaseLost("too little was left of the lease between its check and the call: nothing was sent")
         if now >= self._fresh_until and not self.tell():
-            what = "more than two seconds passed between the selection of a batch and its first byte: nothing was sent"
+            what = "a batch was selected more than two seconds before its first byte could be sent: nothing was sent"
             raise Unavailable(
                 "too_late",
                 what,

@@ -251,7 +251,9 @@ class Settings(DatabaseSettings):
             what = (
                 f"is {value}, which leads to a wait of {wait} s; that and TASK_TIME_LIMIT_SECONDS, {limit}, must be at "
             )
-            raise WrongValue(f"{what}most VISIBILITY_TIMEOUT_SECONDS, {visibility}", "Lower it, or raise the last")
+            raise WrongValue(
+                f"{what}most VISIBILITY_TIMEOUT_SECONDS, {visibility}", "Lower it, or raise VISIBILITY_TIMEOUT_SECONDS"
+            )
         return value
 
 

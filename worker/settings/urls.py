@@ -32,7 +32,7 @@ _FILES = (
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # in requests' order
 _CHECKED, _UNCHECKED = ("required", "CERT_REQUIRED"), ("none", "CERT_NONE", "optional", "CERT_OPTIONAL")
 _AMBIGUOUS = (
-    "is not a URL that all programs read alike",
+    "is an ambiguous URL: programs can parse it differently",
     "%-escape the special characters of its user and password: @ is %40, : is %3A, / is %2F, # is %23, ? is %3F, "
     "; is %3B, % is %25",
 )

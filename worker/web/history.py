@@ -83,7 +83,9 @@ def night_of(key: str) -> datetime:
             return datetime.strptime(key + "+0000", form + "%z")
         except ValueError:
             pass
-    raise BadArgument("A night's address ends in its moment, such as 2026-01-31T020000Z", START_FROM_THE_LIST)
+    raise BadArgument(
+        "A night's address must end in its scheduled time (UTC), such as 2026-01-31T020000Z", START_FROM_THE_LIST
+    )
 
 
 def check_ledger(database: Database) -> None:

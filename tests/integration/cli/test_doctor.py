@@ -471,7 +471,7 @@ def test_who_may_lose_the_e_mail_before_being_unlinked_is_one_finding_with_a_cou
     assert len(wrong) == 2
     trapped = sorted((str(kept[days].enterprise_customer_uuid), days) for days in (30, 60, 89, 90))
     _, _, what, remedy = wrong[1]
-    assert what.startswith("4 of the 6 enterprises on the unlink list may lose the unlink: ")
+    assert what.startswith("4 of the 6 enterprises on the unlink list may have learners who are never unlinked: ")
     assert what.endswith(f"{', '.join(f'{uuid} ({days})' for uuid, days in trapped[:3])} and 1 more")
     # To unlink sooner would take the access from learners before their time.
     assert remedy == "set license_duration_before_purge of their customer agreements to more than 90 days"

@@ -178,7 +178,7 @@ def _pooled(one: Connection) -> Iterator[Finding]:
     if any(len(sessions) > 1 for sessions in seen.values()) or seen[one] & seen[other]:
         what = (
             "a pool such as PgBouncer shares server sessions between clients: our session settings (lock_timeout, "
-            "work_mem and others) apply to other clients, also license-manager, and not reliably to us"
+            "work_mem and others) can apply to other clients, such as license-manager, and may not apply to us"
         )
         remedy = "set DATABASE_URL to the server itself, or to a pool with pool_mode = session"
         yield Finding("database", "wrong", what, remedy)
@@ -205,7 +205,9 @@ def _rights(connection: Connection, missing: list[Right]) -> Iterator[Finding]:
     ours = [right for right in missing if rights.of_ledger(right.table)]
     if len(ours) == sum(len(verbs) for table, verbs in rights.RIGHTS.items() if rights.of_ledger(table)):
         remedy = "run license-expiry init-db with an account that may, then the GRANTs of docs/how-to/accounts.md"
-        yield Finding("rights", "wrong", f"{account} has no right on the ledger's tables, or they are not made", remedy)
+        yield Finding(
+            "rights", "wrong", f"{account} has no right on the ledger's tables, or the tables do not exist", remedy
+        )
         named = [right for right in missing if right not in ours]
     else:
         named = missing
@@ -231,7 +233,8 @@ def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Findi
     if purged := database.transact(lambda session: session.execute(query).all()):
         named = ", ".join(f"{enterprise} ({kept.days})" for enterprise, kept in purged[:NAMED])
         what = (
-            f"{len(purged)} of the {len(enabled)} enterprises on the unlink list may lose the unlink: license-manager "
+            f"{len(purged)} of the {len(enabled)} enterprises on the unlink list may have learners who are never unlinked: "
+            f"license-manager "
             f"clears their e-mails before a plan has been expired for more than {after} days. These, after days: "
             f"{named}{f' and {len(purged) - NAMED} more' if purged[NAMED:] else ''}"
         )

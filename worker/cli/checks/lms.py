@@ -1,4 +1,4 @@
-"""Checks that the LMS takes the calls of a night, with calls that concern nobody: a missing role shows early."""
+"""Checks that the LMS accepts the calls of a night. The test calls affect no learner."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

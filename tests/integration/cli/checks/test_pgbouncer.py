@@ -74,7 +74,7 @@ def test_a_pool_that_lends_a_session_to_one_transaction_after_the_other_is_wrong
     url = pool("transaction", size)
     [found] = pooled(url)
     assert (found.subject, found.status) == ("database", "wrong")
-    assert "apply to other clients, also license-manager" in found.what
+    assert "can apply to other clients, such as license-manager" in found.what
     assert "pool_mode = session" in found.remedy
 
 

@@ -197,7 +197,7 @@ def test_a_ledger_that_the_account_cannot_see_is_one_finding(
         for verb in verbs if table.startswith("license_expiry_") else ():
             account.revoke(Right(verb, table))
     [finding] = findings()
-    assert finding.what == f"{account.name} has no right on the ledger's tables, or they are not made"
+    assert finding.what == f"{account.name} has no right on the ledger's tables, or the tables do not exist"
     assert "init-db" in finding.remedy
 
 
