@@ -233,9 +233,9 @@ def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Findi
     if purged := database.transact(lambda session: session.execute(query).all()):
         named = ", ".join(f"{enterprise} ({kept.days})" for enterprise, kept in purged[:NAMED])
         what = (
-            f"{len(purged)} of the {len(enabled)} enterprises on the unlink list may have learners who are never unlinked: "
-            f"license-manager "
-            f"clears their e-mails before a plan has been expired for more than {after} days. These, after days: "
+            f"{len(purged)} of the {len(enabled)} enterprises on the unlink list may have learners who are never "
+            f"unlinked: license-manager clears their e-mails before a plan has been expired for more than {after} days. "
+            "These, after days: "
             f"{named}{f' and {len(purged) - NAMED} more' if purged[NAMED:] else ''}"
         )
         remedy = f"set license_duration_before_purge of their customer agreements to more than {after} days"
