@@ -234,8 +234,8 @@ def _unlinking(settings: DatabaseSettings, database: Database) -> Iterator[Findi
         named = ", ".join(f"{enterprise} ({kept.days})" for enterprise, kept in purged[:NAMED])
         what = (
             f"{len(purged)} of the {len(enabled)} enterprises on the unlink list may have learners who are never "
-            f"unlinked: license-manager clears their e-mails before a plan has been expired for more than {after} days. "
-            "These, after days: "
+            f"unlinked: license-manager clears their e-mails before a plan has been expired for more than "
+            f"{after} days. These, after days: "
             f"{named}{f' and {len(purged) - NAMED} more' if purged[NAMED:] else ''}"
         )
         remedy = f"set license_duration_before_purge of their customer agreements to more than {after} days"
