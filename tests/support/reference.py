@@ -14,6 +14,7 @@ from unittest import mock
 import click
 from pydantic_core import PydanticUndefined
 
+from support.raised import BEFORE_THE_REMEDY, made, trees
 from tasks import broker
 from worker.celery import app
 from worker.cli.main import main as command
@@ -40,12 +41,7 @@ SUBJECTS = {
     "worker/web": "The pages of `license-expiry serve`",
     "": "Starting, running and stopping",
 }
-# How many arguments come before an error's remedy. The one before the remedy is what happened.
-BEFORE_THE_REMEDY = {
-    **dict.fromkeys(("Unusable", "WrongSetting", "WrongValue", "BadArgument", "Away"), 1),
-    **dict.fromkeys(("Unavailable", "RunRefused"), 2),
-    "Finding": 3,
-}
+IN_ONE_LOG_LINE = "worker/license_manager/segment.py"  # its messages are read nowhere else
 HELP_OPTIONS: list[str] = command.context_settings["help_option_names"]
 Texts = dict[str, "str | tuple[str, ...]"]
 
@@ -119,13 +115,12 @@ def series() -> str:
 def messages() -> str:
     """What may be wrong and what to do about it, as the code has it. `…` stands for what a message fills in."""
     known: Texts = {}
-    modules = [path for folder in ("worker", "tasks") for path in sorted((ROOT / folder).rglob("*.py"))]
-    trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in modules}
-    for tree in trees.values():
+    modules = dict(trees())
+    for tree in modules.values():
         known |= _assigned(tree.body, known)
     by_subject: dict[str, set[tuple[str, str]]] = {subject: set() for subject in SUBJECTS.values()}
-    for path, tree in trees.items():
-        if path != "worker/license_manager/segment.py":  # these are read in one log line alone
+    for path, tree in modules.items():
+        if path != IN_ONE_LOG_LINE:
             subject = next(told for start, told in SUBJECTS.items() if path.startswith(start))
             by_subject[subject] |= set(_pairs(tree, known))
     by_subject["The broker"] |= {
@@ -145,9 +140,9 @@ def _pairs(tree: ast.AST, known: Texts) -> Iterator[tuple[str, str]]:
         texts = dict(known)
         for node in sorted(ast.walk(function), key=lambda node: getattr(node, "lineno", 0)):
             texts |= _assigned([node], texts)
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in BEFORE_THE_REMEDY:
+            if isinstance(node, ast.Call) and (name := made(node)):
                 arguments = [text for each in node.args for text in _told(each, texts)]
-                remedy = BEFORE_THE_REMEDY[getattr(node.func, "id", "")]
+                remedy = BEFORE_THE_REMEDY[name]
                 pair = [re.sub("…[… ]*…", "…", text) for text in arguments[remedy - 1 : remedy + 1]]
                 if len(pair) == 2 and pair[1].strip("… :;.,()"):  # what happened may be known to the run alone
                     yield pair[0], pair[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import reference
+from support.raised import BEFORE_THE_REMEDY, calls
 
 from worker import errors
 from worker.celery import app
@@ -79,14 +80,14 @@ def test_every_reason_code_is_in_the_reference(code: str) -> None:
 
 def remedies() -> set[str]:
     """The remedies that stand as plain texts in the code."""
-    texts = set()
-    for path in [*(ROOT / "worker").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]:
-        if path.name != "segment.py":
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in reference.BEFORE_THE_REMEDY:
-                    before = reference.BEFORE_THE_REMEDY[getattr(node.func, "id", "")]
-                    texts |= {e.value for e in node.args[before : before + 1] if isinstance(e, ast.Constant)}
-    return {text for text in texts if isinstance(text, str)}
+    found = [
+        argument.value
+        for path, call, name in calls()
+        if path != reference.IN_ONE_LOG_LINE
+        for argument in call.args[BEFORE_THE_REMEDY[name] :][:1]
+        if isinstance(argument, ast.Constant)
+    ]
+    return {text for text in found if isinstance(text, str)}
 
 
 def test_every_remedy_is_in_the_reference() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from support.raised import made, trees
 
 from worker.cli.main import main
 
@@ -17,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 WORDS = [line.partition("->")[0] for line in (ROOT / ".codespell/words.txt").read_text().splitlines()]
 CODESPELL = Path(sys.executable).parent / "codespell"
 MOST_WORDS = 25
-RAISED = ("Unusable", "WrongSetting", "WrongValue", "BadArgument", "Unavailable", "RunRefused", "Away", "Finding")
 
 
 @pytest.mark.skipif(not CODESPELL.exists() and not shutil.which("codespell"), reason="codespell is not installed")
@@ -59,14 +59,14 @@ def literal(node: ast.expr) -> str:
 
 def messages() -> Iterator[tuple[str, str]]:
     """The texts that errors and findings are made with, or that are assigned to `what` and `remedy` before."""
-    for path in sorted((*(ROOT / "worker").rglob("*.py"), *(ROOT / "tasks").rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in trees():
+        for node in ast.walk(tree):
             texts: list[ast.expr] = []
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in RAISED:
+            if isinstance(node, ast.Call) and made(node):
                 texts = node.args
             elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("what", "remedy"):
                 texts = [node.value]
-            yield from ((f"{path.relative_to(ROOT)}:{text.lineno}", literal(text)) for text in texts if literal(text))
+            yield from ((f"{path}:{text.lineno}", literal(text)) for text in texts if literal(text))
 
 
 def test_a_message_has_short_sentences() -> None:

@@ -82,7 +82,7 @@ def attempt(deps: Deps, run_id: UUID, enterprise: UUID, step: Step, owner: str, 
         except Stopping:
             return Outcome(more=True)
         except Unavailable as error:
-            log.warning("step could not begin and is retried", error=str(error))
+            log.warning("step could not begin: retried", error=str(error))
             return Outcome(retry=Retry(_seconds(deps.settings, deps.settings.TASK_RETRY_SECONDS), error))
         except LicenseExpiryError as error:
             log.error("step could not begin", error=str(error))
