@@ -3,19 +3,17 @@
 `make screenshots` writes them to docs/images/. The demo's data is invented, and no address is on these pages.
 """
 
-import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import requests
 from playwright.sync_api import Browser, Page
 
+from simulator.processes import Processes
 from support.browser import chromium
+from support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs/images"
@@ -24,30 +22,21 @@ LOGIN = ("demo", "demo")
 
 def main() -> None:
     """Play the demo's night in an empty folder, take the pictures, and end it."""
-    with tempfile.TemporaryDirectory() as folder, Path(folder, "told").open("w+") as told:
-        command = [sys.executable, "-m", "simulator.demo"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        demo = subprocess.Popen(command, cwd=folder, env=environment, stdout=told, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder), Path(folder)) as processes:
+        command = ["env", f"PYTHONPATH={ROOT}", "COLUMNS=200", sys.executable, "-m", "simulator.demo"]
+        demo = processes.start("demo", command, lambda: _addresses(processes.log("demo")), seconds=180)
         try:
             with chromium() as browser:
-                _pictures(browser, **_addresses(demo, Path(told.name)))
+                _pictures(browser, **_addresses(processes.log("demo")))
         finally:
-            demo.send_signal(signal.SIGINT)
-            demo.wait(60)
+            processes.stop(demo, seconds=60)  # it stops its own processes first
 
 
-def _addresses(demo: subprocess.Popen[bytes], told: Path) -> dict[str, str]:
-    """Where the pages, Flower and the LMS are, as the demo prints it once its night is over."""
-    for _ in range(180):
-        said = told.read_text()
-        pages, flower = (re.search(rf"{name}.* is at (http://\S+)", said) for name in ("as a page", "Flower"))
-        lms = re.search(r"(http://\S+)/_simulator/faults", said)
-        if pages and flower and lms:
-            return {"pages": pages[1], "flower": flower[1], "lms": lms[1]}
-        if demo.poll() is not None:
-            break
-        time.sleep(1)
-    raise SystemExit(f"The demo did not come up:\n{told.read_text()}")
+def _addresses(printed: str) -> dict[str, str]:
+    """Where the pages, Flower and the LMS are, as the demo prints it once its night is over; before that, nothing."""
+    pages, flower = (re.search(rf"{name}.* is at (http://\S+)", printed) for name in ("as a page", "Flower"))
+    lms = re.search(r"(http://\S+)/_simulator/faults", printed)
+    return {"pages": pages[1], "flower": flower[1], "lms": lms[1]} if pages and flower and lms else {}
 
 
 def _pictures(browser: Browser, pages: str, flower: str, lms: str) -> None:
@@ -67,11 +56,12 @@ def _pictures(browser: Browser, pages: str, flower: str, lms: str) -> None:
     _save(page, "flower-start")
     requests.post(f"{lms}/_simulator/faults", json=[{"status": 503}], timeout=10).raise_for_status()
     page.get_by_role("button", name="Start it").click()
-    for _ in range(60):
+
+    def retried() -> int:
         page.goto(f"{flower}/tasks")
-        if page.get_by_text("RETRY").count():
-            break
-        time.sleep(1)
+        return page.get_by_text("RETRY").count()
+
+    eventually(retried, what="the step in RETRY")
     _save(page, "flower-retry")
 
 
