@@ -189,6 +189,6 @@ def test_a_password_is_given_without_tls_after_a_restart_too(
     assert wrong(url) == []
     server.ask("FLUSH PRIVILEGES")
     monkeypatch.setattr(pymysql._auth, "_have_cryptography", False)
-    with pytest.raises(Unusable, match=r"driver of DATABASE_URL cannot connect .*cryptography.*install "):
+    with pytest.raises(Unusable, match=r"driver of DATABASE_URL cannot connect .*cryptography.*install the packages"):
         Database(make_engine(url)).now()
     server.ask("DROP USER few@'127.0.0.1'")
