@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
 from support.oracle import (
@@ -271,4 +271,9 @@ def lay_down_cases(engine: Engine, cases: Iterable[Case], as_of: datetime) -> li
     data = Data(engine, now=WHOLE_SECOND)
     situations = [lay_down_case(data, case, as_of) for case in cases]
     lay_down(engine, *(situation.world for situation in situations))
+    if engine.dialect.name == "postgresql":
+        # Autovacuum may have counted the rows before they were committed. For tables that it takes to be empty,
+        # PostgreSQL nests full scans of three of them: each query takes seconds instead of milliseconds.
+        with engine.begin() as connection:
+            connection.execute(text("ANALYZE"))
     return situations
