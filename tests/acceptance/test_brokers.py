@@ -116,7 +116,7 @@ def test_a_run_survives_that_its_worker_is_killed_in_a_downgrade(
 
 @WORKER_SQLITE
 @BOTH_BROKERS
-def test_an_lms_that_is_away_is_retried_and_the_unlink_waits(
+def test_an_lms_that_is_unreachable_is_retried_and_the_unlink_waits(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any, processes: Processes
 ) -> None:
     away, well = lay(data, lms, enterprises=2)

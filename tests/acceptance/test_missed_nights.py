@@ -138,7 +138,7 @@ def test_a_night_whose_dispatcher_is_killed_is_opened_to_its_end(
 
 @pytest.mark.long
 @WORKER_SQLITE
-def test_twenty_triggers_at_once_open_one_run_and_are_told_its_id(
+def test_twenty_triggers_at_once_open_one_run_and_learn_its_id(
     engine: Engine, data: Data, lms: Simulator, environment: Any, worker: Any
 ) -> None:
     (enterprise,) = lay(data, lms)

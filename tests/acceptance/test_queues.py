@@ -64,7 +64,7 @@ def test_messages_that_wait_are_counted(broker: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_a_broker_that_is_away_is_not_taken_for_an_empty_one(scheme: str) -> None:
+def test_a_broker_that_is_unreachable_is_not_taken_for_an_empty_one(scheme: str) -> None:
     away = Celery("away", broker=f"{scheme}://127.0.0.1:{free_port()}//", set_as_current=False)
     assert count_messages(away) is None
 
@@ -238,7 +238,7 @@ def theirs(tmp_path: Path) -> Iterator[Engine]:
 @pytest.mark.long
 @WORKER_SQLITE
 @BOTH_BROKERS
-def test_two_installations_on_one_broker_do_their_own_runs_and_are_told(
+def test_two_installations_on_one_broker_do_their_own_runs_and_are_reported(
     engine: Engine,
     theirs: Engine,
     data: Data,

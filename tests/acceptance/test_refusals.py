@@ -44,7 +44,7 @@ def sentence_of(process: subprocess.Popen[str]) -> str:
 
 
 @WORKER_SQLITE
-def test_a_broker_that_refuses_is_told_before_the_start(
+def test_a_broker_that_refuses_is_reported_before_the_start(
     starts: Start, broker: str, redis_server: redis.Redis, database_url: str
 ) -> None:
     redis_server.execute_command(*["ACL", "SETUSER", "few", "on", ">secret", "~*", "resetchannels", "+@all"])  # type: ignore[no-untyped-call]
@@ -62,7 +62,7 @@ def test_a_broker_that_refuses_is_told_before_the_start(
 
 
 @WORKER_SQLITE
-def test_a_database_that_refuses_is_told_before_the_start(starts: Start, database_url: str) -> None:
+def test_a_database_that_refuses_is_reported_before_the_start(starts: Start, database_url: str) -> None:
     server = make_url(POSTGRES_URL)
     unknown = server.set(username="nobody", password="secret").render_as_string(hide_password=False)
     nowhere = server.set(database="nowhere").render_as_string(hide_password=False)
@@ -76,7 +76,7 @@ def test_a_database_that_refuses_is_told_before_the_start(starts: Start, databas
 
 
 @WORKER_SQLITE
-def test_a_database_and_a_broker_that_are_away_are_waited_for(
+def test_a_database_and_a_broker_that_are_unreachable_are_waited_for(
     environment: Any, processes: Processes, tmp_path: Path, database_url: str
 ) -> None:
     port = free_port()

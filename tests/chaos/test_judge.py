@@ -294,7 +294,7 @@ def test_a_learner_of_two_licenses_may_be_sent_twice(night: Night) -> None:
     assert night.verdict() == []
 
 
-def test_a_request_with_nothing_due_is_told(night: Night) -> None:
+def test_a_request_with_nothing_due_is_reported(night: Night) -> None:
     last = max(each.end or 0 for each in night.lms.journal.entries)
     entry = night.add("large", "downgrade", ["x"])
     [sentence] = requests_since(night.lms, last)

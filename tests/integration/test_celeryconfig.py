@@ -171,7 +171,7 @@ def test_the_broker_and_the_result_backend(
 # The schedule
 
 
-def test_beat_starts_the_night_when_told_and_reconciles_every_few_minutes(config: Config) -> None:
+def test_beat_starts_the_night_at_its_time_and_reconciles_every_few_minutes(config: Config) -> None:
     schedule = config(NIGHTLY_SCHEDULE="30 3 * * mon-fri", TIME_ZONE="Europe/Berlin")["beat_schedule"]
     assert {name: entry["task"] for name, entry in schedule.items()} == {
         "nightly": "license_expiry.run_nightly",

@@ -16,7 +16,7 @@ def shutdown() -> Shutdown:
     return Shutdown()
 
 
-def test_a_sleep_lasts_as_long_as_it_is_told(shutdown: Shutdown) -> None:
+def test_a_sleep_lasts_as_long_as_asked(shutdown: Shutdown) -> None:
     begun = time.monotonic()
     shutdown.sleep(0.05)
     assert time.monotonic() - begun >= 0.05
@@ -38,7 +38,7 @@ def test_a_shutdown_ends_a_long_sleep(shutdown: Shutdown) -> None:
     timer.join()
 
 
-def test_what_the_parent_is_told_its_children_know(shutdown: Shutdown) -> None:
+def test_what_the_parent_knows_its_children_know(shutdown: Shutdown) -> None:
     ready, told = os.pipe()
 
     def child() -> None:

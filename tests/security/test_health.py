@@ -70,7 +70,7 @@ def test_a_worker_that_takes_nothing_is_not_well(
     eventually(lambda: health(files) == (0, ""), 40)
 
 
-def test_a_broker_that_is_away_makes_nobody_look_dead_and_a_process_that_hangs_does(
+def test_a_broker_that_is_unreachable_makes_nobody_look_dead_and_a_process_that_hangs_does(
     files: Path, environment: Any, worker: Callable[..., Any], beat: Callable[..., Any], redis_server: redis.Redis
 ) -> None:
     environment()

@@ -68,7 +68,7 @@ def test_a_message_is_judged_without_an_error_whatever_stands_in_it(name: str, v
 
 
 @WORKER_SQLITE
-def test_no_message_ends_a_worker_and_each_is_told_in_a_line(
+def test_no_message_ends_a_worker_and_each_is_reported_in_a_line(
     engine: Engine, lms: Simulator, attacked: Popen[bytes], redis_server: redis.Redis, processes: Processes
 ) -> None:
     for raw in ODD:

@@ -103,7 +103,7 @@ def test_with_a_private_ca_the_token_is_taken(
     assert SECRET.encode() in received
 
 
-def test_a_ca_file_that_goes_away_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_ca_file_that_disappears_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "gone.pem"))
     client = LmsClient("https://localhost:1", "https://localhost:1", "key", SECRET, patience=Patience(tries=1))
     with pytest.raises(Unavailable, match=r"the CAs cannot be read: .*REQUESTS_CA_BUNDLE"):
@@ -111,7 +111,7 @@ def test_a_ca_file_that_goes_away_is_said_so(monkeypatch: pytest.MonkeyPatch, tm
     client.close()
 
 
-def test_a_proxy_that_is_away_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_is_unreachable_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:{SECRET}@127.0.0.1:{port}")
     client = LmsClient("https://lms.example.com", "https://lms.example.com", "k", "s", patience=Patience(tries=1))

@@ -143,7 +143,7 @@ def test_where_all_is_well_each_thing_is_said_to_be(
 
 
 @ON_SQLITE
-def test_wrong_settings_are_told_all_at_once_and_what_can_be_looked_at_is(
+def test_wrong_settings_are_reported_all_at_once_and_what_can_be_looked_at_is(
     engine: Engine, settings: dict[str, str]
 ) -> None:
     nowhere = free_port()
@@ -276,7 +276,7 @@ def test_all_faults_at_once_are_all_named_each_with_its_remedy(
 
 @pytest.mark.long
 @ON_SQLITE
-def test_what_another_release_or_another_account_hides_is_told(
+def test_what_another_release_or_another_account_hides_is_reported(
     engine: Engine, settings: dict[str, str], redis_servers: tuple[int, int]
 ) -> None:
     with engine.begin() as connection:
@@ -297,7 +297,7 @@ def test_what_another_release_or_another_account_hides_is_told(
 
 
 @ON_SQLITE
-def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_told_once(
+def test_a_schedule_that_names_no_moment_is_a_wrong_setting_and_reported_once(
     engine: Engine, settings: dict[str, str]
 ) -> None:
     status, found = examine(settings | {"NIGHTLY_SCHEDULE": "0 26 * * *"})
@@ -391,7 +391,7 @@ def test_a_call_that_the_lms_will_not_take_is_known_before_the_night(
         ("https://courses.example.com", "wrong", "the database belongs to the LMS https://courses.example.com, but"),
     ],
 )
-def test_the_lms_that_the_database_belongs_to_is_told_and_another_is_sent_nothing(
+def test_the_lms_that_the_database_belongs_to_is_reported_and_another_is_sent_nothing(
     known: str | None, status: str, what: str, engine: Engine, lms: Simulator, settings: dict[str, str]
 ) -> None:
     if known is not None:
@@ -429,7 +429,7 @@ def findings(settings: dict[str, str]) -> list[tuple[str, str, str, str]]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("engine_kind", ["mariadb", "mysql"], indirect=True)
-def test_a_hash_that_a_servers_settings_take_away_fails_each_question_and_is_told(
+def test_a_hash_that_a_servers_settings_take_away_fails_each_question_and_is_reported(
     engine: Engine, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As MD5() was under FIPS. A NULL would match nobody, and a protected learner would be unlinked."""
@@ -445,7 +445,7 @@ def test_a_hash_that_a_servers_settings_take_away_fails_each_question_and_is_tol
 
 
 @ON_SQLITE
-def test_a_ledger_that_is_not_made_or_lacks_a_column_is_told(engine: Engine, settings: dict[str, str]) -> None:
+def test_a_ledger_that_is_not_made_or_lacks_a_column_is_reported(engine: Engine, settings: dict[str, str]) -> None:
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE license_expiry_run RENAME COLUMN fence TO fence_of_old"))
     remedy = "run license-expiry init-db"
@@ -490,7 +490,7 @@ def test_who_may_lose_the_e_mail_before_being_unlinked_is_one_finding_with_a_cou
     ],
     indirect=["engine_kind"],
 )
-def test_a_ledger_whose_uuids_are_not_as_license_managers_is_told_and_init_db_mends_it(
+def test_a_ledger_whose_uuids_are_not_as_license_managers_is_reported_and_init_db_mends_it(
     engine: Engine, settings: dict[str, str], other: str
 ) -> None:
     table, columns = "license_expiry_downgrade", ("license_uuid", "run_id", "enterprise_customer_uuid")
@@ -536,7 +536,7 @@ def test_a_clock_that_is_far_from_the_databases_is_a_warning(
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
-def test_a_driver_that_is_not_installed_is_told(
+def test_a_driver_that_is_not_installed_is_reported(
     engine: Engine, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)

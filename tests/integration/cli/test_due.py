@@ -180,7 +180,7 @@ BAD: dict[str, tuple[Callable[[Laid], tuple[Any, ...]], str]] = {
 
 @ON_SQLITE
 @pytest.mark.parametrize("why", BAD)
-def test_a_wrong_option_is_told_in_one_sentence(laid: Laid, why: str) -> None:
+def test_a_wrong_option_is_reported_in_one_sentence(laid: Laid, why: str) -> None:
     options, sentence = BAD[why]
     result = due(*options(laid))
     assert (result.exit_code, result.stdout) == (2, "")

@@ -150,7 +150,9 @@ def test_it_says_when_and_unless(engine: Engine, ann: Person) -> None:
     assert young["verdict"].startswith(f"Will be downgraded in tonight's run, {in_utc(night)}; will be unlinked on or ")
 
 
-def test_what_a_run_did_is_told_with_its_id(engine: Engine, lms: Simulator, set_up: Use, make_test_deps: Make) -> None:
+def test_what_a_run_did_is_reported_with_its_id(
+    engine: Engine, lms: Simulator, set_up: Use, make_test_deps: Make
+) -> None:
     laid = lay(lms, licenses=2)
     set_up(**unlinking(laid.enterprise))
     [run] = night(make_test_deps(**unlinking(laid.enterprise))).values()
@@ -165,7 +167,7 @@ def notes(*arguments: object) -> str:
     return "\n".join(enterprise["notes"])
 
 
-def test_what_holds_the_next_night_back_is_told(
+def test_what_holds_the_next_night_back_is_reported(
     engine: Engine, lms: Simulator, set_up: Use, make_test_deps: Make
 ) -> None:
     laid = lay(lms, licenses=3)
@@ -188,7 +190,7 @@ def test_what_holds_the_next_night_back_is_told(
     assert f"its newest run {run_id} is stopped: stopped by ops on host: a wrong list" in notes(license)
 
 
-def test_a_held_license_is_told_with_its_reason(engine: Engine, ann: Person) -> None:
+def test_a_held_license_is_reported_with_its_reason(engine: Engine, ann: Person) -> None:
     now = Data(engine).now
     held: dict[str, Any] = {
         "license_uuid": ann.licenses["young"],
@@ -208,7 +210,7 @@ def test_a_held_license_is_told_with_its_reason(engine: Engine, ann: Person) -> 
     assert one["verdict"].endswith(" What to do: the run-book LicenseExpiryHeldGrowing.")
 
 
-def test_a_refused_unlink_is_told_as_why_the_learner_is_still_linked(engine: Engine, ann: Person) -> None:
+def test_a_refused_unlink_is_reported_as_why_the_learner_is_still_linked(engine: Engine, ann: Person) -> None:
     now, [bob] = Data(engine).now, told("--lms-user-id", 8)
     held: dict[str, Any] = {"license_uuid": bob, "enterprise_customer_uuid": ann.listed, "run_id": UUID(int=1)}
     held |= {"step": "unlink", "reason": "http_400", "tries": 1, "first_held_at": now}
@@ -221,7 +223,7 @@ def test_a_refused_unlink_is_told_as_why_the_learner_is_still_linked(engine: Eng
     assert f"{refused}; tried again not before {again} (night of {night})." in one["verdict"]
 
 
-def test_a_plan_is_told_from_a_license(engine: Engine, ann: Person) -> None:
+def test_a_plan_is_reported_from_a_license(engine: Engine, ann: Person) -> None:
     plan = next(iter(plans(engine)))
     result = explain(plan)
     assert result.exit_code == 2
@@ -285,7 +287,7 @@ WRONG: dict[str, tuple[tuple[object, ...], str | None, str]] = {
 
 
 @pytest.mark.parametrize("why", WRONG)
-def test_what_is_wrong_is_told_in_a_sentence_and_no_address_with_it(ann: Person, why: str) -> None:
+def test_what_is_wrong_is_reported_in_a_sentence_and_no_address_with_it(ann: Person, why: str) -> None:
     arguments, given, sentence = WRONG[why]
     runner = CliRunner()
     raw = None if given is None else given.encode(errors="surrogateescape")

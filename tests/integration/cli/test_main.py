@@ -261,9 +261,7 @@ def test_due_does_not_list_the_same_enterprise_twice_and_adds_up_its_plans(
 # serve and report
 
 
-def test_the_pages_are_served_until_it_is_told_to_end(
-    engine: Engine, use: Use, database_url: str, tmp_path: Path
-) -> None:
+def test_the_pages_are_served_until_it_is_stopped(engine: Engine, use: Use, database_url: str, tmp_path: Path) -> None:
     port = free_port()
     use(DATABASE_URL=database_url, NIGHTLY_SCHEDULE="17 5 * * *", TIME_ZONE="Asia/Kolkata")
     with Processes(tmp_path) as processes:

@@ -41,7 +41,7 @@ Strand = Callable[[Database, Engine, UUID, UUID], None]
 # A live run
 
 
-def test_the_live_run_of_another_worker_is_told_with_its_id_and_left_alone(
+def test_the_live_run_of_another_worker_is_reported_with_its_id_and_left_alone(
     lms: Simulator, set_up: Use, make_test_deps: Make
 ) -> None:
     laid, other = lay(lms, seed=1), lay(lms, seed=2)

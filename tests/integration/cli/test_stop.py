@@ -70,7 +70,9 @@ def test_it_waits_for_a_run_that_a_worker_has(lms: Simulator, deps: Deps, monkey
     assert (result.exit_code, run_of(deps.database, run.id).error) == (0, "stopped by ops on host: a wrong plan")
 
 
-def test_one_that_ends_first_is_told_as_it_ended(lms: Simulator, deps: Deps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_ends_first_is_reported_as_it_ended(
+    lms: Simulator, deps: Deps, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [(_, run)] = opened(lms, deps, 1)
     held = claim(deps.database, run)
     monkeypatch.setattr(watch, "time", Clock(lambda now: held.fail("the LMS refuses") if now == 2 else None))
@@ -169,7 +171,7 @@ def stop_at_first_call(deps: Deps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempt, "do_step", stopped)
 
 
-def test_a_user_without_a_name_is_told_by_number(deps: Deps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_is_reported_by_number(deps: Deps, monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 1000770000")
 

@@ -107,7 +107,7 @@ def test_the_ledgers_tables_are_innodbs_and_doctor_tells_of_others(server: MySQL
         pytest.param({"binlog_format": "'STATEMENT'"}, "BINLOG_FORMAT = STATEMENT", id="a log of statements"),
     ],
 )
-def test_a_server_that_takes_no_writes_is_told(
+def test_a_server_that_takes_no_writes_is_reported(
     engine: Engine, server: MySQL, database_url: str, values: dict[str, str], cause: str
 ) -> None:
     engine.dispose()
@@ -118,7 +118,7 @@ def test_a_server_that_takes_no_writes_is_told(
 
 
 @pytest.mark.long
-def test_a_server_that_only_reads_or_has_too_little_memory_is_told(
+def test_a_server_that_only_reads_or_has_too_little_memory_is_reported(
     engine: Engine, server: MySQL, database_url: str, lms: Simulator
 ) -> None:
     """As an Aurora reader; and with less memory than the tables take."""
@@ -154,7 +154,7 @@ def restart(server: MySQL) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("interrupt", [fail_over, restart])
-def test_what_happens_to_the_server_in_the_midst_of_a_night_loses_nothing_and_is_told(
+def test_what_happens_to_the_server_in_the_midst_of_a_night_loses_nothing_and_is_reported(
     engine: Engine, server: MySQL, lms: Simulator, make_test_deps: Make, interrupt: Callable[[MySQL], None]
 ) -> None:
     laid = lay(lms, 12)

@@ -80,7 +80,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("engine_kind", "moment"), UNREADABLE, indirect=["engine_kind"])
-def test_a_plan_whose_date_cannot_be_read_is_told_and_costs_nobody_else_the_night(
+def test_a_plan_whose_date_cannot_be_read_is_reported_and_costs_nobody_else_the_night(
     engine: Engine, database_url: str, lms: Simulator, make_test_deps: Make, moment: str
 ) -> None:
     data = Data(engine)
@@ -124,7 +124,7 @@ def test_a_plan_of_the_year_1_is_done_as_any_other(
 
 
 @ON_EACH
-def test_a_value_that_cannot_be_is_told_without_it(engine: Engine) -> None:
+def test_a_value_that_cannot_be_is_reported_without_it(engine: Engine) -> None:
     """Whatever the column: a database's own words would show it, and it may be an address."""
     database = Database(engine)
     long = "learner@x.example" * 100

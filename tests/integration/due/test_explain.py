@@ -168,7 +168,7 @@ def test_what_becomes_of_a_license(engine: Engine, subtests: pytest.Subtests) ->
                 assert outcome.state != "next" or outcome.at == WHOLE_SECOND
 
 
-def test_each_rule_of_a_night_can_be_told() -> None:
+def test_each_rule_of_a_night_can_be_reported() -> None:
     """One that is not among RULES would keep a license from being done, and nobody would be told why."""
     scope = Scope(WHOLE_SECOND, 90 * DAY, frozenset())
     assert set(outlook.RULES[DOWNGRADE.name]) == downgrades.downgrade_rules(scope).keys()
@@ -235,7 +235,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("engine_kind", "moment", "expected"), UNREADABLE, indirect=["engine_kind"])
-def test_a_date_that_cannot_be_read_is_told(engine: Engine, moment: str, expected: tuple[str, str]) -> None:
+def test_a_date_that_cannot_be_read_is_reported(engine: Engine, moment: str, expected: tuple[str, str]) -> None:
     [situation] = lay_down_cases(engine, [Case("", NOTHING, other(), confirm())], WHOLE_SECOND)
     uuid = situation.plan.uuid if engine.dialect.name == "postgresql" else situation.plan.uuid.hex
     set_dates = f"UPDATE {PLAN_TABLE} SET expiration_date = {moment}, start_date = {moment} WHERE uuid = :uuid"

@@ -125,7 +125,7 @@ def test_the_night_foretold_is_the_first_that_does_it(engine: Engine, database: 
 @pytest.mark.long
 @drawn(max_examples=8)
 @given(database=databases(), asked=scopes)
-def test_a_night_does_what_was_foretold_and_it_is_told_as_done(
+def test_a_night_does_what_was_foretold_and_it_is_reported_as_done(
     engine: Engine, database: Drawn, asked: DrawnScope
 ) -> None:
     with laid_down(engine, database) as laid:

@@ -63,7 +63,7 @@ def test_of_many_threads_those_whose_slot_is_too_far_off_book_none(database: Dat
         pytest.param(60, 0.0, False, id="any wait is, where none is allowed"),
     ],
 )
-def test_a_slot_beyond_the_time_is_told_and_not_booked(
+def test_a_slot_beyond_the_time_is_reported_and_not_booked(
     database: Database, engine: Engine, ahead: float, within: float, booked: bool
 ) -> None:
     next_at = database.now() + timedelta(seconds=ahead)
@@ -110,7 +110,7 @@ def test_each_kind_of_call_has_a_rate_of_its_own_and_an_unlinks_questions_share_
 
 @ON_SQLITE
 @pytest.mark.parametrize("kind", ["downgrade", "unlink"])
-def test_a_row_that_is_gone_is_told_with_the_statement_that_brings_it_back(
+def test_a_row_that_is_gone_is_reported_with_the_statement_that_brings_it_back(
     database: Database, engine: Engine, kind: str
 ) -> None:
     with engine.begin() as connection:

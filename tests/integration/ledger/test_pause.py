@@ -58,7 +58,7 @@ def test_who_ends_the_pause_that_was_seen_ends_no_other(database: Database, engi
 
 
 @ON_EACH
-def test_of_many_that_pause_at_once_all_are_told_of_the_same(database: Database) -> None:
+def test_of_many_that_pause_at_once_all_are_reported_alike(database: Database) -> None:
     told = together(6, lambda number: pause(database, f"ops {number}").set_by)
     standing = database.transact(waits.standing_pause)
     assert standing is not None

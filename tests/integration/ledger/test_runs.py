@@ -20,7 +20,7 @@ from worker.runs import request as start
 # Opening
 
 
-def test_twenty_triggers_at_once_open_one_run_and_all_are_told_its_id(database: Database, engine: Engine) -> None:
+def test_twenty_triggers_at_once_open_one_run_and_all_learn_its_id(database: Database, engine: Engine) -> None:
     enterprise = uuid4()
     opened = together(20, lambda _: opened_run(database, enterprise, AS_OF))
     [run] = rows(engine, Run)

@@ -231,7 +231,7 @@ def test_a_stop_and_a_claim_at_the_same_moment_agree(database: Database) -> None
 
 
 @ON_EACH
-def test_of_two_stops_one_is_kept_and_both_are_told_of_it(database: Database) -> None:
+def test_of_two_stops_one_is_kept_and_both_learn_of_it(database: Database) -> None:
     run = open_run(database)
     claim(database, run)
     told = together(4, lambda number: runs.stop_run(database, run.id, f"ops {number}", "a wrong plan"))

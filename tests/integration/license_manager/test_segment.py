@@ -267,7 +267,9 @@ def test_a_second_night_tells_nothing(lms: Simulator, tell: Make, segment: Segme
         pytest.param({"SEGMENT_KEY": "", "SEGMENT_INCLUDE_EMAIL": True}, {}, id="no key, whatever is asked for"),
     ],
 )
-def test_nothing_is_told(lms: Simulator, tell: Make, segment: Segment, told: Any, settings: Any, request_: Any) -> None:
+def test_nothing_is_reported(
+    lms: Simulator, tell: Make, segment: Segment, told: Any, settings: Any, request_: Any
+) -> None:
     lay(lms)
     [run] = night(tell(**settings), **request_).values()
     assert run.phase == Phase.FINISHED
@@ -275,7 +277,7 @@ def test_nothing_is_told(lms: Simulator, tell: Make, segment: Segment, told: Any
 
 
 @ON_SQLITE
-def test_a_plan_that_the_lms_holds_up_is_told_of_in_the_night_that_marks_it(
+def test_a_plan_that_the_lms_holds_up_is_reported_in_the_night_that_marks_it(
     lms: Simulator, engine: Engine, tell: Make, segment: Segment
 ) -> None:
     laid = lay(lms)
@@ -339,7 +341,7 @@ def test_a_license_manager_without_these_columns_has_their_properties_empty(
 # In pages
 
 
-def test_a_large_plan_is_told_of_page_by_page(
+def test_a_large_plan_is_reported_page_by_page(
     engine: Engine, lms: Simulator, tell: Make, segment: Segment, told: Any
 ) -> None:
     laid = lay(lms, 2 * UPLOAD_SIZE + 1)

@@ -179,7 +179,7 @@ def test_a_refused_connection_for_the_token_is_unavailable(connect: Callable[...
     ],
 )
 @pytest.mark.parametrize("tries", [3, 1])
-def test_what_stays_away_is_unavailable_after_so_many_tries(
+def test_what_stays_unreachable_is_unavailable_after_so_many_tries(
     lms: Simulator,
     connect: Callable[..., LmsClient],
     kind: Kind,

@@ -77,7 +77,7 @@ def claim(deps: Deps, laid: Laid, run_id: UUID, step: Step) -> Claim:
 
 @ON_SQLITE
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_worker_that_is_told_to_end_finishes_what_is_in_flight_and_hands_the_run_back(
+def test_a_worker_that_is_stopped_finishes_what_is_in_flight_and_hands_the_run_back(
     kind: Kind, lms: Simulator, make_test_deps: Make
 ) -> None:
     laid = lay(lms, licenses=20)
@@ -108,7 +108,7 @@ def test_a_worker_that_is_told_to_end_finishes_what_is_in_flight_and_hands_the_r
         pytest.param({"status": 503, "headers": {"Retry-After": "300"}}, id="the wait before a try in place"),
     ],
 )
-def test_a_worker_that_is_told_to_end_does_not_sit_a_wait_out(
+def test_a_worker_that_is_stopped_does_not_sit_a_wait_out(
     fault: dict[str, Any],
     lms: Simulator,
     make_test_deps: Make,
@@ -181,7 +181,7 @@ def test_the_second_of_two_deliveries_ends_quietly_and_says_who_has_the_run(
 
 @ON_SQLITE
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_lms_that_stays_away_fails_the_run_and_nobody_is_unlinked(
+def test_an_lms_that_stays_unreachable_fails_the_run_and_nobody_is_unlinked(
     kind: Kind, lms: Simulator, make_test_deps: Make
 ) -> None:
     laid = lay(lms, licenses=2)
@@ -352,7 +352,7 @@ def test_an_error_of_our_own_fails_the_run_and_is_named_without_its_words(
 
 
 @ON_SQLITE
-def test_a_database_that_is_away_is_for_the_caller_to_try_again(
+def test_a_database_that_is_unreachable_is_for_the_caller_to_try_again(
     lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     laid = lay(lms, licenses=2)

@@ -210,7 +210,7 @@ def test_a_run_at_work_on_another_host_sends_nothing_more(
 
 
 @ON_SQLITE
-def test_a_run_that_waited_for_20_hours_is_ended_and_its_reason_told(lms: Simulator, make_test_deps: Make) -> None:
+def test_a_run_that_waited_for_20_hours_is_ended_and_its_reason_reported(lms: Simulator, make_test_deps: Make) -> None:
     laid = lay(lms, licenses=2)
     deps = make_test_deps(TASK_MAX_RETRIES=3)
     run_id = open_one(deps, laid.enterprise)
@@ -323,7 +323,7 @@ def raising(error: Exception) -> Callable[[float], None]:
 
 
 @ON_SQLITE
-def test_a_time_out_is_told_at_once_and_not_tried_again_in_place(lms: Simulator, make_test_deps: Make) -> None:
+def test_a_time_out_is_reported_at_once_and_not_tried_again_in_place(lms: Simulator, make_test_deps: Make) -> None:
     laid = lay(lms, licenses=2)
     deps = make_test_deps(TASK_MAX_RETRIES=3, BULK_EXPIRATION_REQUEST_TIMEOUT_SECONDS=2)
     run_id = open_one(deps, laid.enterprise)
@@ -337,7 +337,7 @@ def test_a_time_out_is_told_at_once_and_not_tried_again_in_place(lms: Simulator,
 
 
 @ON_SQLITE
-def test_the_waits_of_a_database_that_is_away_are_short(lms: Simulator, make_test_deps: Make) -> None:
+def test_the_waits_of_a_database_that_is_unreachable_are_short(lms: Simulator, make_test_deps: Make) -> None:
     laid = lay(lms, licenses=2)
     run_id = open_one(make_test_deps(), laid.enterprise)
     away = make_test_deps(DATABASE_URL="mysql://root@127.0.0.1:9/nothing", TASK_RETRY_SECONDS=60)

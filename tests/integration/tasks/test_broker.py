@@ -121,7 +121,7 @@ def test_a_wrong_password_names_the_setting(server: redis.Redis, app_of: Callabl
     assert "in CELERY_BROKER_URL" in refusal(app_of(address(server, "nobody:secret@")))
 
 
-def test_what_does_not_answer_is_away_and_not_refused(app_of: Callable[[str], Celery]) -> None:
+def test_what_does_not_answer_is_unreachable_and_not_refused(app_of: Callable[[str], Celery]) -> None:
     for scheme in ("redis", "amqp"):
         with pytest.raises(Away, match="check CELERY_BROKER_URL and the broker"):
             check_broker(app_of(f"{scheme}://127.0.0.1:{free_port()}"))

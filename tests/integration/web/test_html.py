@@ -231,7 +231,7 @@ def test_each_question_is_answered_on_each_engine(engine: Engine) -> None:
 
 
 @ON_SQLITE
-def test_a_heartbeat_that_is_gone_is_told_and_reconcile_brings_it_back(engine: Engine) -> None:
+def test_a_heartbeat_that_is_gone_is_reported_and_reconcile_brings_it_back(engine: Engine) -> None:
     database = Database(engine)
     database.transact(lambda session: session.execute(delete(Heartbeat)))
     with pytest.raises(Unusable, match="license_expiry_heartbeat has lost its row: start beat and a worker"):
@@ -241,7 +241,7 @@ def test_a_heartbeat_that_is_gone_is_told_and_reconcile_brings_it_back(engine: E
 
 
 @ON_SQLITE
-def test_a_ledger_of_another_release_and_a_database_that_is_away_are_told(database_url: str) -> None:
+def test_a_ledger_of_another_release_and_a_database_that_is_unreachable_are_reported(database_url: str) -> None:
     engine = make_engine(database_url)
     create_tables(engine, "char32")
     for ask in (history.check_ledger, matters.overview):

@@ -91,7 +91,7 @@ def statements(engine: Engine) -> Iterator[list[str]]:
 
 
 @ON_EACH
-def test_a_night_is_told_as_the_ledger_has_it(
+def test_a_night_is_reported_as_the_ledger_has_it(
     engine: Engine, lms: Simulator, make_test_deps: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Data(engine)
@@ -263,7 +263,7 @@ def test_the_work_due_is_counted_beside_the_scrapes_and_seldom(
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
-def test_a_ledger_that_cannot_be_read_is_told_and_not_made_up(engine: Engine, shown: Metrics) -> None:
+def test_a_ledger_that_cannot_be_read_is_reported_and_not_made_up(engine: Engine, shown: Metrics) -> None:
     assert scrape(shown)["build_info", version("license-expiry")] == 1
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE license_expiry_retry"))

@@ -23,7 +23,7 @@ def never(_: Any) -> None:
     return None
 
 
-def test_a_pause_is_trouble_and_a_gauge_and_the_nights_that_it_holds_back_are_told(
+def test_a_pause_is_trouble_and_a_gauge_and_the_nights_that_it_holds_back_are_reported(
     engine: Engine, lms: Simulator, make_test_deps: Make
 ) -> None:
     deps = make_test_deps()
@@ -55,7 +55,7 @@ def test_a_pause_is_trouble_and_a_gauge_and_the_nights_that_it_holds_back_are_to
     assert paused_since() == 0
 
 
-def test_stopped_runs_are_told_with_who_and_why_and_are_no_failures(
+def test_stopped_runs_are_reported_with_who_and_why_and_are_no_failures(
     engine: Engine, lms: Simulator, make_test_deps: Make
 ) -> None:
     laid = [lay(lms, licenses=2, seed=seed) for seed in (1, 2, 3)]

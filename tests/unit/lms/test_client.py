@@ -38,7 +38,9 @@ from worker.lms.patience import Patience
         pytest.param(Patience(in_place=0), 1, id="none begins within no time at all"),
     ],
 )
-def test_an_lms_that_stays_away_is_tried_as_often_as_patience_says(wire: Wire, patience: Patience, tries: int) -> None:
+def test_an_lms_that_stays_unreachable_is_tried_as_often_as_patience_says(
+    wire: Wire, patience: Patience, tries: int
+) -> None:
     client = LmsClient("https://l", "https://l", "k", "s", patience=patience)
     wire.says(503)
     error = fails(client)

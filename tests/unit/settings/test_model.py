@@ -275,7 +275,7 @@ def test_a_wrong_value_in_the_file_is_named_too(env: Env, yaml: Yaml, content: s
     assert "for example" in told[name]
 
 
-def test_all_wrong_settings_are_told_at_once(env: Env) -> None:
+def test_all_wrong_settings_are_reported_at_once(env: Env) -> None:
     env(LMS_URL=None, DATABASE_URL="x", UNLINK_AFTER_DAYS="x", TIME_ZONE="x", CELERY_BROKER_URL="x")
     told = complaints(refused())
     assert set(told) == {"LMS_URL", "DATABASE_URL", "UNLINK_AFTER_DAYS", "TIME_ZONE", "CELERY_BROKER_URL"}
@@ -356,14 +356,14 @@ def test_time_outs_just_in_order_are_taken(env: Env, changes: dict[str, str]) ->
     load_settings(broker=True)
 
 
-def test_time_outs_out_of_order_twice_are_told_at_once(env: Env) -> None:
+def test_time_outs_out_of_order_twice_are_reported_at_once(env: Env) -> None:
     env(LEASE_SECONDS="100", VISIBILITY_TIMEOUT_SECONDS="3000")
     message = refused()
     assert "LEASE_SECONDS" in message
     assert "VISIBILITY_TIMEOUT_SECONDS" in message
 
 
-def test_time_outs_out_of_order_are_told_beside_what_is_missing(env: Env) -> None:
+def test_time_outs_out_of_order_are_reported_beside_what_is_missing(env: Env) -> None:
     env(LEASE_SECONDS="100", LMS_URL=None)
     assert set(complaints(refused())) == {"LEASE_SECONDS", "LMS_URL"}
 

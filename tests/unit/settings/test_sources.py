@@ -303,7 +303,7 @@ def test_a_secret_of_another_user_is_named(env: Env, monkeypatch: pytest.MonkeyP
         assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_wrong_secret_is_told_like_any_other(env: Env, secrets: Path) -> None:
+def test_a_wrong_secret_is_reported_like_any_other(env: Env, secrets: Path) -> None:
     env(DATABASE_URL=None)
     (secrets / "DATABASE_URL").write_text("oracle://u:the-lms-secret@h/d")
     (secrets / "LOG_FORMAT").write_text("xml")
@@ -340,7 +340,7 @@ def test_what_is_shown_of_settings_holds_no_secret(env: Env) -> None:
         pytest.param({"LEASE_SECONDS": "1"}, id="time-outs out of order"),
     ],
 )
-def test_what_is_told_of_wrong_settings_holds_no_secret(env: Env, changes: dict[str, str | None]) -> None:
+def test_what_is_reported_of_wrong_settings_holds_no_secret(env: Env, changes: dict[str, str | None]) -> None:
     env(**changes)
     with pytest.raises(Unusable) as caught:
         load_settings(broker=True)
@@ -359,7 +359,7 @@ def test_what_is_told_of_wrong_settings_holds_no_secret(env: Env, changes: dict[
         pytest.param(f"{SECRET}: [the-lms-secret]", id="a list"),
     ],
 )
-def test_what_is_told_of_a_wrong_file_holds_no_secret(env: Env, yaml: Yaml, content: str) -> None:
+def test_what_is_reported_of_a_wrong_file_holds_no_secret(env: Env, yaml: Yaml, content: str) -> None:
     env(**{SECRET: None})
     yaml(content)
     assert "the-lms-secret" not in refused()

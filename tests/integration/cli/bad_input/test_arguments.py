@@ -158,7 +158,7 @@ def test_due_warns_of_an_unknown_enterprise_on_the_list(
 # Settings
 
 
-def test_every_missing_setting_is_told_at_once(refused: Use) -> None:
+def test_every_missing_setting_is_reported_at_once(refused: Use) -> None:
     refused(**dict.fromkeys(REQUIRED))
     result = license_expiry("run")
     assert (result.exit_code, result.stdout) == (2, "")
@@ -178,7 +178,7 @@ def test_every_missing_setting_is_told_at_once(refused: Use) -> None:
         ("CELERY_BROKER_URL", "run --no-wait"),
     ],
 )
-def test_a_missing_setting_is_told_by_each_command(refused: Use, name: str, command: str) -> None:
+def test_a_missing_setting_is_reported_by_each_command(refused: Use, name: str, command: str) -> None:
     refused(**{name: None})
     result = license_expiry(*command.split())
     assert (result.exit_code, result.stdout) == (2, "")
@@ -240,7 +240,7 @@ def test_a_wrong_setting_is_refused(bad: Bad, refused: Use) -> None:
     assert_refused(bad, license_expiry(*bad.command), {})
 
 
-def test_all_wrong_settings_are_told_at_once(refused: Use) -> None:
+def test_all_wrong_settings_are_reported_at_once(refused: Use) -> None:
     refused(DATABASE_URL="oracle://", LMS_URL="courses", UNLINK_AFTER_DAYS="-1", BACKEND_SERVICE_EDX_OAUTH2_KEY=None)
     result = license_expiry(*RUN)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -303,7 +303,7 @@ BROKER = cases(
 
 
 @BROKER
-def test_a_broker_that_cannot_be_used_is_told_and_no_run_is_opened(bad: Bad, refused: Use) -> None:
+def test_a_broker_that_cannot_be_used_is_reported_and_no_run_is_opened(bad: Bad, refused: Use) -> None:
     nowhere = free_port()
     refused(**{name: value.format(nowhere=nowhere) for name, value in bad.settings.items()})
     result = process(*bad.command)
@@ -311,7 +311,7 @@ def test_a_broker_that_cannot_be_used_is_told_and_no_run_is_opened(bad: Bad, ref
     assert (result.returncode, result.stdout) == (2, "")
 
 
-def test_a_broker_that_goes_away_while_runs_are_published_is_told(
+def test_a_broker_that_becomes_unreachable_while_runs_are_published_is_reported(
     engine: Engine, lms: Simulator, set_up: Use, laid: Laid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one run that is open by then is found by `reconcile`, or by the next `run --here`."""

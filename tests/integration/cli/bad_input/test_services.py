@@ -92,7 +92,7 @@ UNREACHABLE = cases(
 
 
 @UNREACHABLE
-def test_a_database_that_cannot_be_used_is_told(bad: Bad, refused: Use, tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_used_is_reported(bad: Bad, refused: Use, tmp_path: Path) -> None:
     notes = "Ask Ann for the password.\n" * 1000
     (tmp_path / "notes.txt").write_text(notes)
     nowhere = free_port()
@@ -102,7 +102,7 @@ def test_a_database_that_cannot_be_used_is_told(bad: Bad, refused: Use, tmp_path
 
 
 @pytest.mark.parametrize("engine_kind", ["mariadb", "mysql"], indirect=True)
-def test_a_database_that_does_not_let_us_in_is_told(engine: Engine, lms: Simulator, set_up: Use) -> None:
+def test_a_database_that_does_not_let_us_in_is_reported(engine: Engine, lms: Simulator, set_up: Use) -> None:
     before = snapshot(engine)
     for change, words in [
         ({"password": PASSWORD}, "Access denied for user 'root'"),
@@ -117,7 +117,7 @@ def test_a_database_that_does_not_let_us_in_is_told(engine: Engine, lms: Simulat
 
 
 @pytest.mark.parametrize(("kind", "driver"), [("mysql", "pymysql"), ("postgresql", "psycopg")])
-def test_a_driver_that_is_not_installed_is_told(
+def test_a_driver_that_is_not_installed_is_reported(
     refused: Use, monkeypatch: pytest.MonkeyPatch, kind: str, driver: str
 ) -> None:
     """The drivers are extras of the package: easily forgotten."""
@@ -143,7 +143,7 @@ def test_license_managers_tables_that_are_missing_are_named(engine: Engine, lms:
         assert (snapshot(engine), lms.calls()) == (before, [])
 
 
-def test_a_database_without_the_ledger_is_told_of_init_db(
+def test_a_database_without_the_ledger_is_reported_with_init_db(
     engine: Engine, lms: Simulator, set_up: Use, laid: Laid
 ) -> None:
     drop(engine, *Ledger.metadata.tables, "license_expiry_alembic_version")
@@ -193,7 +193,7 @@ def test_a_column_that_is_missing_is_named_on_the_servers_too(
     assert (snapshot(engine), lms.calls()) == (before, [])
 
 
-def test_a_ledger_of_another_release_is_told_of_init_db(
+def test_a_ledger_of_another_release_is_reported_with_init_db(
     engine: Engine, lms: Simulator, set_up: Use, laid: Laid
 ) -> None:
     with engine.begin() as connection:

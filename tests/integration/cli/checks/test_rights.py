@@ -273,7 +273,7 @@ def test_a_right_on_some_of_the_columns_is_not_enough(
 
 
 @ON_SERVERS
-def test_an_account_with_an_odd_name_is_told_what_gives_it_its_rights(engine: Engine) -> None:
+def test_an_account_with_an_odd_name_is_reported_with_what_gives_it_its_rights(engine: Engine) -> None:
     account = Account(engine, "o'brien" if engine.dialect.name == "mysql" else "O-Brien")
     try:
         account.revoke(Right("INSERT", "subscriptions_licenseevent"))
@@ -288,7 +288,7 @@ def test_an_account_with_an_odd_name_is_told_what_gives_it_its_rights(engine: En
 
 
 @ON_EACH_SERVER
-def test_a_ledger_of_the_release_before_is_told_and_not_the_rights_on_what_it_lacks(
+def test_a_ledger_of_the_release_before_is_reported_and_not_the_rights_on_what_it_lacks(
     engine: Engine, account: Account
 ) -> None:
     with engine.begin() as connection:
@@ -303,7 +303,7 @@ def test_a_ledger_of_the_release_before_is_told_and_not_the_rights_on_what_it_la
 
 
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
-def test_a_database_that_takes_no_writes_is_told(engine: Engine, account: Account) -> None:
+def test_a_database_that_takes_no_writes_is_reported(engine: Engine, account: Account) -> None:
     account.execute(f"ALTER ROLE {account.name} SET default_transaction_read_only = on")
     wrong = [
         each
