@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import literal, select
+from sqlalchemy import func, literal, select, union_all
 from sqlalchemy.orm import Session, aliased
 
 from worker.db.license_manager_tables import CustomerAgreement as Agreement, License, SubscriptionPlan as Plan
@@ -18,39 +18,50 @@ from worker.due.statements import fetch
 def find_due_enterprises(session: Session, scope: Scope) -> list[UUID]:
     """Return the UUIDs of the enterprise customers with work due, sorted.
 
-    The enterprises without a due plan are searched for learners to unlink. The first of two queries decides for most;
-    the second reads all licenses of the enterprises that the first has left.
+    Runs one query, and a second one for the enterprises that the first could not decide.
     """
-    due = {customer for _, _, customer in fetch(session, plans.due_plans, scope)}
-    rest = replace(scope, unlink_enabled=scope.unlink_enabled - due)
-    for question in (perhaps_to_unlink, _to_unlink):
-        found = fetch(session, question, rest) if rest.unlink_enabled else ()
-        rest = replace(rest, unlink_enabled=frozenset(customer for (customer,) in found))
-    return sorted(due | rest.unlink_enabled)
+    found = {customer: bool(sure) for customer, sure in fetch(session, perhaps_due_enterprises, scope)}
+    unsure = replace(scope, unlink_enabled=frozenset(customer for customer, sure in found.items() if not sure))
+    if unsure.unlink_enabled:
+        found |= dict.fromkeys((customer for (customer,) in fetch(session, _with_unlinks, unsure)), True)
+    return sorted(customer for customer, sure in found.items() if sure)
 
 
-def perhaps_to_unlink(scope: Scope) -> Rows:
-    """Select the enterprise customers that may have learners due to be unlinked; `due_unlinks` then decides.
+def _with_unlinks(scope: Scope) -> Rows:
+    return unlinks.due_unlinks(scope, Agreement.enterprise_customer_uuid, downgraded=False).distinct()
 
-    Only a current license with the same LMS user id protects here. One with the same e-mail address may, too. So may
-    a held license.
+
+def perhaps_due_enterprises(scope: Scope) -> Rows:
+    """Select the enterprise customers that may have work due: (customer, whether that is certain).
+
+    An enterprise with a due plan is certain. Any other is selected if one of its licenses may be due to be unlinked.
+    `due_unlinks` then decides: it reads many licenses, because a learner can be protected by e-mail address.
     """
+    due = plans.due_plans(scope).subquery()
     other, current = aliased(License), aliased(Plan)
+    of_current = current.uuid == other.subscription_plan_id
     protected = (
         select(literal(1))
-        .join_from(other, current, current.uuid == other.subscription_plan_id)
+        .join_from(other, current, of_current)
         .where(
             other.lms_user_id == License.lms_user_id,
-            current.customer_agreement_id == Plan.customer_agreement_id,
+            current.customer_agreement_id == Agreement.uuid,
             *unlinks.current(scope, current),
         )
     )
-    candidates = unlinks.unlink_candidates(scope, Agreement.enterprise_customer_uuid)
-    return candidates.where(~any_of(protected.correlate(License, Plan))).distinct()
-
-
-def _to_unlink(scope: Scope) -> Rows:
-    return unlinks.due_unlinks(scope, Agreement.enterprise_customer_uuid, downgraded=False).distinct()
+    to_unlink = select(literal(1)).join_from(License, Plan, Plan.uuid == License.subscription_plan_id)
+    to_unlink = to_unlink.where(
+        Plan.customer_agreement_id == Agreement.uuid,
+        *unlinks.not_unlinked(scope).values(),
+        ~any_of(protected.correlate(License, Agreement)),
+    )
+    customer = Agreement.enterprise_customer_uuid
+    listed = select(customer, literal(0).label("sure")).where(
+        scope.lists("customers", customer), any_of(to_unlink.correlate(Agreement))
+    )
+    either = union_all(select(due.c.enterprise_customer_uuid, literal(1).label("sure")), listed).subquery()
+    found = either.c.enterprise_customer_uuid
+    return select(found, func.max(either.c.sure)).group_by(found)
 
 
 def names_of(session: Session, enterprises: Iterable[UUID]) -> dict[UUID, str]:

@@ -93,7 +93,7 @@ def of_a_night(scope: Scope) -> Queries:
         "rehearsed unlinks": unlinks.due_unlinks(scope, downgraded=False),
         "protected": unlinks.protected(scope),
         "agreements_with_candidates": fates.agreements_with_candidates(scope),
-        "perhaps_to_unlink": enterprises.perhaps_to_unlink(scope),
+        "perhaps_due_enterprises": enterprises.perhaps_due_enterprises(scope),
         "known_enterprises": enterprises.known_enterprises(scope.unlink_enabled),
     }
 

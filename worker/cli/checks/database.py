@@ -129,7 +129,7 @@ def _questions(database: Database, settings: DatabaseSettings) -> Iterator[Findi
 
 def _asked(scope: Scope) -> Iterator[tuple[str, Rows]]:
     nobody = NOBODYS_LICENSE
-    yield "the enterprises with learners to unlink", enterprises.perhaps_to_unlink(scope)
+    yield "the enterprises with work", enterprises.perhaps_due_enterprises(scope)
     yield "the due plans", plans.due_plans(scope)
     yield "the plans that are done", plans.done_and_unmarked(scope)
     yield "the plans that wait for a renewal", plans.plans_waiting_for_renewal(scope)
