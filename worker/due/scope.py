@@ -65,7 +65,7 @@ class Scope:
         return (self.force, self.license_history, *(value is None for value in self.values.values()))
 
     def __getitem__(self, name: str) -> ColumnElement[Any]:
-        """Return a value as a query parameter; `now` and `soon` as the database's clock, unless `now` is given."""
+        """Return a value as a query parameter. If `now` is not given, `now` and `soon` use the database's clock."""
         if self.now is None and name in ("now", "soon"):
             return select(DatabaseNow(SOON // SECOND if name == "soon" else 0)).scalar_subquery()
         kind: TypeEngine[Any] = DjangoUUID() if name in _UUIDS else UTCDateTime()

@@ -111,7 +111,7 @@ class _InTime(HTTPConnection):
     response_class = _Response
 
     def send(self, data: Any) -> None:
-        """Send bytes (http.client's method, which connects first where need be)."""
+        """Send bytes (http.client's method, which connects first if necessary)."""
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
         super().send(data)

@@ -105,7 +105,7 @@ def start_scheduled_night(deps: Deps, scheduled_for: datetime, publish: Publish,
 
 
 def _due(deps: Deps, request: Request, named: frozenset[UUID], as_of: datetime) -> list[UUID]:
-    """Return the enterprise customers with work due, sorted; only those in `named` if any are."""
+    """Return the enterprise customers with work due, sorted. If `named` is not empty, search only those in it."""
     scope = scope_of(deps.database, deps.settings, as_of, request)
     scopes = [replace(scope, enterprise=enterprise) for enterprise in named or [None]]
     return sorted(
