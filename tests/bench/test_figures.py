@@ -28,7 +28,7 @@ def test_half_of_the_licenses_and_of_the_learners_are_due(layout: Layout, licens
 
 
 @pytest.mark.parametrize(("downgraded", "linked"), [(14, 15), (16, 15), (15, 16), (15, 14)])
-def test_too_little_and_too_much_are_both_told(downgraded: int, linked: int) -> None:
+def test_too_little_and_too_much_are_both_reported(downgraded: int, linked: int) -> None:
     assert not_done(Layout(3, 10), {"licenses_downgraded": downgraded, "linked": linked}) == 1
 
 

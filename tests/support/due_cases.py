@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from simulator.data.rows import DAY, DOWNGRADED_EVENT, UNLINKED_EVENT, Data
+from support.million_licenses import analyze
 from support.oracle import (
     OTHER_RUN,
     RUN,
@@ -272,8 +273,8 @@ def lay_down_cases(engine: Engine, cases: Iterable[Case], as_of: datetime) -> li
     situations = [lay_down_case(data, case, as_of) for case in cases]
     lay_down(engine, *(situation.world for situation in situations))
     if engine.dialect.name == "postgresql":
-        # Autovacuum may have counted the rows before they were committed. For tables that it takes to be empty,
-        # PostgreSQL nests full scans of three of them: each query takes seconds instead of milliseconds.
+        # Where autovacuum took the tables for empty, the night's first question nests full scans of three of them and
+        # takes seconds instead of milliseconds.
         with engine.begin() as connection:
-            connection.execute(text("ANALYZE"))
+            analyze(connection)
     return situations

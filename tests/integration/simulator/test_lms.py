@@ -452,7 +452,7 @@ def test_the_control_side_does_what_the_class_does(client: Client, lms: Simulato
     assert client.post("/_simulator/nothing", None).status_code == 404
 
 
-def test_the_command_serves_a_database_and_stops_when_it_should(tmp_path: Any) -> None:
+def test_the_command_serves_a_database_and_stops_on_sigterm(tmp_path: Any) -> None:
     url = f"sqlite:///{tmp_path}/data.sqlite3"
     engine = create_engine(url)
     create_tables(engine)
